@@ -1,0 +1,21 @@
+"""The paper's results, one module each.
+
+A result module has
+
+    check(study)            refuse a config that contradicts itself (ConfigError)
+    cohorts(study)          the cohorts of networks it needs
+    compute(inputs, options)  → tidy table, exactly the data drawn
+    claims(table, options)  → the paper's statements about it, each with a computed verdict
+    plot(table, claims, options) → the figure
+
+The first two run whenever the DAG is built, so the modules import torch and matplotlib only inside the others.
+Adding a result: one module and its line here, one block in config.yaml and its schema, one caption in workflow/report/.
+"""
+
+from cca_dynamics.results import generalization, stability, width
+
+RESULTS = {
+    "stability": stability,
+    "generalization": generalization,
+    "width": width,
+}

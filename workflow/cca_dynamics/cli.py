@@ -1,0 +1,190 @@
+"""`cca-dynamics`: one subcommand per stage of the workflow. The Snakemake rules call these; so can you.
+
+A problem with an input ends the program with status 1 and one line, `error: ...`, that names the file or key and the
+remedy.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a subcommand; returns the exit status."""
+    options = _parser().parse_args(arguments)
+    try:
+        options.run(options)
+    except (ValueError, OSError) as problem:
+        print("error: " + " ".join(str(problem).split()), file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("error: interrupted", file=sys.stderr)
+        return 130
+    return 0
+
+
+def dataset(options: argparse.Namespace) -> None:
+    """Materialise the dataset."""
+    from cca_dynamics import datasets
+
+    datasets.materialise(options.options, options.seed, options.tensors, options.datasheet)
+
+
+def train(options: argparse.Namespace) -> None:
+    """Train one part of a cohort."""
+    device = _device(options)
+    from cca_dynamics import datasets, training
+
+    training.train(options.recipe, datasets.load(options.data), options.out, device=device, report=_report)
+
+
+def activations(options: argparse.Namespace) -> None:
+    """Extract activations from the checkpoints of one part of a cohort."""
+    device = _device(options)
+    from cca_dynamics import activations, datasets
+
+    data = datasets.load(options.data)
+    activations.extract(options.networks, data, options.out, requests=options.requests, device=device, report=_report)
+
+
+def compute(options: argparse.Namespace) -> None:
+    """Compute the table of one result."""
+    device = _device(options)
+    from cca_dynamics.files import replacing
+    from cca_dynamics.results import RESULTS
+    from cca_dynamics.results.inputs import Inputs
+
+    inputs = Inputs.from_paths(options.networks, options.activations, device)
+    table = RESULTS[options.result].compute(inputs, options.options)
+    with replacing(options.out) as temporary:
+        table.to_parquet(temporary, index=False, compression="zstd")
+
+
+def claims(options: argparse.Namespace) -> None:
+    """Test the paper's claims on the table of one result."""
+    from cca_dynamics import claims
+    from cca_dynamics.results import RESULTS
+
+    claims.write(RESULTS[options.result].claims(_table(options.table), options.options), options.out)
+
+
+def plot(options: argparse.Namespace) -> None:
+    """Draw the figure of one result."""
+    from cca_dynamics import claims, figures
+    from cca_dynamics.results import RESULTS
+
+    figure = RESULTS[options.result].plot(_table(options.table), claims.read(options.claims), options.options)
+    figures.save(figure, options.out)
+
+
+def merge(options: argparse.Namespace) -> None:
+    """Put the claims of several results into one table."""
+    from cca_dynamics import claims
+
+    claims.merge(options.tables, options.out)
+
+
+def verdicts(options: argparse.Namespace) -> None:
+    """Print the table of claims of a study and where its figures are."""
+    from cca_dynamics.verdicts import show
+
+    show(options.study)
+
+
+def _table(path: Path):
+    import pandas as pd
+
+    from cca_dynamics.files import DamagedFile
+
+    try:
+        return pd.read_parquet(path)
+    except (OSError, ValueError) as problem:
+        raise DamagedFile(path, problem) from None
+
+
+def _device(options: argparse.Namespace) -> str:
+    """Resolve "auto", and let torch use the threads that the rule was given.
+
+    Raises:
+        ValueError: cuda is asked for and there is none.
+    """
+    os.environ.setdefault("OMP_NUM_THREADS", str(options.threads))
+    import torch
+
+    torch.set_num_threads(options.threads)
+    if options.device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if options.device == "cuda" and not torch.cuda.is_available():
+        raise ValueError("config key device: cuda, but PyTorch finds no GPU here; use device=cpu or device=auto")
+    return options.device
+
+
+def _report(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="cca-dynamics", description=__doc__.splitlines()[0])
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    def command(run, *, device: bool = False) -> argparse.ArgumentParser:
+        added = commands.add_parser(run.__name__, help=run.__doc__.splitlines()[0], description=run.__doc__)
+        added.set_defaults(run=run)
+        if device:
+            added.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
+            added.add_argument("--threads", type=int, default=os.cpu_count(), help="CPU threads")
+        return added
+
+    added = command(dataset)
+    added.add_argument("--options", type=json.loads, required=True, metavar="JSON", help="the config's dataset block")
+    added.add_argument("--seed", type=int, required=True, help="the study's seed, for the label permutation")
+    added.add_argument("--tensors", type=Path, required=True, help="output, safetensors")
+    added.add_argument("--datasheet", type=Path, required=True, help="output, JSON")
+
+    added = command(train, device=True)
+    added.add_argument("--data", type=Path, required=True, help="the materialised dataset")
+    added.add_argument("--recipe", type=json.loads, required=True, metavar="JSON", help="see study.Cohort.recipe")
+    added.add_argument("--out", type=Path, required=True, help="output folder")
+
+    added = command(activations, device=True)
+    added.add_argument("--data", type=Path, required=True, help="the materialised dataset")
+    added.add_argument("--networks", type=Path, required=True, help="a folder written by train")
+    added.add_argument("--requests", type=json.loads, required=True, metavar="JSON", help="epochs, splits, layers")
+    added.add_argument("--out", type=Path, required=True, help="output folder")
+
+    added = command(compute, device=True)
+    added.add_argument("result")
+    added.add_argument("--options", type=json.loads, required=True, metavar="JSON", help="the result's config block")
+    added.add_argument("--networks", type=Path, nargs="*", default=[], help="folders written by train")
+    added.add_argument("--activations", type=Path, nargs="*", default=[], help="folders written by activations")
+    added.add_argument("--out", type=Path, required=True, help="output, parquet")
+
+    added = command(claims)
+    added.add_argument("result")
+    added.add_argument("--options", type=json.loads, required=True, metavar="JSON", help="the result's config block")
+    added.add_argument("--table", type=Path, required=True, help="the result's table")
+    added.add_argument("--out", type=Path, required=True, help="output, CSV")
+
+    added = command(plot)
+    added.add_argument("result")
+    added.add_argument("--options", type=json.loads, required=True, metavar="JSON", help="the result's config block")
+    added.add_argument("--table", type=Path, required=True, help="the result's table")
+    added.add_argument("--claims", type=Path, required=True, help="the result's claims")
+    added.add_argument("--out", type=Path, nargs="+", required=True, help="outputs, .png .pdf .svg")
+
+    added = command(merge)
+    added.add_argument("tables", type=Path, nargs="+", help="claims of single results")
+    added.add_argument("--out", type=Path, required=True, help="output, CSV")
+
+    added = command(verdicts)
+    added.add_argument("study", help="name of a finished study, or the path of its claims.csv")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,182 @@
+"""What code does a stage of the workflow depend on?
+
+Snakemake sees a shell command, not the Python functions behind it. Listing whole modules as rule inputs would rerun a
+night of training because a comment or a plot in the same file changed. Here a stage is fingerprinted instead: starting
+from its entry functions, every definition of this package that they name, directly or through others, is collected from
+the syntax tree and hashed without comments, docstrings or layout. Rules pass the fingerprint as `params: code=`, so
+
+- editing a comment, a docstring or the formatting reruns nothing;
+- editing a plot reruns plots, editing CCA reruns what follows CCA, and neither retrains a network;
+- in a registry (a module-level dict literal, such as `MEASURES`) only the entries named in the config count, so
+  adding a dataset, network or measure reruns nothing.
+
+Nothing is imported or executed, so this costs milliseconds when the DAG is built. A name that is only looked up at run
+time (`getattr`, methods of an object from elsewhere) is invisible here; the package avoids those across modules.
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+from collections.abc import Iterable
+from functools import cache
+from pathlib import Path
+
+PACKAGE = Path(__file__).parent
+
+
+def code_fingerprint(*entries: str, selected: Iterable[str] = ()) -> str:
+    """Hash of all code of this package that the entries depend on.
+
+    Args:
+        entries: "module:name" relative to the package, e.g. "training:train" or "results.width:plot".
+        selected: registry keys in use. In a dict literal that has any of these keys, the other entries are ignored.
+
+    Returns:
+        16 hexadecimal digits.
+
+    Raises:
+        KeyError: an entry does not exist.
+    """
+    chosen = frozenset(selected)
+    seen: dict[tuple[str, str], str] = {}
+    todo = []
+    for entry in entries:
+        module, name = entry.split(":")
+        if name not in _module(module).definitions:
+            raise KeyError(f"{entry} is not defined in the package")
+        todo.append((module, name))
+    while todo:
+        module, name = todo.pop()
+        if (module, name) in seen:
+            continue
+        nodes = [_pruned(node, chosen) for node in _module(module).definitions[name]]
+        seen[module, name] = "\n".join(ast.dump(node) for node in nodes)
+        todo += [reference for node in nodes for reference in _references(module, node)]
+    digest = hashlib.sha256()
+    for (module, name), text in sorted(seen.items()):
+        digest.update(f"{module}:{name}\n{text}\n".encode())
+    return digest.hexdigest()[:16]
+
+
+class _Module:
+    """The top-level definitions and the imports of one module of the package."""
+
+    def __init__(self, name: str):
+        path = PACKAGE.joinpath(*name.split(".")) if name else PACKAGE
+        self.is_package = path.is_dir()
+        self.name = name
+        file = path / "__init__.py" if self.is_package else path.with_suffix(".py")
+        tree = _WithoutDocstrings().visit(ast.parse(file.read_text(encoding="utf-8")))
+        self.definitions: dict[str, list[ast.AST]] = {}
+        for node in tree.body:
+            for target in _defined_names(node):
+                self.definitions.setdefault(target, []).append(node)
+        self.imports = dict(self._imports(tree))
+
+    def _imports(self, tree: ast.AST):
+        """(local name, (module, name or None)) of everything imported from this package, anywhere in the module."""
+        for node in ast.walk(tree):
+            if isinstance(node, ast.ImportFrom):
+                base = self._absolute(node)
+                if base is None:
+                    continue
+                for alias in node.names:
+                    submodule = f"{base}.{alias.name}".lstrip(".")
+                    if _exists(submodule):
+                        yield alias.asname or alias.name, (submodule, None)
+                    else:
+                        yield alias.asname or alias.name, (base, alias.name)
+
+    def _absolute(self, node: ast.ImportFrom) -> str | None:
+        if node.level == 0:
+            if node.module is None or node.module.split(".")[0] != PACKAGE.name:
+                return None
+            return node.module.partition(".")[2]
+        parts = self.name.split(".") if self.name else []
+        drop = node.level - 1 if self.is_package else node.level
+        parts = parts[: len(parts) - drop]
+        return ".".join(parts + ([node.module] if node.module else []))
+
+
+@cache
+def _module(name: str) -> _Module:
+    return _Module(name)
+
+
+@cache
+def _exists(module: str) -> bool:
+    path = PACKAGE.joinpath(*module.split("."))
+    return path.with_suffix(".py").is_file() or (path / "__init__.py").is_file()
+
+
+def _defined_names(node: ast.AST) -> list[str]:
+    match node:
+        case ast.FunctionDef() | ast.AsyncFunctionDef() | ast.ClassDef():
+            return [node.name]
+        case ast.Assign():
+            return [name.id for target in node.targets for name in ast.walk(target) if isinstance(name, ast.Name)]
+        case ast.AnnAssign() | ast.AugAssign() if isinstance(node.target, ast.Name):
+            return [node.target.id]
+    return []
+
+
+def _references(module: str, node: ast.AST):
+    """(module, name) of each definition of the package that a syntax tree names."""
+    here = _module(module)
+    for part in ast.walk(node):
+        if isinstance(part, ast.Name):
+            if part.id in here.definitions:
+                yield module, part.id
+            elif part.id in here.imports:
+                yield from _resolve(*here.imports[part.id])
+        elif isinstance(part, ast.Attribute) and isinstance(part.value, ast.Name) and part.value.id in here.imports:
+            target, name = here.imports[part.value.id]
+            if name is None:
+                yield from _resolve(target, part.attr)
+
+
+def _resolve(module: str, name: str | None):
+    """Follow re-exports (`from .cca import pwcca` in a package's __init__) to where a name is defined."""
+    if name is None:
+        return
+    found = _module(module)
+    if name in found.definitions:
+        yield module, name
+    elif name in found.imports:
+        yield from _resolve(*found.imports[name])
+
+
+def _pruned(node: ast.AST, chosen: frozenset[str]) -> ast.AST:
+    """A registry assignment reduced to the chosen keys; anything else unchanged."""
+    value = getattr(node, "value", None)
+    if not isinstance(node, ast.Assign | ast.AnnAssign) or not isinstance(value, ast.Dict):
+        return node
+    pairs = [
+        (key, item)
+        for key, item in zip(value.keys, value.values, strict=True)
+        if isinstance(key, ast.Constant) and key.value in chosen
+    ]
+    if not pairs:
+        return node
+    return ast.Assign(
+        targets=[],
+        value=ast.Dict(keys=[key for key, _ in pairs], values=[item for _, item in pairs]),
+    )
+
+
+class _WithoutDocstrings(ast.NodeTransformer):
+    def generic_visit(self, node: ast.AST) -> ast.AST:
+        super().generic_visit(node)
+        body = getattr(node, "body", None)
+        if isinstance(body, list):
+            node.body = [
+                statement
+                for statement in body
+                if not (
+                    isinstance(statement, ast.Expr)
+                    and isinstance(statement.value, ast.Constant)
+                    and isinstance(statement.value.value, str)
+                )
+            ]
+        return node

@@ -1,0 +1,60 @@
+"""Tables of pairwise distances, and back from a table to the matrix that statistics need."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+
+
+def distance_table(representations: Sequence[np.ndarray], measures: Sequence[str], device: str = "cpu") -> pd.DataFrame:
+    """Distances between all ordered pairs of different networks.
+
+    Args:
+        representations: N arrays (n, d).
+        measures: keys of `similarity.MEASURES`.
+        device: "cpu" or "cuda".
+
+    Returns:
+        N·(N − 1) rows a measure: network_a, network_b (positions in the argument), quantity "distance", measure, value
+        (distance from a to b), rank_a, rank_b (of the centred representations), n, and floor: the distance expected of
+        unrelated Gaussian representations of these ranks, nan where the measure has none.
+    """
+    from cca_dynamics.similarity import factorize, null_floor, pairwise
+
+    factors = [factorize(x, device=device) for x in representations]
+    ranks = np.array([factor.rank for factor in factors])
+    a, b = np.nonzero(~np.eye(len(factors), dtype=bool))
+    tables = []
+    for measure in measures:
+        floors = {
+            (p, q): null_floor(p, q, factors[0].n, measure)
+            for p in np.unique(ranks).tolist()
+            for q in np.unique(ranks).tolist()
+        }
+        distances = pairwise(factors, measure, device=device)
+        tables.append(
+            pd.DataFrame(
+                {
+                    "network_a": a,
+                    "network_b": b,
+                    "quantity": "distance",
+                    "measure": measure,
+                    "value": distances[a, b],
+                    "rank_a": ranks[a],
+                    "rank_b": ranks[b],
+                    "n": factors[0].n,
+                    "floor": [floors[p, q] for p, q in zip(ranks[a].tolist(), ranks[b].tolist(), strict=True)],
+                }
+            )
+        )
+    return pd.concat(tables, ignore_index=True)
+
+
+def distance_matrix(rows: pd.DataFrame) -> np.ndarray:
+    """The (N, N) matrix of the rows of one layer, split and measure; D[i, j] is from i to j, the diagonal 0."""
+    size = int(rows[["network_a", "network_b"]].to_numpy().max()) + 1
+    matrix = np.zeros((size, size))
+    matrix[rows["network_a"], rows["network_b"]] = rows["value"]
+    return matrix

@@ -1,0 +1,285 @@
+"""Figures 1 and A1: parts of a representation settle early and stay; the rest never settles.
+
+Protocol (Morcos et al. 2018, section 2.2, figure 1). ρ(t, T) are the canonical correlations between a layer at step t
+and the same layer at the last step T. For panel d, CCA between the layer at t_early and at T/2 orders the directions
+of the layer at t_early; the best converged ones form S, the worst B; each set is then compared with the whole layer
+at later steps as 1 − mean(ρ) over the directions of the set.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pandas as pd
+
+from cca_dynamics import statistics
+from cca_dynamics.claims import Claim, exceeds
+from cca_dynamics.results.inputs import Inputs
+from cca_dynamics.study import Cohort, ConfigError, Study
+
+KEY = "results.stability"
+
+
+def check(study: Study) -> None:
+    """Refuse directions that do not fit the layer, and early times at or after half of training."""
+    options, epochs = study.options("stability"), study.training("stability")["epochs"]
+    neurons = study.require_layer(f"{KEY}.layer", options["layer"], study.network("stability"))
+    if neurons is None:
+        raise ConfigError(f"{KEY}.layer", "softmax has too few neurons to follow; choose a convolutional layer")
+    if 2 * options["directions"] > neurons:
+        raise ConfigError(
+            f"{KEY}.directions",
+            f"two sets of {options['directions']} directions do not fit in {options['layer']}, which has {neurons} "
+            f"neurons; use {neurons // 2} or fewer",
+        )
+    if options["early_epoch"] >= epochs / 2:
+        raise ConfigError(
+            f"{KEY}.early_epoch",
+            f"t_early ({options['early_epoch']}) is not before T/2 (epoch {epochs / 2:g}); lower it or train longer",
+        )
+
+
+def cohorts(study: Study) -> list[Cohort]:
+    """One cohort, stored every `checkpoint_every` epochs and at t_early, T/2 and T."""
+    options, training = study.options("stability"), study.training("stability")
+    epochs, every = training["epochs"], options["checkpoint_every"]
+    regular = [round(i * every, 6) for i in range(math.floor(epochs / every) + 1)]
+    checkpoints = sorted({0, *regular, options["early_epoch"], epochs / 2, epochs})
+    return [
+        Cohort(
+            name="stability",
+            networks=options["networks"],
+            network=study.network("stability"),
+            training=training,
+            checkpoints=tuple(checkpoints),
+            activations=({"epochs": "all", "splits": ["train"], "layers": [options["layer"]]},),
+        )
+    ]
+
+
+def compute(inputs: Inputs, options: dict) -> pd.DataFrame:
+    """Correlations with the end, distances of the two sets, and accuracies.
+
+    Returns:
+        Tidy rows. quantity "correlation": value is ρ number `index` (1 is the largest) between `step` and T, with
+        rank_a, rank_b, n and the floor of 1 − mean(ρ). quantity "distance": value is the distance of `set` ("stable",
+        "unstable") to the layer at `step`, for steps from t_early. quantity "train_accuracy", "test_accuracy",
+        "loss". Each with network, step, epoch.
+    """
+    from cca_dynamics.similarity import cca
+
+    steps = inputs.checkpoints("stability")
+    early = _nearest(steps, options["early_epoch"])
+    half, end = _nearest(steps, steps[-1][1] / 2), steps[-1][0]
+    layer, k = options["layer"], options["directions"]
+
+    final = inputs.representations("stability", layer, end)
+    at_early, at_half = (inputs.representations("stability", layer, step) for step in (early, half))
+    sets = []
+    for network in range(len(final)):
+        variates = cca(at_early[network], at_half[network], variates=True).variates_x
+        if variates.shape[1] < 2 * k:
+            raise ValueError(
+                f"network {network} has {variates.shape[1]} directions in {layer} at t_early, too few for two sets "
+                f"of {k}; lower {KEY}.directions or raise {KEY}.early_epoch"
+            )
+        sets.append({"stable": variates[:, :k], "unstable": variates[:, -k:]})
+
+    tables = []
+    for step, epoch in steps:
+        now = inputs.representations("stability", layer, step)
+        for network in range(len(final)):
+            place = {"network": network, "step": step, "epoch": epoch}
+            result = cca(now[network], final[network])
+            tables.append(
+                pd.DataFrame(
+                    {
+                        **place,
+                        "quantity": "correlation",
+                        "index": np.arange(1, len(result.correlations) + 1),
+                        "value": result.correlations,
+                        "rank_a": result.rank_x,
+                        "rank_b": result.rank_y,
+                        "n": result.n,
+                        "floor": result.floor,
+                    }
+                )
+            )
+            if step >= early:
+                distances = {
+                    name: 1 - cca(set_, now[network]).correlations.mean() for name, set_ in sets[network].items()
+                }
+                tables.append(
+                    pd.DataFrame(
+                        {**place, "quantity": "distance", "set": distances.keys(), "value": distances.values()}
+                    )
+                )
+    history = inputs.history("stability")
+    tables.append(history.melt(id_vars=["network", "step", "epoch"], var_name="quantity"))
+    return pd.concat(tables, ignore_index=True)
+
+
+def _nearest(steps: list[tuple[int, float]], epoch: float) -> int:
+    return min(steps, key=lambda pair: abs(pair[1] - epoch))[0]
+
+
+def convergence_epoch(table: pd.DataFrame, within: float) -> float:
+    """First epoch from which the mean test accuracy stays within a distance of its final value."""
+    accuracy = table[table["quantity"] == "test_accuracy"].groupby("epoch")["value"].mean()
+    away = (accuracy - accuracy.iloc[-1]).abs() > within
+    return float(
+        accuracy.index[-1] if away.iloc[-1] else accuracy.index[np.flatnonzero(away).max() + 1 if away.any() else 0]
+    )
+
+
+def unconverged(table: pd.DataFrame, options: dict) -> tuple[float, pd.Series]:
+    """The first checkpoint once accuracy has converged, and each network's share of ρ below the threshold there."""
+    correlations = table[table["quantity"] == "correlation"]
+    converged = convergence_epoch(table, options["converged_within"])
+    epoch = min(value for value in correlations["epoch"].unique() if value >= converged)
+    there = correlations[correlations["epoch"] == epoch]
+    below = there["value"] < options["unconverged_below"]
+    return float(epoch), below.groupby(there["network"]).mean()
+
+
+def set_distances(table: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """Distances of each set: rows networks, columns epochs after t_early."""
+    distances = table[table["quantity"] == "distance"]
+    wide = {
+        name: rows.pivot_table(index="network", columns="epoch", values="value")
+        for name, rows in distances.groupby("set")
+    }
+    return {name: rows.iloc[:, 1:] for name, rows in wide.items()}
+
+
+def claims(table: pd.DataFrame, options: dict) -> list[Claim]:
+    """The claims of figure 1, each with one value per network and a sign test over networks."""
+    seed = options["seed"]
+    epoch, share = unconverged(table, options)
+    sets = set_distances(table)
+    stable, unstable = sets["stable"], sets["unstable"]
+    epochs = np.array(stable.columns)
+    half = int(np.abs(epochs - epochs[-1] / 2).argmin())
+    elsewhere = np.arange(len(epochs)) != half
+    n = len(share)
+
+    gap = (unstable - stable).to_numpy()[:, elsewhere].min(axis=1)
+    later = unstable.to_numpy()[:, elsewhere]
+    quick = later[:, 0] / later.mean(axis=1)
+    drift = stable.to_numpy()[:, -1]
+    neighbours = unstable.to_numpy()[:, [half - 1, half + 1]].mean(axis=1) if 0 < half < len(epochs) - 1 else np.nan
+    spike = unstable.to_numpy()[:, half] - neighbours
+
+    def claim(name: str, statement: str, statistic: str, values: np.ndarray, threshold: float) -> Claim:
+        values = np.asarray(values, dtype=float)
+        p, ci = statistics.sign_test(values - threshold), statistics.bootstrap_mean(values, seed)
+        return Claim(
+            claim=f"stability.{name}",
+            figure="1",
+            statement=statement,
+            statistic=f"{statistic}; mean of {n} networks, sign test",
+            value=float(values.mean()),
+            ci_low=ci[0],
+            ci_high=ci[1],
+            p_value=p,
+            paper_value=math.nan,
+            verdict=exceeds(threshold, ci, p),
+        )
+
+    return [
+        claim(
+            "unconverged",
+            "When accuracy has converged, many directions have not.",
+            f"share of correlations with the end below {options['unconverged_below']:g} at epoch {epoch:g} (many: over "
+            f"{options['many']:g})",
+            share.to_numpy(),
+            options["many"],
+        ),
+        claim(
+            "stable_set",
+            "Directions that settle early stay closer to the layer than the others at every later step.",
+            "smallest gap in distance, unstable minus stable set, over all later checkpoints but T/2",
+            gap,
+            0.0,
+        ),
+        claim(
+            "stable_stays",
+            "Directions that settle early are still there at the end.",
+            "similarity (mean ρ) of the stable set to the layer at T (over 0.5)",
+            1 - drift,
+            0.5,
+        ),
+        claim(
+            "unstable_set",
+            "The other directions decorrelate at once.",
+            "distance of the unstable set at the first checkpoint after t_early, as a share of its mean later distance "
+            "(over 0.5)",
+            quick,
+            0.5,
+        ),
+        claim(
+            "spike",
+            "The unstable set is farthest at T/2, the step it was chosen against.",
+            "distance at T/2 minus the mean of the checkpoints before and after",
+            spike,
+            0.0,
+        ),
+    ]
+
+
+def plot(table: pd.DataFrame, claims: pd.DataFrame, options: dict):
+    """Panels: correlations with the end over training, distances of the two sets, accuracy (figures 1a, 1d, A1)."""
+    from cca_dynamics import figures
+
+    figure, (left, middle, right) = figures.panels(1, 3, height=2.5)
+    converged = convergence_epoch(table, options["converged_within"])
+
+    correlations = table[table["quantity"] == "correlation"]
+    epochs = sorted(correlations["epoch"].unique())
+    shown = _spread(epochs, 7, keep=unconverged(table, options)[0])
+    curves = correlations[correlations["epoch"].isin(shown)].groupby(["epoch", "index"])["value"]
+    colours = figures.sequential(len(shown))
+    for colour, (epoch, mean) in zip(colours, curves.mean().groupby("epoch"), strict=True):
+        at_convergence = epoch == unconverged(table, options)[0]
+        left.plot(
+            mean.index.get_level_values("index"),
+            mean,
+            color=colour,
+            linewidth=2.2 if at_convergence else 1.2,
+            linestyle="--" if at_convergence else "-",
+            label=f"{epoch:g}" + (" (accuracy converged)" if at_convergence else ""),
+        )
+    left.axhline(options["unconverged_below"], color=figures.GREY, linewidth=0.7, linestyle=":")
+    left.set(xlabel="Direction (sorted)", ylabel="Canonical correlation with the end", ylim=(0, 1.02))
+    left.legend(title="Epoch", loc="lower left")
+
+    for name, colour, marker in (("stable", figures.BLUE, "o"), ("unstable", figures.ORANGE, "s")):
+        wide = set_distances(table)[name]
+        figures.mean_and_std(
+            middle, wide.columns, wide.to_numpy(), colour, marker, f"{name} ({options['directions']} directions)"
+        )
+    half = epochs[-1] / 2
+    middle.axvline(half, color=figures.GREY, linewidth=0.7, linestyle=":")
+    middle.annotate("T/2", (half, 1.0), xytext=(2, -8), textcoords="offset points", color=figures.GREY)
+    middle.set(xlabel="Epoch", ylabel="CCA distance to the layer at this epoch", ylim=(0, 1.02), xlim=(0, None))
+    middle.legend(loc="lower right")
+
+    for quantity, colour, label in (
+        ("train_accuracy", figures.GREEN, "train"),
+        ("test_accuracy", figures.PURPLE, "test"),
+    ):
+        wide = table[table["quantity"] == quantity].pivot_table(index="network", columns="epoch", values="value")
+        figures.mean_and_std(right, wide.columns, wide.to_numpy(), colour, None, label)
+    right.axvline(converged, color=figures.GREY, linewidth=0.7, linestyle="--")
+    right.annotate("converged", (converged, 0), xytext=(3, 4), textcoords="offset points", color=figures.GREY)
+    right.set(xlabel="Epoch", ylabel="Accuracy", ylim=(0, 1.02))
+    right.legend(loc="center right")
+    figures.letters(left, middle, right)
+    return figure
+
+
+def _spread(values: list[float], count: int, keep: float) -> list[float]:
+    """About `count` of the sorted values, evenly spread, with `keep` among them."""
+    positions = np.unique(np.linspace(0, len(values) - 1, count).round().astype(int))
+    return sorted({*(values[i] for i in positions), keep})

@@ -1,0 +1,152 @@
+"""Inference over networks.
+
+The pairs that a distance matrix holds share networks, so they are not independent observations; networks are.
+Everything here resamples or relabels networks (or seeds), never pairs.
+
+A resample is written as weights: row b of a (B, N) array says how often each of N networks was drawn. Mean distances
+under all resamples are then two matrix products, and the mean within a group leaves out the pairs of a network with
+itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from itertools import combinations, permutations
+from math import comb, factorial
+
+import numpy as np
+
+RESAMPLES = 10_000
+
+
+def bootstrap_weights(groups: Sequence[object], seed: int, resamples: int = RESAMPLES) -> np.ndarray:
+    """Draw networks with replacement, within each group.
+
+    Args:
+        groups: (N,) group of each network; group sizes are kept.
+        seed: seed of the draw.
+        resamples: B.
+
+    Returns:
+        (B, N) float64, times each network was drawn. In every row each group has at least two distinct networks,
+        since a resample of one network has no pairs.
+
+    Raises:
+        ValueError: a group has fewer than two networks.
+    """
+    labels = np.asarray(groups)
+    rng = np.random.default_rng(seed)
+    weights = np.zeros((resamples, len(labels)))
+    for group in dict.fromkeys(labels.tolist()):
+        members = np.flatnonzero(labels == group)
+        if len(members) < 2:
+            raise ValueError(f"group {group!r} has {len(members)} network; a group needs two or more")
+        counts = rng.multinomial(len(members), np.full(len(members), 1 / len(members)), size=resamples)
+        while (alone := (counts > 0).sum(axis=1) < 2).any():
+            counts[alone] = rng.multinomial(len(members), np.full(len(members), 1 / len(members)), size=alone.sum())
+        weights[:, members] = counts
+    return weights
+
+
+def mean_within(distances: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Mean distance over the ordered pairs of different networks, under weights.
+
+    Args:
+        distances: (N, N), zero diagonal.
+        weights: (B, N) or (N,); networks of weight 0 do not count.
+
+    Returns:
+        (B,) or scalar.
+    """
+    total = weights.sum(axis=-1)
+    pairs = total**2 - (weights**2).sum(axis=-1)
+    return ((weights @ distances) * weights).sum(axis=-1) / pairs
+
+
+def mean_between(distances: np.ndarray, weights_a: np.ndarray, weights_b: np.ndarray) -> np.ndarray:
+    """Mean of both directions' distances between two disjoint sets of networks, under weights; shapes as above."""
+    both = (distances + distances.T) / 2
+    return ((weights_a @ both) * weights_b).sum(axis=-1) / (weights_a.sum(axis=-1) * weights_b.sum(axis=-1))
+
+
+def interval(samples: np.ndarray, level: float = 0.95) -> tuple[float, float]:
+    """Percentile interval of bootstrap samples (B,)."""
+    tail = (1 - level) / 2
+    low, high = np.quantile(samples, [tail, 1 - tail])
+    return float(low), float(high)
+
+
+def bootstrap_mean(values: np.ndarray, seed: int, level: float = 0.95) -> tuple[float, float]:
+    """Percentile interval of the mean of one value per network (N,)."""
+    values = np.asarray(values, dtype=float)
+    draws = np.random.default_rng(seed).integers(len(values), size=(RESAMPLES, len(values)))
+    return interval(values[draws].mean(axis=1), level)
+
+
+def relabelling_p(
+    labels: Sequence[object], first: object, statistic: Callable[[np.ndarray, np.ndarray], np.ndarray]
+) -> float:
+    """Exact one-sided permutation test: networks exchange their group labels in every possible way.
+
+    Args:
+        labels: (N,) of two values.
+        first: the label of the first group.
+        statistic: takes the indicator weights (B, N) of the first and of the second group, returns (B,); large is
+            extreme.
+
+    Returns:
+        Share of the relabellings, the true one included, whose statistic is at least the true one's. With 5 + 5
+        networks the smallest possible value is 1/252.
+    """
+    is_first = np.asarray([label == first for label in labels], dtype=float)
+    size, count = len(is_first), int(is_first.sum())
+    if comb(size, count) > 200_000:
+        raise ValueError(f"{comb(size, count)} relabellings are too many to enumerate; compare fewer networks")
+    chosen = np.zeros((comb(size, count), size))
+    for row, members in enumerate(combinations(range(size), count)):
+        chosen[row, members] = 1
+    values = statistic(chosen, 1 - chosen)
+    observed = statistic(is_first[None], 1 - is_first[None])[0]
+    return float(np.mean(values >= observed - 1e-12))
+
+
+def order_p(values: np.ndarray, statistic: Callable[[np.ndarray], float], seed: int) -> float:
+    """One-sided permutation test of an order: values exchange their places.
+
+    Args:
+        values: (K,) one per level (for example the mean distance at each width).
+        statistic: takes (K,), returns a number; large is extreme.
+        seed: of the Monte Carlo draw used when K! exceeds 50,000 (K > 8); smaller K are enumerated.
+    """
+    values = np.asarray(values)
+    if factorial(len(values)) <= 50_000:
+        orders = [list(order) for order in permutations(range(len(values)))]
+    else:
+        rng = np.random.default_rng(seed)
+        orders = [list(range(len(values)))] + [rng.permutation(len(values)).tolist() for _ in range(RESAMPLES)]
+    observed = statistic(values)
+    return float(np.mean([statistic(values[order]) >= observed - 1e-12 for order in orders]))
+
+
+def sign_test(values: np.ndarray) -> float:
+    """One-sided exact sign test that values (N,), one per network, tend to be positive; zeros count against."""
+    values = np.asarray(values)
+    positive = int((values > 0).sum())
+    return sum(comb(len(values), k) for k in range(positive, len(values) + 1)) / 2 ** len(values)
+
+
+def holm(p_values: Sequence[float]) -> np.ndarray:
+    """Holm's step-down adjustment for testing several hypotheses, in the order given."""
+    p = np.asarray(p_values, dtype=float)
+    order = np.argsort(p)
+    adjusted = np.maximum.accumulate((len(p) - np.arange(len(p))) * p[order])
+    result = np.empty_like(p)
+    result[order] = np.minimum(adjusted, 1)
+    return result
+
+
+def equivalence_p(samples: np.ndarray, margin: float) -> float:
+    """Two one-sided tests from bootstrap samples (B,) of a difference: p that it lies outside ±margin."""
+    above = (1 + np.sum(samples >= margin)) / (1 + len(samples))
+    below = (1 + np.sum(samples <= -margin)) / (1 + len(samples))
+    return float(max(above, below))

@@ -1,0 +1,58 @@
+"""The end of a run: the table of verdicts on the terminal, and where the figures are."""
+
+from __future__ import annotations
+
+import sys
+from math import isnan
+from pathlib import Path
+
+from cca_dynamics import claims
+from cca_dynamics.files import DamagedFile
+
+MARKS = {claims.REPRODUCED: ("✓", "green"), claims.NOT_REPRODUCED: ("✗", "red"), claims.INCONCLUSIVE: ("?", "yellow")}
+
+
+def show(study: str) -> None:
+    """Print a study's claims, one row each: figure, statement, value with interval, the paper's value, verdict.
+
+    Args:
+        study: a study's name, or the path of its claims.csv.
+
+    Raises:
+        DamagedFile: there is no such table, or it cannot be read.
+    """
+    from rich.console import Console
+    from rich.table import Table
+
+    path = Path(study) if study.endswith(".csv") else Path("results") / study / "claims.csv"
+    try:
+        table = claims.read(path)
+    except (OSError, ValueError) as problem:
+        raise DamagedFile(path, problem) from None
+    console = Console(file=sys.stdout, width=None if sys.stdout.isatty() else 120, highlight=False)
+    shown = Table(
+        title=f"{path}", title_justify="left", title_style="bold", box=None, pad_edge=False, padding=(0, 2, 0, 0)
+    )
+    shown.add_column("Fig.", no_wrap=True)
+    shown.add_column("Claim of the paper", ratio=1)
+    shown.add_column("Value [interval]", no_wrap=True, justify="right")
+    shown.add_column("p", no_wrap=True, justify="right")
+    shown.add_column("Paper", no_wrap=True, justify="right")
+    shown.add_column("Verdict", no_wrap=True)
+    for row in table.itertuples():
+        mark, colour = MARKS[row.verdict]
+        bounds = "" if isnan(row.ci_low) else f" [{row.ci_low:.2f}, {row.ci_high:.2f}]"
+        shown.add_row(
+            row.figure,
+            row.statement,
+            f"{row.value:.2f}{bounds}",
+            "" if isnan(row.p_value) else f"{row.p_value:.3f}" if row.p_value >= 0.001 else "<.001",
+            "" if isnan(row.paper_value) else f"{row.paper_value:.2f}",
+            f"[{colour}]{mark} {row.verdict}[/]",
+        )
+    console.print(shown)
+    counts = table["verdict"].value_counts()
+    console.print(", ".join(f"{counts.get(verdict, 0)} {verdict}" for verdict in MARKS) + f" of {len(table)} claims")
+    figures = sorted(Path("figures", path.parent.name).glob("*.png")) if path.parent.name else []
+    for figure in figures:
+        console.print(f"  {figure}", soft_wrap=True)

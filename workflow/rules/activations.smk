@@ -1,0 +1,27 @@
+rule activations:
+    """Extract what the results need of each checkpoint: one file a checkpoint and split, one tensor a layer."""
+    input:
+        data=rules.dataset.output.tensors,
+        networks=rules.train.output.networks,
+    output:
+        activations=directory(f"{RESULTS}/activations/{{cohort}}/{{part}}"),
+    log:
+        f"{LOGS}/activations/{{cohort}}/{{part}}.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/activations-{{cohort}}-{{part}}.tsv"
+    conda:
+        "../../envs/environment.yaml"
+    threads: 1
+    resources:
+        mem_mb=2000,
+        runtime=60,
+        gpu=GPU,
+    params:
+        requests=lambda w: as_argument(study.cohorts[w.cohort].activations),
+        device=study.config["device"],
+        code=code("activations:extract"),
+    message:
+        "activations {wildcards.cohort} {wildcards.part}"
+    shell:
+        "cca-dynamics activations --data {input.data} --networks {input.networks} --requests {params.requests:q}"
+        " --out {output.activations} --device {params.device} --threads {threads} &> {log}"

@@ -1,0 +1,47 @@
+# What all rules share: the validated study, its paths, and how rules name the code they depend on.
+import re
+import shutil
+
+from cca_dynamics.provenance import code_fingerprint
+from cca_dynamics.study import ConfigError, Study, as_argument, check_output_folders
+
+try:
+    study = Study(config)
+    check_output_folders(study)
+except ConfigError as problem:
+    raise WorkflowError(str(problem)) from None
+
+RESULTS = f"results/{study.name}"
+FIGURES = f"figures/{study.name}"
+LOGS = f"logs/{study.name}"
+
+
+wildcard_constraints:
+    cohort="|".join(map(re.escape, study.cohorts)) or "none",
+    part=r"\d+-\d+",
+    result="|".join(study.configured) or "none",
+
+
+# Whether jobs need a GPU from the scheduler. "auto" asks for one only where this machine has one, so that on a laptop jobs
+# run side by side; where the scheduler's machine differs from the workers, say device=cuda.
+GPU = int(study.config["device"] == "cuda" or (study.config["device"] == "auto" and bool(shutil.which("nvidia-smi"))))
+
+
+def code(*entries):
+    """Fingerprint of the package code a rule depends on; as a param it reruns the rule when that code changes."""
+    return code_fingerprint(*entries, selected=study.selected())
+
+
+def folders_of(result, kind):
+    """The folders ("networks" or "activations") of all parts of all cohorts of a result."""
+    return [f"{RESULTS}/{kind}/{c.name}/{part}" for c in study.cohorts_of(result) for part in study.parts(c.name)]
+
+
+def figures_of(*results):
+    return [f"{FIGURES}/{result}.{suffix}" for result in results for suffix in ("png", "pdf", "svg")]
+
+
+def cost(wildcards):
+    """Relative training cost of a cohort; the longest jobs start first."""
+    recipe = study.cohorts[wildcards.cohort]
+    return recipe.networks * recipe.training["epochs"] * max(recipe.network["channels"]) ** 2

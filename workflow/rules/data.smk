@@ -1,0 +1,28 @@
+localrules:
+    dataset,
+
+
+rule dataset:
+    """Materialise the dataset once, true and permuted labels side by side."""
+    output:
+        tensors=f"{RESULTS}/data/dataset.safetensors",
+        datasheet=f"{RESULTS}/data/datasheet.json",
+    log:
+        f"{LOGS}/dataset.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/dataset.tsv"
+    conda:
+        "../../envs/environment.yaml"
+    threads: 1
+    resources:
+        mem_mb=1000,
+        runtime=10,
+    params:
+        options=as_argument(study.config["dataset"]),
+        seed=study.seed,
+        code=code("datasets:materialise"),
+    message:
+        "dataset"
+    shell:
+        "cca-dynamics dataset --options {params.options:q} --seed {params.seed}"
+        " --tensors {output.tensors} --datasheet {output.datasheet} &> {log}"

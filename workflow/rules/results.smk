@@ -1,0 +1,129 @@
+localrules:
+    test_claims,
+    plot,
+    claims,
+
+
+rule compute:
+    """The table of one result: exactly the data its figure draws."""
+    input:
+        networks=lambda w: folders_of(w.result, "networks"),
+        activations=lambda w: folders_of(w.result, "activations"),
+    output:
+        table=f"{RESULTS}/{{result}}.parquet",
+    log:
+        f"{LOGS}/compute/{{result}}.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/compute-{{result}}.tsv"
+    conda:
+        "../../envs/environment.yaml"
+    threads: 1
+    resources:
+        mem_mb=2000,
+        runtime=60,
+        gpu=GPU,
+    params:
+        options=lambda w: as_argument(study.options(w.result)),
+        device=study.config["device"],
+        code=lambda w: code(f"results.{w.result}:compute"),
+    message:
+        "compute {wildcards.result}"
+    shell:
+        "cca-dynamics compute {wildcards.result} --options {params.options:q} --networks {input.networks}"
+        " --activations {input.activations} --out {output.table} --device {params.device} --threads {threads} &> {log}"
+
+
+rule test_claims:
+    """Test the paper's claims on the table of one result."""
+    input:
+        table=rules.compute.output.table,
+    output:
+        claims=f"{RESULTS}/claims/{{result}}.csv",
+    log:
+        f"{LOGS}/test_claims/{{result}}.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/test_claims-{{result}}.tsv"
+    conda:
+        "../../envs/environment.yaml"
+    threads: 1
+    resources:
+        mem_mb=1000,
+        runtime=10,
+    params:
+        options=lambda w: as_argument(study.options(w.result)),
+        code=lambda w: code(f"results.{w.result}:claims"),
+    message:
+        "test {wildcards.result}"
+    shell:
+        "cca-dynamics claims {wildcards.result} --options {params.options:q} --table {input.table}"
+        " --out {output.claims} &> {log}"
+
+
+rule plot:
+    """The figure of one result, for screen, print and editing."""
+    input:
+        table=rules.compute.output.table,
+        claims=rules.test_claims.output.claims,
+    output:
+        png=report(
+            f"{FIGURES}/{{result}}.png",
+            caption="../report/{result}.rst",
+            category="Figures",
+            labels={"result": "{result}"},
+        ),
+        pdf=f"{FIGURES}/{{result}}.pdf",
+        svg=f"{FIGURES}/{{result}}.svg",
+    log:
+        f"{LOGS}/plot/{{result}}.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/plot-{{result}}.tsv"
+    conda:
+        "../../envs/environment.yaml"
+    threads: 1
+    resources:
+        mem_mb=1000,
+        runtime=10,
+    params:
+        options=lambda w: as_argument(study.options(w.result)),
+        code=lambda w: code(f"results.{w.result}:plot", "figures:save"),
+    message:
+        "plot {wildcards.result}"
+    shell:
+        "cca-dynamics plot {wildcards.result} --options {params.options:q} --table {input.table} --claims {input.claims}"
+        " --out {output.png} {output.pdf} {output.svg} &> {log}"
+
+
+rule claims:
+    """Every claim of the study with its verdict."""
+    input:
+        [f"{RESULTS}/claims/{result}.csv" for result in study.targets],
+    output:
+        report(f"{RESULTS}/claims.csv", caption="../report/claims.rst", category="Claims"),
+    log:
+        f"{LOGS}/claims.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/claims.tsv"
+    conda:
+        "../../envs/environment.yaml"
+    threads: 1
+    resources:
+        mem_mb=500,
+        runtime=5,
+    params:
+        code=code("claims:merge"),
+    message:
+        "claims"
+    shell:
+        "cca-dynamics merge {input} --out {output} &> {log}"
+
+
+# One named target per result, e.g. `snakemake width`.
+for name in study.configured:
+
+    rule:
+        name:
+            name
+        input:
+            figures_of(name),
+            f"{RESULTS}/claims/{name}.csv",
+        localrule: True

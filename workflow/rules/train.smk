@@ -1,0 +1,27 @@
+rule train:
+    """Train one part of a cohort in lockstep: checkpoints, history table, recipe."""
+    input:
+        data=rules.dataset.output.tensors,
+    output:
+        networks=directory(f"{RESULTS}/networks/{{cohort}}/{{part}}"),
+    log:
+        f"{LOGS}/train/{{cohort}}/{{part}}.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/train-{{cohort}}-{{part}}.tsv"
+    priority: 10
+    conda:
+        "../../envs/environment.yaml"
+    threads: 1
+    resources:
+        mem_mb=2000,
+        runtime=240,
+        gpu=GPU,
+    params:
+        recipe=lambda w: as_argument(study.cohorts[w.cohort].recipe(w.part, study.seed)),
+        device=study.config["device"],
+        code=code("training:train"),
+    message:
+        "train {wildcards.cohort} {wildcards.part}"
+    shell:
+        "cca-dynamics train --data {input.data} --recipe {params.recipe:q} --out {output.networks}"
+        " --device {params.device} --threads {threads} &> {log}"
