@@ -86,7 +86,7 @@ def mean_and_std(axis, x: Sequence, values: np.ndarray, colour: str, marker: str
 
 
 def save(figure, outputs: Sequence[Path]) -> None:
-    """Write a figure to each path, in the format of its suffix; without dates, so that equal figures are equal files."""
+    """Write a figure to each path in the format of its suffix, without dates: equal figures are equal files."""
     for output in map(Path, outputs):
         metadata = {"pdf": {"CreationDate": None}, "svg": {"Date": None}, "png": {"Software": None}}[output.suffix[1:]]
         with replacing(output) as temporary:

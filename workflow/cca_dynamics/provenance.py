@@ -25,12 +25,15 @@ from pathlib import Path
 PACKAGE = Path(__file__).parent
 
 
-def code_fingerprint(*entries: str, selected: Iterable[str] = ()) -> str:
+def code_fingerprint(
+    *entries: str, selected: Iterable[str] = (), collect: dict[tuple[str, str], str] | None = None
+) -> str:
     """Hash of all code of this package that the entries depend on.
 
     Args:
         entries: "module:name" relative to the package, e.g. "training:train" or "results.width:plot".
         selected: registry keys in use. In a dict literal that has any of these keys, the other entries are ignored.
+        collect: if given, filled with (module, name) → syntax tree of every definition that counts.
 
     Returns:
         16 hexadecimal digits.
@@ -39,7 +42,7 @@ def code_fingerprint(*entries: str, selected: Iterable[str] = ()) -> str:
         KeyError: an entry does not exist.
     """
     chosen = frozenset(selected)
-    seen: dict[tuple[str, str], str] = {}
+    seen = {} if collect is None else collect
     todo = []
     for entry in entries:
         module, name = entry.split(":")

@@ -17,6 +17,8 @@ from math import comb, factorial
 import numpy as np
 
 RESAMPLES = 10_000
+FEWEST = 4
+"""A bootstrap of fewer networks has too few distinct outcomes to mean anything; its interval is nan."""
 
 
 def bootstrap_weights(groups: Sequence[object], seed: int, resamples: int = RESAMPLES) -> np.ndarray:
@@ -28,8 +30,8 @@ def bootstrap_weights(groups: Sequence[object], seed: int, resamples: int = RESA
         resamples: B.
 
     Returns:
-        (B, N) float64, times each network was drawn. In every row each group has at least two distinct networks,
-        since a resample of one network has no pairs.
+        (B, N) float64, times each network was drawn; all nan if a group has fewer than FEWEST networks. In every row
+        each group has at least two distinct networks, since a resample of one network has no pairs.
 
     Raises:
         ValueError: a group has fewer than two networks.
@@ -44,7 +46,7 @@ def bootstrap_weights(groups: Sequence[object], seed: int, resamples: int = RESA
         counts = rng.multinomial(len(members), np.full(len(members), 1 / len(members)), size=resamples)
         while (alone := (counts > 0).sum(axis=1) < 2).any():
             counts[alone] = rng.multinomial(len(members), np.full(len(members), 1 / len(members)), size=alone.sum())
-        weights[:, members] = counts
+        weights[:, members] = counts if len(members) >= FEWEST else np.nan
     return weights
 
 
@@ -79,6 +81,8 @@ def interval(samples: np.ndarray, level: float = 0.95) -> tuple[float, float]:
 def bootstrap_mean(values: np.ndarray, seed: int, level: float = 0.95) -> tuple[float, float]:
     """Percentile interval of the mean of one value per network (N,)."""
     values = np.asarray(values, dtype=float)
+    if len(values) < FEWEST:
+        return float("nan"), float("nan")
     draws = np.random.default_rng(seed).integers(len(values), size=(RESAMPLES, len(values)))
     return interval(values[draws].mean(axis=1), level)
 
@@ -146,7 +150,9 @@ def holm(p_values: Sequence[float]) -> np.ndarray:
 
 
 def equivalence_p(samples: np.ndarray, margin: float) -> float:
-    """Two one-sided tests from bootstrap samples (B,) of a difference: p that it lies outside ±margin."""
+    """Two one-sided tests from bootstrap samples (B,) of a difference: p that it lies outside ±margin; nan for nan."""
+    if np.isnan(samples).any():
+        return float("nan")
     above = (1 + np.sum(samples >= margin)) / (1 + len(samples))
     below = (1 + np.sum(samples <= -margin)) / (1 + len(samples))
     return float(max(above, below))

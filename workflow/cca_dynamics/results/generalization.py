@@ -14,8 +14,8 @@ import pandas as pd
 
 from cca_dynamics import statistics
 from cca_dynamics.claims import ALPHA, INCONCLUSIVE, NOT_REPRODUCED, REPRODUCED, Claim, all_of, equivalent, exceeds
-from cca_dynamics.results.distances import distance_matrix, distance_table
 from cca_dynamics.results.inputs import Inputs, final_performance
+from cca_dynamics.results.tables import distance_matrix, distance_table, tidy
 from cca_dynamics.study import Cohort, ConfigError, Study
 
 KEY = "results.generalization"
@@ -80,7 +80,7 @@ def compute(inputs: Inputs, options: dict) -> pd.DataFrame:
             a, b = kind[rows["network_a"]], kind[rows["network_b"]]
             tables.append(rows.assign(split=split, layer=layer, layer_index=index, group=np.where(a == b, a, "inter")))
     tables += [final_performance(inputs, group, group=group) for group in GROUPS]
-    return pd.concat(tables, ignore_index=True)
+    return tidy(tables)
 
 
 class Distances:

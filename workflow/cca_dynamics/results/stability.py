@@ -16,6 +16,7 @@ import pandas as pd
 from cca_dynamics import statistics
 from cca_dynamics.claims import Claim, exceeds
 from cca_dynamics.results.inputs import Inputs
+from cca_dynamics.results.tables import tidy
 from cca_dynamics.study import Cohort, ConfigError, Study
 
 KEY = "results.stability"
@@ -117,7 +118,7 @@ def compute(inputs: Inputs, options: dict) -> pd.DataFrame:
                 )
     history = inputs.history("stability")
     tables.append(history.melt(id_vars=["network", "step", "epoch"], var_name="quantity"))
-    return pd.concat(tables, ignore_index=True)
+    return tidy(tables)
 
 
 def _nearest(steps: list[tuple[int, float]], epoch: float) -> int:

@@ -14,8 +14,8 @@ import pandas as pd
 
 from cca_dynamics import statistics
 from cca_dynamics.claims import Claim, exceeds
-from cca_dynamics.results.distances import distance_matrix, distance_table
 from cca_dynamics.results.inputs import Inputs, final_performance
+from cca_dynamics.results.tables import distance_matrix, distance_table, tidy
 from cca_dynamics.study import Cohort, ConfigError, Study
 
 KEY = "results.width"
@@ -80,7 +80,7 @@ def compute(inputs: Inputs, options: dict) -> pd.DataFrame:
             rows = distance_table(subsets, options["measures"], inputs.device)
             tables.append(rows.assign(multiplier=multiplier, filters=filters, state=state))
         tables.append(final_performance(inputs, cohort, multiplier=multiplier, filters=filters))
-    return pd.concat(tables, ignore_index=True)
+    return tidy(tables)
 
 
 def _filters(options: dict, multiplier: float, network: int, available: int) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Tables of pairwise distances, and back from a table to the matrix that statistics need."""
+"""Tidy tables of results, and back from a table to the matrix that statistics need."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
+
+COUNTS = ("network", "network_a", "network_b", "rank_a", "rank_b", "n", "index", "layer_index", "filters")
 
 
 def distance_table(representations: Sequence[np.ndarray], measures: Sequence[str], device: str = "cpu") -> pd.DataFrame:
@@ -52,9 +54,15 @@ def distance_table(representations: Sequence[np.ndarray], measures: Sequence[str
     return pd.concat(tables, ignore_index=True)
 
 
+def tidy(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
+    """One table; columns that count or number things stay integers where some rows lack them."""
+    table = pd.concat(tables, ignore_index=True)
+    return table.astype({column: "Int64" for column in COUNTS if column in table})
+
+
 def distance_matrix(rows: pd.DataFrame) -> np.ndarray:
     """The (N, N) matrix of the rows of one layer, split and measure; D[i, j] is from i to j, the diagonal 0."""
-    size = int(rows[["network_a", "network_b"]].to_numpy().max()) + 1
-    matrix = np.zeros((size, size))
-    matrix[rows["network_a"], rows["network_b"]] = rows["value"]
+    a, b = rows["network_a"].to_numpy(int), rows["network_b"].to_numpy(int)
+    matrix = np.zeros((a.max() + 1, a.max() + 1))
+    matrix[a, b] = rows["value"]
     return matrix

@@ -1,0 +1,50 @@
+"""What several tests share."""
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+
+ROOT = Path(__file__).parents[1]
+BIN = Path(sys.executable).parent
+
+
+@pytest.fixture
+def rng():
+    return np.random.default_rng(0)
+
+
+@pytest.fixture
+def default_config() -> dict:
+    """A fresh copy of config.yaml."""
+    return yaml.safe_load((ROOT / "config.yaml").read_text())
+
+
+def copy_workflow(folder: Path) -> Path:
+    """A working copy of what `snakemake` needs, so that a test can run it and edit it; nothing of it is in git."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in ("Snakefile", "config.yaml"):
+        shutil.copy(ROOT / name, folder / name)
+    for name in ("studies", "profiles", "envs"):
+        shutil.copytree(ROOT / name, folder / name)
+    shutil.copytree(ROOT / "workflow", folder / "workflow", ignore=shutil.ignore_patterns("__pycache__", "*.egg-info"))
+    return folder
+
+
+def snakemake(folder: Path, *arguments: str, timeout: int = 300, **environment: str) -> subprocess.CompletedProcess:
+    """Run snakemake in a working copy, with that copy's package; stdout and stderr as text."""
+    import os
+
+    variables = {
+        **os.environ,
+        "PATH": f"{BIN}:{os.environ['PATH']}",
+        "PYTHONPATH": str(folder / "workflow"),
+        **environment,
+    }
+    return subprocess.run(
+        ["snakemake", *arguments], cwd=folder, env=variables, capture_output=True, text=True, timeout=timeout
+    )

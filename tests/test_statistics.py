@@ -1,0 +1,151 @@
+"""Inference over networks against closed forms, enumeration and SciPy."""
+
+from itertools import combinations
+
+import numpy as np
+import pytest
+from cca_dynamics import statistics
+from cca_dynamics.claims import INCONCLUSIVE, NOT_REPRODUCED, REPRODUCED, all_of, equivalent, exceeds
+from cca_dynamics.results.width import pearson, spearman
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats
+
+
+def symmetric(rng, size):
+    half = np.triu(rng.random((size, size)), 1)
+    return half + half.T
+
+
+def test_mean_within_is_the_mean_over_pairs(rng):
+    distances = rng.random((5, 5))
+    np.fill_diagonal(distances, 0)
+    expected = np.mean([distances[i, j] for i in range(5) for j in range(5) if i != j])
+    assert statistics.mean_within(distances, np.ones(5)) == pytest.approx(expected)
+
+
+def test_weights_are_repeated_networks_without_self_pairs(rng):
+    distances = symmetric(rng, 4)
+    drawn = [0, 0, 2, 3]
+    weights = np.bincount(drawn, minlength=4).astype(float)
+    pairs = [(a, b) for a, b in combinations(range(4), 2) if drawn[a] != drawn[b]]
+    # A pair of two copies of one network is not a pair of networks: it counts in neither sum nor number.
+    expected = np.mean([distances[drawn[a], drawn[b]] for a, b in pairs])
+    assert statistics.mean_within(distances, weights) == pytest.approx(expected)
+
+
+def test_mean_between_uses_both_directions(rng):
+    distances = rng.random((5, 5))
+    first, second = np.array([1.0, 1, 0, 0, 0]), np.array([0.0, 0, 1, 1, 1])
+    expected = np.mean([(distances[a, b] + distances[b, a]) / 2 for a in (0, 1) for b in (2, 3, 4)])
+    assert statistics.mean_between(distances, first, second) == pytest.approx(expected)
+
+
+def test_bootstrap_keeps_group_sizes_and_two_networks():
+    weights = statistics.bootstrap_weights(["a"] * 3 + ["b"] * 2, seed=1, resamples=500)
+    assert (weights[:, :3].sum(axis=1) == 3).all() and (weights[:, 3:].sum(axis=1) == 2).all()
+    assert ((weights[:, :3] > 0).sum(axis=1) >= 2).all() and ((weights[:, 3:] > 0).sum(axis=1) >= 2).all()
+
+
+def test_bootstrap_refuses_a_group_of_one():
+    with pytest.raises(ValueError, match="1 network"):
+        statistics.bootstrap_weights(["a", "a", "b"], seed=0)
+
+
+def test_bootstrap_interval_covers_a_known_mean():
+    rng = np.random.default_rng(0)
+    hits = 0
+    for seed in range(100):
+        low, high = statistics.bootstrap_mean(rng.normal(3, 1, size=30), seed)
+        hits += low <= 3 <= high
+    assert 85 <= hits <= 100
+
+
+def test_relabelling_of_two_separate_groups_is_one_in_252():
+    labels = ["a"] * 5 + ["b"] * 5
+    distances = np.full((10, 10), 0.9)
+    distances[:5, :5], distances[5:, 5:] = 0.1, 0.5
+    np.fill_diagonal(distances, 0)
+
+    def difference(first, second):
+        return statistics.mean_within(distances, second) - statistics.mean_within(distances, first)
+
+    assert statistics.relabelling_p(labels, "a", difference) == pytest.approx(1 / 252)
+
+
+def test_relabelling_of_exchangeable_groups_is_uniform():
+    rng = np.random.default_rng(3)
+    p_values = []
+    for _ in range(200):
+        distances = symmetric(rng, 8)
+
+        def difference(first, second, distances=distances):
+            return statistics.mean_within(distances, second) - statistics.mean_within(distances, first)
+
+        p_values.append(statistics.relabelling_p(["a"] * 4 + ["b"] * 4, "a", difference))
+    assert stats.kstest(p_values, "uniform").pvalue > 0.001
+
+
+def test_order_p_of_a_monotone_sequence_is_one_over_factorial():
+    p = statistics.order_p(np.array([5.0, 4, 3, 2, 1]), lambda v: -spearman(np.arange(5), v), seed=0)
+    assert p == pytest.approx(1 / 120)
+
+
+def test_order_p_of_many_levels_is_drawn():
+    values = np.arange(12.0)
+    p = statistics.order_p(values, lambda v: spearman(np.arange(12), v), seed=0)
+    assert 0 < p < 0.001
+
+
+@given(st.lists(st.sampled_from([-1.0, 0.0, 1.0]), min_size=1, max_size=12))
+def test_sign_test_agrees_with_scipy(values):
+    positive = sum(value > 0 for value in values)
+    expected = stats.binomtest(positive, len(values), alternative="greater").pvalue
+    assert statistics.sign_test(np.array(values)) == pytest.approx(expected)
+
+
+def test_holm_against_a_worked_example():
+    # 0.01 × 4, 0.02 × 3, max(0.03 × 2, previous), max(0.04 × 1, previous), in the order given.
+    assert statistics.holm([0.03, 0.01, 0.04, 0.02]) == pytest.approx([0.06, 0.04, 0.06, 0.06])
+    assert statistics.holm([0.9, 0.8]).max() == 1
+
+
+def test_equivalence_p_is_small_only_inside_the_margin():
+    rng = np.random.default_rng(0)
+    assert statistics.equivalence_p(rng.normal(0, 0.01, 2000), 0.05) < 0.01
+    assert statistics.equivalence_p(rng.normal(0.05, 0.01, 2000), 0.05) == pytest.approx(0.5, abs=0.05)
+    assert statistics.equivalence_p(rng.normal(-0.2, 0.01, 2000), 0.05) == 1
+
+
+@settings(max_examples=30)
+@given(st.integers(0, 10_000))
+def test_correlations_agree_with_scipy(seed):
+    x, y = np.random.default_rng(seed).normal(size=(2, 6))
+    assert pearson(x, y) == pytest.approx(stats.pearsonr(x, y).statistic)
+    assert spearman(x, y) == pytest.approx(stats.spearmanr(x, y).statistic)
+
+
+def test_correlation_with_a_constant_is_zero():
+    assert pearson(np.ones(4), np.arange(4.0)) == 0
+
+
+@pytest.mark.parametrize(
+    ("interval", "p", "verdict"),
+    [
+        ((0.1, 0.2), 0.01, REPRODUCED),
+        ((0.1, 0.2), 0.2, INCONCLUSIVE),
+        ((-0.1, 0.2), 0.01, INCONCLUSIVE),
+        ((-0.2, -0.1), 0.9, NOT_REPRODUCED),
+        ((float("nan"), float("nan")), 0.01, INCONCLUSIVE),
+    ],
+)
+def test_verdict_on_a_direction(interval, p, verdict):
+    assert exceeds(0, interval, p) == verdict
+
+
+def test_verdict_on_equivalence():
+    assert equivalent(0.05, [(-0.01, 0.02), (0.0, 0.04)]) == REPRODUCED
+    assert equivalent(0.05, [(-0.01, 0.02), (0.04, 0.06)]) == INCONCLUSIVE
+    assert equivalent(0.05, [(-0.01, 0.02), (0.06, 0.08)]) == NOT_REPRODUCED
+    assert all_of([REPRODUCED, INCONCLUSIVE]) == INCONCLUSIVE
+    assert all_of([REPRODUCED, INCONCLUSIVE, NOT_REPRODUCED]) == NOT_REPRODUCED

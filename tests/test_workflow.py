@@ -1,0 +1,209 @@
+"""The workflow as users run it: the smoke study from nothing, what reruns after an edit, and what bad input says."""
+
+import json
+import re
+import shutil
+
+import pandas as pd
+import pytest
+from cca_dynamics.claims import COLUMNS
+from safetensors import safe_open
+
+from tests.conftest import copy_workflow, snakemake
+
+SMOKE = ("--configfile", "studies/smoke.yaml", "--cores", "2")
+RESULTS = ("stability", "generalization", "width")
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A working copy in which the smoke study has been run once."""
+    folder = copy_workflow(tmp_path_factory.mktemp("smoke"))
+    run = snakemake(folder, *SMOKE)
+    assert run.returncode == 0, run.stdout + run.stderr
+    folder.joinpath("terminal.txt").write_text(run.stdout + run.stderr)
+    return folder
+
+
+@pytest.fixture
+def edited(finished, tmp_path):
+    """A copy of the finished study that a test may edit; file times are kept."""
+    return shutil.copytree(finished, tmp_path / "copy", symlinks=True)
+
+
+def jobs(folder, *arguments: str) -> dict[str, int]:
+    """How many jobs of each rule a dry run would start."""
+    run = snakemake(folder, *SMOKE, "--dry-run", *arguments)
+    assert run.returncode == 0, run.stdout + run.stderr
+    text = run.stdout + run.stderr
+    counts = {name: int(count) for name, count in re.findall(r"^\s*(\w+)\s+(\d+)\b", text, flags=re.MULTILINE)}
+    assert counts or "othing to be done" in text, text
+    return {name: count for name, count in counts.items() if name not in ("total", "all", *RESULTS)}
+
+
+def edit(folder, path: str, old: str, new: str) -> None:
+    file = folder / path
+    text = file.read_text()
+    assert old in text, f"{old!r} is not in {path}"
+    file.write_text(text.replace(old, new, 1))
+
+
+def test_every_promised_output_is_there(finished):
+    for result in RESULTS:
+        assert len(pd.read_parquet(finished / f"results/smoke/{result}.parquet"))
+        for suffix, magic in (("png", b"\x89PNG"), ("pdf", b"%PDF"), ("svg", b"<?xml")):
+            assert (finished / f"figures/smoke/{result}.{suffix}").read_bytes().startswith(magic)
+    claims = pd.read_csv(finished / "results/smoke/claims.csv")
+    assert list(claims.columns) == COLUMNS
+    assert claims["claim"].is_unique
+    assert set(claims["verdict"]) <= {"reproduced", "not reproduced", "inconclusive"}
+    assert {claim.split(".")[0] for claim in claims["claim"]} == set(RESULTS)
+    sheet = json.loads((finished / "results/smoke/data/datasheet.json").read_text())
+    assert sheet["train"]["size"] == sum(sheet["train"]["per_class"]) == 400
+
+
+def test_the_run_ends_with_the_table_of_verdicts_and_the_figures(finished):
+    ending = (finished / "terminal.txt").read_text()
+    assert "Verdict" in ending and "Wider networks converge" in ending
+    assert all(f"figures/smoke/{result}.png" in ending for result in RESULTS)
+
+
+def test_distance_rows_carry_ranks_and_floor(finished):
+    table = pd.read_parquet(finished / "results/smoke/generalization.parquet")
+    rows = table[(table["quantity"] == "distance") & (table["measure"] == "pwcca")]
+    assert rows[["rank_a", "rank_b", "n", "floor", "value"]].notna().all(axis=None)
+    assert rows["value"].between(0, 1).all() and rows["floor"].between(0, 1).all()
+    assert set(rows["layer"]) == {"conv1", "conv2", "conv3", "conv4", "conv5", "softmax"}
+    # Two networks a group: 2 ordered pairs within each, 8 between, at 6 layers and on 2 splits.
+    assert rows.groupby("group").size().to_dict() == {"generalizing": 24, "memorizing": 24, "inter": 96}
+
+
+def test_activations_are_one_float32_matrix_a_network(finished):
+    folder = finished / "results/smoke/activations/generalizing/0-1"
+    (file,) = (folder / "train").glob("step-*.safetensors")
+    with safe_open(file, framework="np") as tensors:
+        shapes = {layer: tensors.get_slice(layer).get_shape() for layer in tensors.keys()}  # noqa: SIM118
+        assert tensors.get_slice("conv5").get_dtype() == "F32"
+    assert shapes == {
+        "conv1": [2, 400, 4],
+        "conv2": [2, 400, 4],
+        "conv3": [2, 400, 8],
+        "conv4": [2, 400, 8],
+        "conv5": [2, 400, 16],
+        "softmax": [2, 400, 10],
+    }
+
+
+def test_nothing_to_do_afterwards_even_when_files_are_touched(edited):
+    assert jobs(edited) == {}
+    for path in ("workflow/cca_dynamics/training.py", "workflow/cca_dynamics/results/width.py", "config.yaml"):
+        (edited / path).touch()
+    assert jobs(edited) == {}
+
+
+def test_comments_and_threads_rerun_nothing(edited):
+    edit(edited, "workflow/rules/train.smk", "rule train:", "# A comment.\nrule train:")
+    edit(edited, "workflow/rules/train.smk", "threads: 1", "threads: 2")
+    edit(edited, "workflow/cca_dynamics/training.py", "def train(", "# A comment.\ndef train(")
+    assert jobs(edited) == {}
+
+
+def test_an_edited_plot_reruns_plots_alone(edited):
+    edit(edited, "workflow/cca_dynamics/results/width.py", 'ylabel="Test accuracy (%)"', 'ylabel="Accuracy (%)"')
+    assert jobs(edited) == {"plot": 1}
+
+
+def test_edited_claims_rerun_claims_and_what_shows_them(edited):
+    edit(edited, "workflow/cca_dynamics/results/width.py", "Wider networks converge", "Wide networks converge")
+    assert jobs(edited) == {"test_claims": 1, "plot": 1, "claims": 1}
+
+
+def test_edited_cca_retrains_nothing(edited):
+    edit(edited, "workflow/cca_dynamics/similarity/cca.py", "def cca(", "EDITED = True\n\n\ndef cca(")
+    assert jobs(edited) == {}
+    file = edited / "workflow/cca_dynamics/similarity/cca.py"
+    text = file.read_text()
+    start = text.index('"""', text.index("def cca(")) + 3
+    body = text.index('"""', start) + 3
+    file.write_text(text[:body] + "\n    assert x is not None" + text[body:])
+    rerun = jobs(edited)
+    assert not {"dataset", "train", "activations"} & set(rerun)
+    assert rerun["compute"] >= 1 and rerun["plot"] >= 1
+
+
+def test_another_recipe_reruns_only_its_cohorts(edited):
+    edit(edited, "studies/smoke.yaml", "training: {epochs: 2, evaluate_every: 2}", "training: {epochs: 3}")
+    assert jobs(edited)["train"] == 3  # the three widths
+
+
+def test_another_seed_reruns_everything(edited):
+    assert jobs(edited, "--config", "seed=7")["train"] == 6
+
+
+def test_two_runs_give_identical_tables(finished, tmp_path):
+    again = copy_workflow(tmp_path / "again")
+    run = snakemake(again, *SMOKE)
+    assert run.returncode == 0, run.stdout + run.stderr
+    for result in RESULTS:
+        table = f"results/smoke/{result}.parquet"
+        assert (again / table).read_bytes() == (finished / table).read_bytes(), table
+    assert (again / "results/smoke/claims.csv").read_bytes() == (finished / "results/smoke/claims.csv").read_bytes()
+
+
+def test_cohorts_split_over_jobs_give_the_same_distances(finished, tmp_path):
+    split = copy_workflow(tmp_path / "split")
+    run = snakemake(split, *SMOKE, "width", "--config", "networks_per_job=1")
+    assert run.returncode == 0, run.stdout + run.stderr
+    one, other = (pd.read_parquet(folder / "results/smoke/width.parquet") for folder in (finished, split))
+    columns = ["quantity", "multiplier", "state", "network_a", "network_b", "network"]
+    pd.testing.assert_frame_equal(one[columns], other[columns])
+    # Batched and single matrix products round differently; training amplifies that a little in two epochs.
+    assert (one["value"] - other["value"]).abs().max() < 1e-3
+
+
+def test_truncated_checkpoint_is_named_and_nothing_is_left_half_written(edited):
+    networks = edited / "results/smoke/networks/width-0.5/0-1"
+    last = max(networks.glob("step-*.safetensors"))
+    last.write_bytes(last.read_bytes()[:200])
+    shutil.rmtree(edited / "results/smoke/activations/width-0.5")
+    run = snakemake(edited, *SMOKE, "--forcerun", "activations", "--", "results/smoke/activations/width-0.5/0-1")
+    log = (edited / "logs/smoke/activations/width-0.5/0-1.log").read_text()
+    errors = [line for line in log.splitlines() if line.startswith("error: ")]
+    assert run.returncode != 0
+    assert len(errors) == 1 and last.name in errors[0] and "run snakemake again" in errors[0]
+    assert not list((edited / "results/smoke/activations").glob("width-0.5/*"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--config", "sede=1"), "config key sede: unknown key; did you mean seed?"),
+        (("--config", "study=a/b"), "config key study"),
+        (("--config", "device=tpu"), "config key device: 'tpu' is not known"),
+    ],
+)
+def test_bad_config_is_refused_before_any_job(tmp_path, arguments, message):
+    folder = copy_workflow(tmp_path / "new")
+    run = snakemake(folder, "--cores", "1", *arguments)
+    text = run.stdout + run.stderr
+    assert run.returncode != 0 and message in text and "Traceback" not in text
+    assert not (folder / "results").exists()
+
+
+def test_unwritable_output_folder_is_named(tmp_path):
+    folder = copy_workflow(tmp_path / "new")
+    (folder / "results").write_text("not a folder")
+    run = snakemake(folder, "--cores", "1", "--dry-run")
+    assert run.returncode != 0 and "cannot write to results" in run.stdout + run.stderr
+
+
+def test_cuda_without_a_gpu_is_refused_in_one_line(tmp_path):
+    import torch
+
+    if torch.cuda.is_available():
+        pytest.skip("this machine has a GPU")
+    folder = copy_workflow(tmp_path / "new")
+    run = snakemake(folder, *SMOKE, "results/smoke/networks/width-1/0-1", "--config", "device=cuda")
+    log = (folder / "logs/smoke/train/width-1/0-1.log").read_text()
+    assert run.returncode != 0 and "error: config key device: cuda, but PyTorch finds no GPU here" in log
+    assert not (folder / "results/smoke/networks/width-1/0-1").exists()

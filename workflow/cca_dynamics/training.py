@@ -1,0 +1,175 @@
+"""Train a cohort in lockstep: every network its own weights, its own data order, one loop.
+
+Everything random is drawn anew from (seed, cohort, network, epoch), never from a running stream, so that a network is
+the same whichever part of its cohort a job trains.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from cca_dynamics import checkpoints
+from cca_dynamics.datasets import Dataset
+from cca_dynamics.files import replacing
+from cca_dynamics.networks import build, channels_last
+
+WEIGHTS, ORDER = 0, 1  # streams of random numbers of one network
+
+
+def generator(seed: int, cohort: str, network: int, *stream: int) -> np.random.Generator:
+    """The random numbers of one network for one purpose, whatever else is drawn."""
+    return np.random.default_rng([seed, zlib.crc32(cohort.encode()), network, *stream])
+
+
+def train(
+    recipe: dict, dataset: Dataset, out: Path, *, device: str = "cpu", report: Callable[[str], None] = print
+) -> None:
+    """Train the networks of one recipe and write them to a folder.
+
+    An epoch visits the training data once in a new random order and drops the last incomplete batch.
+
+    Args:
+        recipe: as made by `study.Cohort.recipe`.
+        dataset: the data; labels "permuted" trains on train_y_permuted.
+        out: folder to write, whole or not at all: step-NNNNNN.safetensors (stacked parameters, see `checkpoints`),
+            history.parquet (step, epoch, network, loss in nats, train_accuracy against the labels trained on,
+            test_accuracy against the true ones), recipe.json.
+        device: "cpu" or "cuda".
+        report: called with one line an epoch.
+    """
+    options, members = recipe["training"], recipe["networks"]
+    x, y = dataset.train_x.to(device), dataset.train_y if recipe["labels"] == "true" else dataset.train_y_permuted
+    y, test_x, test_y = y.to(device), dataset.test_x.to(device), dataset.test_y.to(device)
+    network = build(recipe["network"], x.shape[1], x.shape[2:], dataset.classes)
+    stacked = network.initialise(generator(recipe["seed"], recipe["cohort"], i, WEIGHTS) for i in members)
+    state = _Parameters({name: tensor.to(device) for name, tensor in stacked.items()}, list(network.shapes()))
+
+    batch, epochs = options["batch_size"], options["epochs"]
+    steps_per_epoch = len(x) // batch
+    last = epochs * steps_per_epoch
+    rates = torch.tensor(options["learning_rate"], dtype=torch.float32, device=device).expand(len(members))[:, None]
+    update = OPTIMIZERS[options["optimizer"]](state.values, options)
+    schedule = SCHEDULES[options.get("schedule", "constant")]
+    stored_at = {round(epoch * steps_per_epoch) for epoch in recipe["checkpoints"]} | {last}
+    inputs, history, start = channels_last(x), [], time.monotonic()
+
+    def evaluate(step: int) -> str:
+        loss, train_accuracy = network.evaluate(state.tensors, x, y)
+        _, test_accuracy = network.evaluate(state.tensors, test_x, test_y)
+        columns = {"loss": loss, "train_accuracy": train_accuracy, "test_accuracy": test_accuracy}
+        rows = {name: values.double().cpu().numpy() for name, values in columns.items()}
+        history.append(pd.DataFrame({"step": step, "epoch": step / steps_per_epoch, "network": members, **rows}))
+        return f" · train {rows['train_accuracy'].mean():.3f} · test {rows['test_accuracy'].mean():.3f}"
+
+    with replacing(out) as folder:
+        folder.mkdir()
+        checkpoints.save_recipe(recipe, folder)
+
+        def store(step: int) -> None:
+            checkpoints.save(state.tensors, folder, step=step, epoch=step / steps_per_epoch, recipe=recipe)
+
+        if 0 in stored_at:
+            store(0)
+        evaluate(0)
+        step = 0
+        for epoch in range(epochs):
+            orders = [generator(recipe["seed"], recipe["cohort"], i, ORDER, epoch).permutation(len(x)) for i in members]
+            order = torch.from_numpy(np.stack(orders)).to(device)
+            total = torch.zeros(len(members), device=device)
+            for chosen in order[:, : steps_per_epoch * batch].split(batch, dim=1):
+                losses, gradients = state.gradients(network, inputs[chosen], y[chosen])
+                update(state.values, gradients, rates * schedule(step / last))
+                total += losses
+                step += 1
+                if step in stored_at:
+                    store(step)
+            accuracies = evaluate(step) if (epoch + 1) % options["evaluate_every"] == 0 or epoch + 1 == epochs else ""
+            left = (time.monotonic() - start) / (epoch + 1) * (epochs - epoch - 1)
+            loss = total.mean().item() / steps_per_epoch
+            report(f"epoch {epoch + 1}/{epochs} · loss {loss:.3f}{accuracies} · {math.ceil(left)} s left")
+        pd.concat(history, ignore_index=True).to_parquet(folder / "history.parquet", index=False)
+
+
+class _Parameters:
+    """Stacked state whose trained parameters are views of one (N, parameters) matrix.
+
+    The optimiser then updates all parameters of all networks in a few operations.
+    """
+
+    def __init__(self, state: dict[str, Tensor], trained: list[str]):
+        self.values = torch.cat([state[name].flatten(1) for name in trained], dim=1)
+        sizes = [state[name][0].numel() for name in trained]
+        views = zip(trained, self.values.split(sizes, dim=1), strict=True)
+        self.trained = {name: view.unflatten(1, state[name].shape[1:]).requires_grad_() for name, view in views}
+        self.tensors = {**state, **self.trained}
+
+    def gradients(self, network, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        """Each network's mean loss on its own batch (N,), and the gradients of all parameters (N, parameters)."""
+        logits = network.logits(self.tensors, x)
+        losses = torch.nn.functional.cross_entropy(logits.flatten(0, 1), y.flatten(), reduction="none")
+        losses = losses.view(y.shape).mean(dim=1)
+        gradients = torch.autograd.grad(losses.sum(), list(self.trained.values()))
+        return losses.detach(), torch.cat([gradient.flatten(1) for gradient in gradients], dim=1)
+
+
+def sgd(values: Tensor, options: dict) -> Callable[[Tensor, Tensor, Tensor], None]:
+    """Stochastic gradient descent with momentum, as torch.optim.SGD computes it."""
+    momentum, decay = options.get("momentum", 0.0), options.get("weight_decay", 0.0)
+    velocity = torch.zeros_like(values)
+
+    def update(values: Tensor, gradients: Tensor, rates: Tensor) -> None:
+        if decay:
+            gradients.add_(values, alpha=decay)
+        velocity.mul_(momentum).add_(gradients)
+        values.addcmul_(velocity, rates, value=-1)
+
+    return update
+
+
+def adam(values: Tensor, options: dict) -> Callable[[Tensor, Tensor, Tensor], None]:
+    """Adam with β = (0.9, 0.999) and ε = 1e-8, as torch.optim.Adam computes it."""
+    decay = options.get("weight_decay", 0.0)
+    first, second, steps = torch.zeros_like(values), torch.zeros_like(values), 0
+
+    def update(values: Tensor, gradients: Tensor, rates: Tensor) -> None:
+        nonlocal steps
+        steps += 1
+        if decay:
+            gradients.add_(values, alpha=decay)
+        first.lerp_(gradients, 0.1)
+        second.mul_(0.999).addcmul_(gradients, gradients, value=0.001)
+        scale = (second / (1 - 0.999**steps)).sqrt_().add_(1e-8)
+        values.addcdiv_(first * rates, scale, value=-1 / (1 - 0.9**steps))
+
+    return update
+
+
+OPTIMIZERS = {"sgd": sgd, "adam": adam}
+
+
+def constant(done: float) -> float:
+    """The learning rate stays."""
+    return 1.0
+
+
+def linear(done: float) -> float:
+    """It falls to zero in a straight line."""
+    return 1 - done
+
+
+def cosine(done: float) -> float:
+    """It falls to zero along half a cosine (Loshchilov & Hutter 2017)."""
+    return 0.5 * (1 + math.cos(math.pi * done))
+
+
+SCHEDULES = {"constant": constant, "linear": linear, "cosine": cosine}
+"""Share of the learning rate when a share `done` of the steps is done."""
