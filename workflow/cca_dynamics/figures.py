@@ -55,10 +55,10 @@ STYLE = {
 }
 
 
-def panels(rows: int, columns: int, height: float, width: float = WIDTH):
+def panels(rows: int, columns: int, height: float, ratios: Sequence[float] | None = None):
     """A figure of rows × columns panels, each `height` inches high; returns it and its axes in reading order."""
     sns.set_theme(context="paper", style="ticks", rc=STYLE)
-    figure, axes = plt.subplots(rows, columns, figsize=(width, height * rows), squeeze=False)
+    figure, axes = plt.subplots(rows, columns, figsize=(WIDTH, height * rows), squeeze=False, width_ratios=ratios)
     return figure, list(axes.flat)
 
 
@@ -66,6 +66,21 @@ def letters(*axes) -> None:
     """Name the panels a, b, c, ..."""
     for letter, axis in zip("abcdefghijklmnop", axes, strict=False):
         axis.set_title(letter, loc="left", fontweight="bold")
+
+
+def headroom(axis, share: float = 0.25) -> None:
+    """Scale an axis from 0 to 1 and leave a share of it free above, for the legend."""
+    axis.set_ylim(-0.02, 1 + share)
+    axis.set_yticks(np.linspace(0, 1, 6))
+
+
+def epoch_bar(figure, axis, epochs: Sequence[float]):
+    """A colour bar for epochs beside a panel; returns the function epoch → colour."""
+    scale = plt.Normalize(-0.08 * max(epochs), max(epochs))
+    bar = figure.colorbar(plt.cm.ScalarMappable(scale, "viridis_r"), ax=axis, label="Epoch", pad=0.02)
+    bar.ax.set_ylim(0, max(epochs))
+    bar.outline.set_visible(False)
+    return lambda epoch: plt.get_cmap("viridis_r")(scale(epoch))
 
 
 def sequential(count: int) -> list:

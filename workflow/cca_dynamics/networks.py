@@ -202,6 +202,12 @@ def _as_matrix(weight: Tensor) -> Tensor:
     return weight.movedim((1, 2), (-1, -2)).flatten(1, -2)
 
 
+def _as_weight(matrix: Tensor, shape: Sequence[int]) -> Tensor:
+    """The inverse of `_as_matrix`, for a weight of the given shape."""
+    _, _, incoming, *kernel = shape
+    return matrix.unflatten(1, (*kernel, incoming)).movedim((-1, -2), (1, 2))
+
+
 def _unfold(x: Tensor, kernel: int, stride: int) -> tuple[Tensor, tuple[int, ...]]:
     """Lay the inputs of each output position side by side.
 
@@ -239,19 +245,6 @@ def _fold(columns: Tensor, shape: Sequence[int], kernel: int, stride: int) -> Te
     return padded[(..., *(slice(margin, margin + size) for size in space), slice(None))]
 
 
-def _convolution_gradients(
-    ctx, columns: Tensor, weight: Tensor, grad: Tensor, stride: int
-) -> tuple[Tensor | None, Tensor]:
-    """Gradients of input and weight from the gradient (N, batch·positions, out) of a convolution's output."""
-    matrix_grad = torch.bmm(columns.transpose(1, 2), grad)
-    kernel = weight.shape[3:]
-    weight_grad = matrix_grad.unflatten(1, (*kernel, weight.shape[2])).movedim((-1, -2), (1, 2))
-    input_grad = None
-    if ctx.needs_input_grad[0]:
-        input_grad = _fold(torch.bmm(grad, _as_matrix(weight).transpose(1, 2)), ctx.input_shape, kernel[0], stride)
-    return input_grad, weight_grad
-
-
 class _ConvReLU(torch.autograd.Function):
     """relu(x ∗ w + b) of each network's own input."""
 
@@ -267,19 +260,30 @@ class _ConvReLU(torch.autograd.Function):
     def backward(ctx, grad):
         columns, weight, y = ctx.saved_tensors
         grad = torch.ops.aten.threshold_backward(grad.reshape(y.shape), y, 0)
-        return *_convolution_gradients(ctx, columns, weight, grad, ctx.conv_stride), grad.sum(dim=1), None
+        matrix = _as_matrix(weight)
+        x_grad = None
+        if ctx.needs_input_grad[0]:
+            shape = ctx.input_shape
+            x_grad = _fold(torch.bmm(grad, matrix.transpose(1, 2)), shape, weight.shape[3], ctx.conv_stride)
+        matrix_grad = torch.bmm(columns.transpose(1, 2), grad)
+        return x_grad, _as_weight(matrix_grad, weight.shape), grad.sum(dim=1), None
 
 
 class _ConvNormReLU(torch.autograd.Function):
-    """relu(batch_norm(x ∗ w)) of each network's own input, with running statistics updated in place."""
+    """relu(batch_norm(x ∗ w)) of each network's own input, with running statistics updated in place.
+
+    Written as a loop over networks: PyTorch's fused batch norm works on (rows, channels) of one network, and what a
+        network has just computed is still in the cache when the next operation reads it.
+    """
 
     @staticmethod
     def forward(ctx, x, weight, gain, bias, running_mean, running_var, stride):
         columns, shape = _unfold(x, weight.shape[3], stride)
-        z = torch.bmm(columns, _as_matrix(weight))
+        matrix = _as_matrix(weight).contiguous()
+        z = columns.new_empty(*columns.shape[:2], matrix.shape[2])
         y, mean, inverse_std = torch.empty_like(z), torch.empty_like(gain), torch.empty_like(gain)
-        # One call a network: on (rows, channels) slices PyTorch's fused kernel is faster than batched elementary steps.
         for i in range(len(z)):
+            torch.mm(columns[i], matrix[i], out=z[i])
             torch.ops.aten.native_batch_norm.out(
                 z[i],
                 gain[i],
@@ -293,19 +297,20 @@ class _ConvNormReLU(torch.autograd.Function):
                 save_mean=mean[i],
                 save_invstd=inverse_std[i],
             )
-        y.relu_()
-        ctx.save_for_backward(columns, weight, gain, z, y, mean, inverse_std)
+            y[i].relu_()
+        ctx.save_for_backward(columns, weight, matrix, gain, z, y, mean, inverse_std)
         ctx.input_shape, ctx.conv_stride = x.shape, stride
         return y.view(*shape, -1)
 
     @staticmethod
     def backward(ctx, grad):
-        columns, weight, gain, z, y, mean, inverse_std = ctx.saved_tensors
-        grad = torch.ops.aten.threshold_backward(grad.reshape(y.shape), y, 0)
-        z_grad, gain_grad, bias_grad = torch.empty_like(z), torch.empty_like(gain), torch.empty_like(gain)
+        columns, weight, matrix, gain, z, y, mean, inverse_std = ctx.saved_tensors
+        x_grad = columns.new_empty(ctx.input_shape) if ctx.needs_input_grad[0] else None
+        matrix_grad, gain_grad, bias_grad = torch.empty_like(matrix), torch.empty_like(gain), torch.empty_like(gain)
+        grad = grad.reshape(y.shape)
         for i in range(len(z)):
-            torch.ops.aten.native_batch_norm_backward.out(
-                grad[i],
+            z_grad, gain_grad[i], bias_grad[i] = torch.ops.aten.native_batch_norm_backward(
+                torch.ops.aten.threshold_backward(grad[i], y[i], 0),
                 z[i],
                 gain[i],
                 None,
@@ -315,9 +320,9 @@ class _ConvNormReLU(torch.autograd.Function):
                 True,
                 BATCH_NORM_EPSILON,
                 [True, True, True],
-                out0=z_grad[i],
-                out1=gain_grad[i],
-                out2=bias_grad[i],
             )
-        gradients = _convolution_gradients(ctx, columns, weight, z_grad, ctx.conv_stride)
-        return *gradients, gain_grad, bias_grad, None, None, None
+            torch.mm(columns[i].T, z_grad, out=matrix_grad[i])
+            if x_grad is not None:
+                columns_grad = (z_grad @ matrix[i].T)[None]
+                x_grad[i] = _fold(columns_grad, (1, *ctx.input_shape[1:]), weight.shape[3], ctx.conv_stride)[0]
+        return x_grad, _as_weight(matrix_grad, weight.shape), gain_grad, bias_grad, None, None, None

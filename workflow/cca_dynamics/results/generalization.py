@@ -361,7 +361,9 @@ def plot(table: pd.DataFrame, claims: pd.DataFrame, options: dict):
             )
         axis.set_xticks(range(len(names)), names, rotation=45, ha="right")
         axis.set(ylabel=f"{figures.MEASURES[measure]} distance", ylim=(-0.03, 1.03), title=f"{split} data")
-    axes[0].legend(loc="upper left")
+    handles, labels = axes[0].get_legend_handles_labels()
+    order = [*range(len(handles) - len(styles), len(handles)), *range(len(handles) - len(styles))]
+    figure.legend([handles[i] for i in order], [labels[i] for i in order], loc="outside upper center", ncols=len(order))
     for axis in axes[count:]:
         axis.set_visible(False)
     figures.letters(*axes[:count])

@@ -233,27 +233,28 @@ def plot(table: pd.DataFrame, claims: pd.DataFrame, options: dict):
     """Panels: correlations with the end over training, distances of the two sets, accuracy (figures 1a, 1d, A1)."""
     from cca_dynamics import figures
 
-    figure, (left, middle, right) = figures.panels(1, 3, height=2.5)
+    figure, (left, middle, right) = figures.panels(1, 3, height=2.5, ratios=[1.3, 1, 1])
     converged = convergence_epoch(table, options["converged_within"])
 
     correlations = table[table["quantity"] == "correlation"]
     epochs = sorted(correlations["epoch"].unique())
     shown = _spread(epochs, 7, keep=unconverged(table, options)[0])
-    curves = correlations[correlations["epoch"].isin(shown)].groupby(["epoch", "index"])["value"]
-    colours = figures.sequential(len(shown))
-    for colour, (epoch, mean) in zip(colours, curves.mean().groupby("epoch"), strict=True):
+    curves = correlations[correlations["epoch"].isin(shown)].groupby(["epoch", "index"])["value"].mean()
+    colour_of = figures.epoch_bar(figure, left, epochs)
+    for epoch, mean in curves.groupby("epoch"):
         at_convergence = epoch == unconverged(table, options)[0]
         left.plot(
             mean.index.get_level_values("index"),
             mean,
-            color=colour,
+            color=colour_of(epoch),
             linewidth=2.2 if at_convergence else 1.2,
             linestyle="--" if at_convergence else "-",
-            label=f"{epoch:g}" + (" (accuracy converged)" if at_convergence else ""),
+            label=f"epoch {epoch:g}, accuracy converged" if at_convergence else None,
         )
     left.axhline(options["unconverged_below"], color=figures.GREY, linewidth=0.7, linestyle=":")
-    left.set(xlabel="Direction (sorted)", ylabel="Canonical correlation with the end", ylim=(0, 1.02))
-    left.legend(title="Epoch", loc="lower left")
+    left.set(xlabel="Direction (sorted)", ylabel="Canonical correlation with the end")
+    left.legend(loc="upper left")
+    figures.headroom(left)
 
     for name, colour, marker in (("stable", figures.BLUE, "o"), ("unstable", figures.ORANGE, "s")):
         wide = set_distances(table)[name]
@@ -261,10 +262,11 @@ def plot(table: pd.DataFrame, claims: pd.DataFrame, options: dict):
             middle, wide.columns, wide.to_numpy(), colour, marker, f"{name} ({options['directions']} directions)"
         )
     half = epochs[-1] / 2
-    middle.axvline(half, color=figures.GREY, linewidth=0.7, linestyle=":")
-    middle.annotate("T/2", (half, 1.0), xytext=(2, -8), textcoords="offset points", color=figures.GREY)
-    middle.set(xlabel="Epoch", ylabel="CCA distance to the layer at this epoch", ylim=(0, 1.02), xlim=(0, None))
-    middle.legend(loc="lower right")
+    middle.vlines(half, 0, 1, color=figures.GREY, linewidth=0.7, linestyle=":")
+    middle.annotate("T/2", (half, 0.5), xytext=(2, 0), textcoords="offset points", color=figures.GREY)
+    middle.set(xlabel="Epoch", ylabel="CCA distance to the layer", xlim=(0, None))
+    middle.legend(loc="upper left")
+    figures.headroom(middle)
 
     for quantity, colour, label in (
         ("train_accuracy", figures.GREEN, "train"),
@@ -272,10 +274,11 @@ def plot(table: pd.DataFrame, claims: pd.DataFrame, options: dict):
     ):
         wide = table[table["quantity"] == quantity].pivot_table(index="network", columns="epoch", values="value")
         figures.mean_and_std(right, wide.columns, wide.to_numpy(), colour, None, label)
-    right.axvline(converged, color=figures.GREY, linewidth=0.7, linestyle="--")
+    right.vlines(converged, 0, 1, color=figures.GREY, linewidth=0.7, linestyle="--")
     right.annotate("converged", (converged, 0), xytext=(3, 4), textcoords="offset points", color=figures.GREY)
-    right.set(xlabel="Epoch", ylabel="Accuracy", ylim=(0, 1.02))
-    right.legend(loc="center right")
+    right.set(xlabel="Epoch", ylabel="Accuracy")
+    right.legend(loc="upper left", ncols=2)
+    figures.headroom(right)
     figures.letters(left, middle, right)
     return figure
 

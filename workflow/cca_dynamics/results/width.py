@@ -199,7 +199,7 @@ def plot(table: pd.DataFrame, claims: pd.DataFrame, options: dict):
             edgecolors=colour,
             marker=marker,
             linewidths=0.8,
-            label=f"{state}, paper's ends (CIFAR-10)",
+            label=f"{state}, paper (CIFAR-10)",
         )
     floor = distance.groupby("filters")["floor"].mean()
     left.plot(floor.index, floor, color=figures.GREY, linewidth=0.8, linestyle=":", label="unrelated (Gaussian)")
@@ -207,8 +207,9 @@ def plot(table: pd.DataFrame, claims: pd.DataFrame, options: dict):
     widths = sorted(distance["filters"].unique())
     left.set_xticks(widths, [f"{width:g}" for width in widths])
     left.minorticks_off()
-    left.set(xlabel=f"Filters in {options['layer']}", ylabel="PWCCA distance", ylim=(0, 1.03))
-    left.legend(loc="center right", bbox_to_anchor=(1.0, 0.72))
+    left.set(xlabel=f"Filters in {options['layer']}", ylabel="PWCCA distance")
+    left.legend(loc="upper left", ncols=2)
+    figures.headroom(left, 0.4)
 
     trained = distance[distance["state"] == "trained"].groupby("filters")["value"].agg(["mean", "std"])
     test = table[table["quantity"] == "test_accuracy"].groupby("filters")["value"].agg(["mean", "std"])

@@ -1,0 +1,91 @@
+"""Datasets are what their authors distribute, reproducible, and described truthfully."""
+
+import hashlib
+import json
+
+import numpy as np
+import pytest
+from cca_dynamics import datasets
+from cca_dynamics.files import DamagedFile, replacing
+
+OPTIONS = {"name": "mnist1d", "train_size": 400, "test_size": 100, "seed": 42}
+
+
+def materialise(folder, seed=0, **changes):
+    folder.mkdir(exist_ok=True)
+    tensors, sheet = folder / "dataset.safetensors", folder / "datasheet.json"
+    datasets.materialise({**OPTIONS, **changes}, seed, tensors, sheet)
+    return datasets.load(tensors), json.loads(sheet.read_text()), tensors
+
+
+def test_mnist1d_is_the_package_s_own(tmp_path):
+    from mnist1d.data import get_dataset_args, make_dataset
+
+    arguments = get_dataset_args()
+    arguments.num_samples, arguments.train_split = 500, 0.8
+    expected = make_dataset(arguments)
+    data, _, _ = materialise(tmp_path)
+    np.testing.assert_allclose(data.train_x[:, 0], expected["x"], rtol=1e-6)
+    np.testing.assert_array_equal(data.test_y, expected["y_test"])
+
+
+def test_generating_leaves_the_global_generator_alone():
+    np.random.seed(1)  # noqa: NPY002
+    datasets.mnist1d(train_size=80, test_size=20, seed=42)
+    after = np.random.random()  # noqa: NPY002
+    np.random.seed(1)  # noqa: NPY002
+    assert after == np.random.random()  # noqa: NPY002
+
+
+def test_permuted_labels_keep_the_class_counts_and_little_else(tmp_path):
+    data, sheet, _ = materialise(tmp_path)
+    true, permuted = data.train_y.numpy(), data.train_y_permuted.numpy()
+    np.testing.assert_array_equal(np.bincount(true), np.bincount(permuted))
+    assert 0.02 < np.mean(true == permuted) < 0.2  # a tenth by chance
+    assert sheet["labels_kept_by_permutation"] == pytest.approx(np.mean(true == permuted))
+
+
+def test_the_study_seed_draws_the_permutation_and_not_the_data(tmp_path):
+    one, _, _ = materialise(tmp_path / "one", seed=0)
+    two, _, _ = materialise(tmp_path / "two", seed=1)
+    assert (one.train_x == two.train_x).all() and (one.train_y == two.train_y).all()
+    assert not (one.train_y_permuted == two.train_y_permuted).all()
+
+
+def test_datasheet_describes_the_file(tmp_path):
+    data, sheet, tensors = materialise(tmp_path)
+    assert sheet["sha256"] == hashlib.sha256(tensors.read_bytes()).hexdigest()
+    assert sheet["train"]["per_class"] == np.bincount(data.train_y, minlength=10).tolist()
+    assert sheet["input_shape"] == [1, 40] and sheet["classes"] == data.classes == 10
+    assert sheet["test"]["size"] == 100 and sheet["generated_with"]["seed"] == 42
+
+
+def test_twice_is_byte_identical(tmp_path):
+    (_, _, one), (_, _, two) = materialise(tmp_path / "one"), materialise(tmp_path / "two")
+    assert one.read_bytes() == two.read_bytes()
+
+
+@pytest.mark.parametrize("size", [0, 7, 5000])
+def test_truncated_file_is_named_with_its_remedy(tmp_path, size):
+    _, _, tensors = materialise(tmp_path)
+    tensors.write_bytes(tensors.read_bytes()[:size])
+    with pytest.raises(DamagedFile, match=r"dataset\.safetensors is missing or damaged .* run snakemake again"):
+        datasets.load(tensors)
+
+
+def test_an_output_appears_whole_or_not_at_all(tmp_path):
+    path = tmp_path / "out.txt"
+    path.write_text("old")
+    with pytest.raises(RuntimeError), replacing(path) as temporary:
+        temporary.write_text("half")
+        raise RuntimeError
+    assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
+
+
+def test_a_folder_replaces_nothing_until_it_is_complete(tmp_path):
+    path = tmp_path / "out"
+    with pytest.raises(RuntimeError), replacing(path) as temporary:
+        temporary.mkdir()
+        (temporary / "half").touch()
+        raise RuntimeError
+    assert list(tmp_path.iterdir()) == []

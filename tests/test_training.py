@@ -1,0 +1,290 @@
+"""A cohort in lockstep trains the same networks as a plain loop over torch.nn.Module."""
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from cca_dynamics import activations, checkpoints, training
+from cca_dynamics.datasets import Dataset
+from cca_dynamics.files import DamagedFile
+from cca_dynamics.networks import _fold, _unfold, build
+from torch import nn
+
+
+class Plain(nn.Module):
+    """The architecture as anyone would write it; parameter names match the cohort's."""
+
+    def __init__(self, channels, strides, kernel, batch_norm, in_channels, dimensions, classes):
+        super().__init__()
+        conv = nn.Conv1d if dimensions == 1 else nn.Conv2d
+        norm = nn.BatchNorm1d if dimensions == 1 else nn.BatchNorm2d
+        self.depth = len(channels)
+        for i, (outgoing, stride) in enumerate(zip(channels, strides, strict=True), start=1):
+            setattr(self, f"conv{i}", conv(in_channels, outgoing, kernel, stride, kernel // 2, bias=not batch_norm))
+            setattr(self, f"norm{i}", norm(outgoing) if batch_norm else nn.Identity())
+            in_channels = outgoing
+        self.head = nn.Linear(in_channels, classes)
+
+    def forward(self, x, keep=None):
+        for i in range(1, self.depth + 1):
+            x = torch.relu(getattr(self, f"norm{i}")(getattr(self, f"conv{i}")(x)))
+            if keep is not None:
+                keep[f"conv{i}"] = x.flatten(2).mean(2)
+        logits = self.head(x.flatten(2).mean(2))
+        if keep is not None:
+            keep["softmax"] = logits.softmax(1)
+        return logits
+
+
+def dataset(dimensions: int, train: int = 60, test: int = 20) -> Dataset:
+    rng = np.random.default_rng(5)
+    shape = (2, 12) if dimensions == 1 else (2, 6, 8)
+
+    def split(size):
+        y = rng.integers(0, 3, size)
+        x = rng.normal(size=(size, *shape)) + y.reshape(-1, *[1] * len(shape))
+        return torch.tensor(x, dtype=torch.float32), torch.tensor(y)
+
+    (x, y), (test_x, test_y) = split(train), split(test)
+    return Dataset(
+        "made", 3, x, y, y[torch.randperm(train, generator=torch.Generator().manual_seed(0))], test_x, test_y
+    )
+
+
+def recipe(networks=(0, 1, 2), *, optimizer="sgd", batch_norm=True, epochs=3, labels="true", **changes) -> dict:
+    options = {
+        "optimizer": optimizer,
+        "learning_rate": 0.05 if optimizer == "sgd" else 0.01,
+        "momentum": 0.9,
+        "weight_decay": 0.01,
+        "schedule": "cosine",
+        "batch_size": 16,
+        "epochs": epochs,
+        "evaluate_every": 1,
+    }
+    return {
+        "cohort": "test",
+        "seed": 3,
+        "networks": list(networks),
+        "labels": labels,
+        "network": {"name": "convnet", "channels": [5, 6], "strides": [1, 2], "kernel": 3, "batch_norm": batch_norm},
+        "training": {**options, **changes},
+        "checkpoints": [0, 1],
+    }
+
+
+def run(chosen: dict, data: Dataset, out):
+    lines = []
+    training.train(chosen, data, out, report=lines.append)
+    state, _ = checkpoints.load(max(out.glob("step-*.safetensors")))
+    return state, pd.read_parquet(out / "history.parquet"), lines
+
+
+def plain(chosen: dict, data: Dataset, index: int) -> tuple[Plain, list[float]]:
+    """Train network `index` alone, with torch.nn and torch.optim."""
+    options, network = chosen["training"], chosen["network"]
+    dimensions = data.train_x.ndim - 2
+    model = Plain(*(network[k] for k in ("channels", "strides", "kernel", "batch_norm")), 2, dimensions, data.classes)
+    ours = build(network, 2, data.train_x.shape[2:], data.classes)
+    initial = ours.initialise([training.generator(chosen["seed"], chosen["cohort"], index, training.WEIGHTS)])
+    missing, unexpected = model.load_state_dict({k: v[0] for k, v in initial.items()}, strict=False)
+    assert not unexpected and all("num_batches" in name for name in missing)
+    arguments = {"lr": options["learning_rate"], "weight_decay": options["weight_decay"]}
+    if options["optimizer"] == "sgd":
+        optimizer = torch.optim.SGD(model.parameters(), momentum=options["momentum"], **arguments)
+    else:
+        optimizer = torch.optim.Adam(model.parameters(), **arguments)
+    batches = len(data.train_x) // options["batch_size"]
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, options["epochs"] * batches)
+    losses = []
+    for epoch in range(options["epochs"]):
+        rng = training.generator(chosen["seed"], chosen["cohort"], index, training.ORDER, epoch)
+        order = torch.from_numpy(rng.permutation(len(data.train_x)))
+        for batch in order[: batches * options["batch_size"]].split(options["batch_size"]):
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(model(data.train_x[batch]), data.train_y[batch]).backward()
+            optimizer.step()
+            schedule.step()
+        model.eval()
+        with torch.no_grad():
+            losses.append(nn.functional.cross_entropy(model(data.train_x), data.train_y).item())
+        model.train()
+    return model, losses
+
+
+@pytest.mark.parametrize("dimensions", [1, 2])
+@pytest.mark.parametrize("batch_norm", [True, False])
+@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+def test_lockstep_equals_a_plain_loop(tmp_path, dimensions, batch_norm, optimizer):
+    data = dataset(dimensions)
+    chosen = recipe(optimizer=optimizer, batch_norm=batch_norm)
+    state, history, _ = run(chosen, data, tmp_path / "out")
+    for index in range(3):
+        model, losses = plain(chosen, data, index)
+        ours = history[(history["network"] == index) & (history["epoch"] > 0)]["loss"].to_numpy()
+        # Float32 sums in another order, amplified by nine optimiser steps: 1e-4 relative.
+        assert ours == pytest.approx(losses, rel=1e-4)
+        for name, value in model.state_dict().items():
+            if "num_batches" not in name:
+                torch.testing.assert_close(state[name][index], value, rtol=1e-3, atol=2e-4)
+
+
+def test_a_network_does_not_depend_on_its_cohort(tmp_path):
+    data = dataset(1)
+    together, history, _ = run(recipe((0, 1, 2, 3)), data, tmp_path / "together")
+    alone, history_alone, _ = run(recipe((2,)), data, tmp_path / "alone")
+    for name in alone:
+        torch.testing.assert_close(alone[name][0], together[name][2], rtol=1e-4, atol=1e-5)
+    initial, _ = checkpoints.load(tmp_path / "together" / "step-000000.safetensors")
+    initial_alone, _ = checkpoints.load(tmp_path / "alone" / "step-000000.safetensors")
+    assert all(torch.equal(initial[name][2], initial_alone[name][0]) for name in initial)
+    assert history_alone["loss"].to_numpy() == pytest.approx(
+        history[history["network"] == 2]["loss"].to_numpy(), rel=1e-4
+    )
+
+
+def test_networks_of_a_cohort_and_of_other_cohorts_differ(tmp_path):
+    data, other = dataset(1), recipe((0,))
+    state, _, _ = run(recipe((0, 1), epochs=1), data, tmp_path / "one")
+    assert not torch.equal(state["conv1.weight"][0], state["conv1.weight"][1])
+    other["cohort"] = "another"
+    run(other, data, tmp_path / "two")
+    first, second = (checkpoints.load(tmp_path / n / "step-000000.safetensors")[0] for n in ("one", "two"))
+    assert not torch.equal(first["conv1.weight"][0], second["conv1.weight"][0])
+
+
+def test_training_twice_is_bit_identical(tmp_path):
+    data = dataset(1)
+    one, two = (run(recipe(), data, tmp_path / name)[0] for name in ("one", "two"))
+    assert all(torch.equal(one[name], two[name]) for name in one)
+
+
+def test_each_network_has_its_own_learning_rate(tmp_path):
+    data = dataset(1)
+    swept, _, _ = run(recipe((0, 1), learning_rate=[0.05, 0.001]), data, tmp_path / "swept")
+    for index, rate in ((0, 0.05), (1, 0.001)):
+        alone, _, _ = run(recipe((index,), learning_rate=rate), data, tmp_path / f"alone{index}")
+        torch.testing.assert_close(swept["conv2.weight"][index], alone["conv2.weight"][0], rtol=1e-4, atol=1e-5)
+
+
+def test_a_diverging_network_does_not_spread(tmp_path):
+    data = dataset(1)
+    state, history, _ = run(recipe((0, 1), learning_rate=[1e30, 0.05], batch_norm=False), data, tmp_path / "out")
+    assert not torch.isfinite(state["head.weight"][0]).all() and torch.isfinite(state["head.weight"][1]).all()
+    assert history[history["network"] == 1]["loss"].notna().all()
+
+
+def test_history_checkpoints_and_report(tmp_path):
+    data = dataset(1)
+    _, history, lines = run(recipe(labels="permuted"), data, tmp_path / "out")
+    assert list(history.columns) == ["step", "epoch", "network", "loss", "train_accuracy", "test_accuracy"]
+    assert sorted(history["step"].unique()) == [0, 3, 6, 9]  # 60 examples in batches of 16: 3 steps an epoch
+    assert history["train_accuracy"].between(0, 1).all() and history["test_accuracy"].between(0, 1).all()
+    assert [step for step, _ in checkpoints.stored(tmp_path / "out")] == [0, 3, 9]
+    assert checkpoints.load_recipe(tmp_path / "out")["labels"] == "permuted"
+    assert len(lines) == 3 and lines[0].startswith("epoch 1/3 · loss ") and lines[0].endswith(" s left")
+
+
+def test_permuted_labels_are_what_is_fitted(tmp_path):
+    data = dataset(1)
+    _, history, _ = run(recipe(labels="permuted", epochs=60, optimizer="adam"), data, tmp_path / "out")
+    state, _ = checkpoints.load(max((tmp_path / "out").glob("step-*.safetensors")))
+    final = history[history["step"] == history["step"].max()]
+    network = build(recipe()["network"], 2, (12,), 3)
+    _, true_accuracy = network.evaluate(state, data.train_x, data.train_y)
+    assert final["train_accuracy"].mean() > true_accuracy.mean().item() + 0.1
+
+
+@pytest.mark.parametrize("dimensions", [1, 2])
+@pytest.mark.parametrize("batch_norm", [True, False])
+def test_representations_are_those_of_a_plain_module(tmp_path, dimensions, batch_norm):
+    data = dataset(dimensions)
+    chosen = recipe(batch_norm=batch_norm)
+    state, _, _ = run(chosen, data, tmp_path / "out")
+    network = build(chosen["network"], 2, data.train_x.shape[2:], 3)
+    found = network.representations(state, data.test_x, network.layers, batch_size=7)
+    for index in range(3):
+        model = Plain([5, 6], [1, 2], 3, batch_norm, 2, dimensions, 3).eval()
+        model.load_state_dict({name: value[index] for name, value in state.items()}, strict=False)
+        kept = {}
+        with torch.no_grad():
+            model(data.test_x, kept)
+        for layer in ("conv1", "conv2", "softmax"):
+            torch.testing.assert_close(found[layer][index], kept[layer], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("shape", "kernel", "stride"), [((2, 3, 7, 2), 3, 2), ((1, 2, 5, 6, 3), 3, 1), ((2, 2, 9, 1), 5, 2)]
+)
+def test_fold_is_the_transpose_of_unfold(shape, kernel, stride):
+    generator = torch.Generator().manual_seed(1)
+    x = torch.randn(shape, generator=generator, dtype=torch.float64)
+    columns, _ = _unfold(x, kernel, stride)
+    other = torch.randn(columns.shape, generator=generator, dtype=torch.float64)
+    torch.testing.assert_close((columns * other).sum(), (x * _fold(other, shape, kernel, stride)).sum())
+
+
+def test_gradients_agree_with_finite_differences():
+    network = build({"name": "convnet", "channels": [3, 2], "strides": [2, 1]}, 2, (7,), 3)
+    state = {k: v.double() for k, v in network.initialise(np.random.default_rng(i) for i in range(2)).items()}
+    x = torch.randn(2, 4, 7, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    names = list(network.shapes())
+
+    def logits(*parameters):
+        fresh = {name: value.clone() for name, value in state.items()}
+        return network.logits({**fresh, **dict(zip(names, parameters, strict=True))}, x)
+
+    assert torch.autograd.gradcheck(logits, [state[name].requires_grad_() for name in names])
+
+
+def extract(tmp_path, data, **request):
+    chosen = {"epochs": "all", "splits": ["train", "test"], "layers": "all", **request}
+    activations.extract(tmp_path / "networks", data, tmp_path / "out", requests=[chosen], report=lambda line: None)
+
+
+def test_activations_hold_every_layer_of_every_network(tmp_path):
+    data = dataset(1)
+    state, _, _ = run(recipe(), data, tmp_path / "networks")
+    extract(tmp_path, data)
+    files = sorted(path.relative_to(tmp_path / "out").as_posix() for path in (tmp_path / "out").rglob("*.*"))
+    assert files == [f"{s}/step-{n:06d}.safetensors" for s in ("test", "train") for n in (0, 3, 9)]
+    path = tmp_path / "out/test/step-000009.safetensors"
+    assert activations.layers(path) == ["conv1", "conv2", "softmax"]
+    described = activations.metadata(path)
+    assert described["step"] == "9" and described["epoch"] == "3" and described["split"] == "test"
+    network = build(recipe()["network"], 2, (12,), 3)
+    expected = network.representations(state, data.test_x, ["conv2"])["conv2"]
+    loaded = activations.load(path, "conv2")
+    assert loaded.dtype == np.float32 and loaded.shape == (3, 20, 6)
+    np.testing.assert_allclose(loaded, expected.numpy(), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("chosen", "message"),
+    [
+        ({"layers": ["conv7"]}, "no layer conv7; its layers are conv1, conv2, softmax"),
+        ({"epochs": [2]}, "epoch 2 are asked for, but the stored epochs are 0, 1, 3"),
+    ],
+)
+def test_requests_for_what_is_not_there_are_refused(tmp_path, chosen, message):
+    data = dataset(1)
+    run(recipe(), data, tmp_path / "networks")
+    with pytest.raises(ValueError, match=message):
+        extract(tmp_path, data, **chosen)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("damage", ["truncated", "missing", "empty"])
+def test_damaged_checkpoint_is_named_with_its_remedy(tmp_path, damage):
+    data = dataset(1)
+    run(recipe(), data, tmp_path / "networks")
+    file = tmp_path / "networks/step-000009.safetensors"
+    if damage == "missing":
+        for path in (tmp_path / "networks").glob("step-*"):
+            path.unlink()
+    else:
+        file.write_bytes(file.read_bytes()[: 150 if damage == "truncated" else 0])
+    with pytest.raises(DamagedFile) as problem:
+        extract(tmp_path, data)
+    assert "networks" in str(problem.value) and "run snakemake again" in str(problem.value)
+    assert not (tmp_path / "out").exists() and not list(tmp_path.glob(".out*"))
