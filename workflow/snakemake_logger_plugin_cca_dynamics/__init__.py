@@ -58,6 +58,7 @@ class LogHandler(LogHandlerBase):
         self.endings: dict[int, str] = {}  # how a job's command ended, by the thread that says so
         self.reasons: defaultdict[str, Counter] = defaultdict(Counter)  # of a dry run, by rule
         self.stats: dict[str, int] = {}  # jobs by rule
+        self.last_message = ""
         self.done = self.total = 0
         self.interrupted = self.broken = False
         self.closed = threading.Event()
@@ -124,19 +125,21 @@ class LogHandler(LogHandlerBase):
 
     def _message(self, record: logging.LogRecord) -> None:
         text = record.getMessage().strip("\n")
+        again, self.last_message = text == self.last_message, text
         if text.startswith("Terminating processes on user request"):
             self.interrupted = True
         elif text.startswith("Removing output files of failed job"):
             self._say("  removed, since incomplete: " + text.partition("\n")[2], "dim")
-        elif self.verbose or (record.levelno >= logging.INFO and not CHATTER.match(text)):
+        elif self.verbose or (record.levelno >= logging.INFO and not CHATTER.match(text) and not again):
             self._say(text, {"DEBUG": "dim", "INFO": "", "WARNING": "yellow"}.get(record.levelname, "red"))
 
     def _error(self, record: logging.LogRecord) -> None:
         text = record.getMessage()
         if ending := how_it_ended(text):  # the job-error record of the same thread comes next and knows the job
             self.endings[record.thread] = ending
-        elif not CHATTER.match(text):
-            self.broken = True
+            return
+        self.broken = True
+        if not CHATTER.match(text):
             if job := re.search(r"Job (\d+) +completed successfully, but", text):  # no job-error record comes
                 self._headline(self._leave(int(job[1]), failed=True), "failed", "bold red")
             what, where = explain(text)
@@ -167,6 +170,8 @@ class LogHandler(LogHandlerBase):
         self.failed.pop(jobid, None)
         if failed:
             self.failed[jobid] = job
+        if self.live:  # what is printed next goes above it
+            self.live.refresh()
         return job
 
     def _job_finishes(self, jobid: int) -> None:
@@ -177,7 +182,7 @@ class LogHandler(LogHandlerBase):
             self._say(self._stamp("done", f"{job.label} ({job.seconds:.0f} s){share}"))
         elif self.show_jobs and not job.is_target:
             label, bar = self._widths()
-            self._say(Text.assemble(("✓ ", "green"), self._fit(job.label, label), f" {duration(job.seconds):>{bar}}"))
+            self._say(Text.assemble(("✓ ", "green"), f"{job.label:{label}} {duration(job.seconds):>{bar}}"))
 
     def _headline(self, job: Job, word: str, style: str) -> None:
         plain = self._stamp(word, f"{job.label} ({job.seconds:.0f} s)")
@@ -196,8 +201,8 @@ class LogHandler(LogHandlerBase):
             self._say(f"  {errors[-1]}", "bold red")
         remote = [f"{key} {clean(value)}" for key, value in record.aux.items()]
         details = [f"rule {record.rule_name}", ending, clean(record.rule_msg), *remote]
-        if not record.log:
-            details.append("no log file; what it said is above")
+        if not lines and not (record.log and record.shellcmd):
+            details.append("what it said is above")
         self._say("  " + " · ".join(filter(None, details)), "dim")
         if record.log:
             self._say(f"  log: {path}" if lines else f"  empty log: {', '.join(record.log)}", "dim")
@@ -213,21 +218,22 @@ class LogHandler(LogHandlerBase):
         if self.dryrun:
             self._say(self._table())
             return
-        took, labels = duration(time.time() - self.born), [job.label for job in self.failed.values()]
-        succeeded = self.done == self.total and not (labels or self.interrupted or self.broken)
-        text = f"{count_jobs(self.total)} done in {took}"
+        labels = [job.label for job in self.failed.values()]
+        counted = self.show_progress  # else Snakemake does not even say which jobs have finished
+        succeeded = not (labels or self.interrupted or self.broken or (counted and self.done < self.total))
+        if succeeded and not counted:
+            return
+        text = f"{count_jobs(self.total)} done in {duration(time.time() - self.born)}"
         if not succeeded:
-            text = f"{self.done} of {text}"
-        if self.interrupted:
-            text = f"interrupted, {text}"
-        elif labels:
             names = ", ".join(labels[:3]) + f" and {len(labels) - 3} more" * (len(labels) > 3)
-            text = f"{count_jobs(len(labels))} failed ({names}), {text}"
+            failed = f"{count_jobs(len(labels))} failed ({names})" if labels else "stopped"
+            done = f", {self.done} of {text}" if counted else ""
+            text = ("interrupted" if self.interrupted else failed) + done
         mark = "✓" if succeeded else "✗"
         self._say(
             f"{mark} {text}" if self.terminal else self._stamp("end", text), "bold green" if succeeded else "bold red"
         )
-        if self.done < self.total:
+        if not succeeded:
             name = Path(sys.argv[0]).name
             command = shlex.join([name, *sys.argv[1:]]) if name == "snakemake" else "the same command"
             self._say(f"  finished jobs are kept; to continue: {command}")
@@ -235,7 +241,7 @@ class LogHandler(LogHandlerBase):
     def _table(self) -> str:
         width = max(map(len, [*self.stats, "total"]))
         why = "  why" if self.reasons and self.show_reasons else ""
-        lines = [f"{'rule':{width}}  jobs{why}"]
+        lines = [""] * (self.common_settings.printshellcmds and self.show_jobs) + [f"{'rule':{width}}  jobs{why}"]
         for rule, number in self.stats.items():
             reasons = [reason if n == number else f"{reason} ({n})" for reason, n in self.reasons[rule].most_common()]
             lines.append(f"{rule:{width}}  {number:4d}" + (f"  {', '.join(reasons)}" if why else ""))
@@ -256,11 +262,6 @@ class LogHandler(LogHandlerBase):
     def _widths(self) -> tuple[int, int]:
         """Columns of a label and of a bar; at 80 columns the rest holds `41 s left · loss 0.831 · train 0.712`."""
         return min(40, self.console.width * 7 // 20), max(10, min(24, self.console.width // 4 - 10))
-
-    def _fit(self, label: str, width: int) -> Text:
-        text = Text(label)
-        text.truncate(width, overflow="ellipsis", pad=True)
-        return text
 
     def _beat(self) -> None:
         while not self.closed.wait(REFRESH):
@@ -320,11 +321,11 @@ class LogHandler(LogHandlerBase):
 
     def _row(self, label: str, share: float, color: str, when: str, text: str) -> Text:
         width, bar = self._widths()
+        if len(label) > width:  # names differ at their ends
+            label = f"{label[: width // 2]}…{label[-(width - width // 2 - 1) :]}"
         full, half = divmod(round(2 * bar * share), 2)
         filled, rest = "━" * full + "╸" * half, "─" * (bar - full - half)
         said = f" · {text}" if text else ""
-        row = Text.assemble(
-            "  ", self._fit(label, width), (f" {filled}", color), (rest, "dim"), f" {when}", (said, "dim")
-        )
+        row = Text.assemble(f"  {label:{width}} ", (filled, color), (rest, "dim"), f" {when}", (said, "dim"))
         row.truncate(self.console.width, overflow="ellipsis")
         return row

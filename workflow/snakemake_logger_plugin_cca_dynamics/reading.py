@@ -15,11 +15,12 @@ COMMAND_FAILED = re.compile(r"RuleException:\nCalledProcessError.*(exit status \
 
 # What Snakemake says of every run, or the display says better. All else is shown.
 CHATTER = re.compile(
-    "Assuming unrestricted shared filesystem|Building DAG of jobs|Complete log|Conda environments: ignored|DAG of jobs will"
-    "|Elapsed time:|Exiting because a job execution failed|Group jobs: inactive|Reasons:|Removing temporary output"
-    "|Rules with provenance triggered jobs|Select jobs to execute|Shutting down|Singularity containers: ignored"
-    "|Some jobs were triggered by provenance|This was a dry-run|Touching output|Updating checkpoint dependencies"
-    "|Using shell:|WorkflowError:\nAt least one job did not complete successfully"
+    "Assuming unrestricted shared filesystem|Building DAG of jobs|Complete log|Conda environments: ignored"
+    "|Config file .* is extended by"
+    "|DAG of jobs will be|Elapsed time:|Exiting because a job execution failed|Group jobs: inactive|Reasons:"
+    "|Removing temporary output|Rules with provenance triggered jobs|Select jobs to execute|Shutting down"
+    "|Singularity containers: ignored|Some jobs were triggered by provenance|This was a dry-run|Touching output"
+    "|Updating checkpoint dependencies|Using shell:|WorkflowError:\nAt least one job did not complete successfully"
 )
 # Snakemake's reasons to run a job, short enough for a table.
 REASONS = {
@@ -64,7 +65,7 @@ def last_lines(path: str, size: int) -> list[str]:
 
 
 def short_reasons(reason: str) -> list[str]:
-    """Snakemake's reasons to run a job, shortened; a job that only follows other jobs of the run has no other reason."""
+    """Snakemake's reasons to run a job, shortened; of all others, being downstream of a job of this run comes last."""
     return [short for phrase, short in REASONS.items() if phrase in reason] or ["follows from the above"]
 
 

@@ -115,6 +115,12 @@ class Distances:
         """The group's mean under every bootstrap resample of networks."""
         return self.mean(group, layer, measure, split, self.weights)
 
+    def difference(self, first: str, second: str, layers: list[str]) -> tuple[float, np.ndarray]:
+        """Mean over layers of the second minus the first group's distance, and its bootstrap samples (B,)."""
+        value = np.mean([self.mean(second, layer) - self.mean(first, layer) for layer in layers])
+        samples = [self.samples(second, layer) - self.samples(first, layer) for layer in layers]
+        return float(value), np.mean(samples, axis=0)
+
     def closer_p(self, layer: str, split: str = "train") -> float:
         """p that generalizing networks are no closer than memorizing ones: exact relabelling of networks."""
         matrix = self.matrix(layer, split=split)
@@ -132,28 +138,25 @@ def claims(table: pd.DataFrame, options: dict) -> list[Claim]:
     per_group = f"n = {options['networks']} + {options['networks']} networks"
     result = [_fitted(table, per_group)]
 
-    differences = {}
-    for layer in early:
-        for first, second in ((GROUPS[0], GROUPS[1]), (GROUPS[0], "inter"), (GROUPS[1], "inter")):
-            samples = distances.samples(second, layer) - distances.samples(first, layer)
-            value = distances.mean(second, layer) - distances.mean(first, layer)
-            differences[layer, first, second] = (float(value), samples)
+    differences = [
+        distances.difference(first, second, early)
+        for first, second in ((GROUPS[0], GROUPS[1]), (GROUPS[0], "inter"), (GROUPS[1], "inter"))
+    ]
     result.append(
         _alike(
             "early_layers",
             "3",
             "Early layers are equally similar in all three comparisons.",
-            f"largest difference between group means in {', '.join(early)} (alike: within ±{margin:g})",
-            list(differences.values()),
+            f"largest difference between two groups, mean of {', '.join(early)} (alike: within ±{margin:g})",
+            differences,
             margin,
             per_group,
         )
     )
 
-    values = [float(distances.mean(GROUPS[1], layer) - distances.mean(GROUPS[0], layer)) for layer in late]
-    samples = [distances.samples(GROUPS[1], layer) - distances.samples(GROUPS[0], layer) for layer in late]
+    value, samples = distances.difference(*GROUPS, late)
     p = float(statistics.holm([distances.closer_p(layer) for layer in late]).max())
-    intervals = [statistics.interval(sample) for sample in samples]
+    intervals = [statistics.interval(distances.difference(*GROUPS, [layer])[1]) for layer in late]
     result.append(
         Claim(
             claim="generalization.late_layers",
@@ -161,25 +164,21 @@ def claims(table: pd.DataFrame, options: dict) -> list[Claim]:
             statement="In late layers generalizing networks are closer to each other than memorizing networks.",
             statistic=f"memorizing minus generalizing distance, mean of {', '.join(late)}; {per_group}, "
             "exact relabelling of networks in each layer, Holm",
-            value=float(np.mean(values)),
-            **_bounds(np.mean(samples, axis=0)),
+            value=value,
+            **_bounds(samples),
             p_value=p,
             paper_value=_published_difference(),
             verdict=all_of([exceeds(0, ci, p) for ci in intervals]),
         )
     )
 
-    inter = []
-    for layer in late:
-        value = float(distances.mean("inter", layer) - distances.mean(GROUPS[1], layer))
-        inter.append((value, distances.samples("inter", layer) - distances.samples(GROUPS[1], layer)))
     result.append(
         _alike(
             "memorizing_as_inter",
             "3",
             "Memorizing networks are as far from each other as from generalizing networks.",
-            f"largest difference, inter minus memorizing, in {', '.join(late)} (alike: within ±{margin:g})",
-            inter,
+            f"inter minus memorizing distance, mean of {', '.join(late)} (alike: within ±{margin:g})",
+            [distances.difference(GROUPS[1], "inter", late)],
             margin,
             per_group,
         )

@@ -126,8 +126,8 @@ def _nearest(steps: list[tuple[int, float]], epoch: float) -> int:
 
 
 def convergence_epoch(table: pd.DataFrame, within: float) -> float:
-    """First epoch from which the mean test accuracy stays within a distance of its final value."""
-    accuracy = table[table["quantity"] == "test_accuracy"].groupby("epoch")["value"].mean()
+    """First epoch from which test accuracy, the median over networks, stays within a distance of its final value."""
+    accuracy = table[table["quantity"] == "test_accuracy"].groupby("epoch")["value"].median()
     away = (accuracy - accuracy.iloc[-1]).abs() > within
     return float(
         accuracy.index[-1] if away.iloc[-1] else accuracy.index[np.flatnonzero(away).max() + 1 if away.any() else 0]

@@ -111,7 +111,8 @@ def claims(table: pd.DataFrame, options: dict) -> list[Claim]:
     groups = f"{len(multipliers)} widths, n = {options['networks']} networks each"
 
     def fall(distances: np.ndarray) -> np.ndarray:
-        return distances[..., 0] - distances[..., -1]
+        """Share of the narrowest networks' distance that the widest have lost."""
+        return 1 - distances[..., -1] / distances[..., 0]
 
     ranks = np.arange(len(multipliers))
     trend = spearman(ranks, trained)
@@ -122,7 +123,7 @@ def claims(table: pd.DataFrame, options: dict) -> list[Claim]:
     r_p = statistics.order_p(trained, lambda values: -pearson(test, values), seed)
     extra = fall(trained) - fall(untrained)
     extra_ci = statistics.interval(fall(drawn["trained"]) - fall(drawn["untrained"]))
-    published = PUBLISHED.groupby("state", sort=False)["value"].apply(lambda ends: ends.iloc[0] - ends.iloc[1])
+    published = PUBLISHED.groupby("state", sort=False)["value"].apply(lambda ends: 1 - ends.iloc[1] / ends.iloc[0])
     return [
         Claim(
             claim="width.trend",
@@ -154,8 +155,8 @@ def claims(table: pd.DataFrame, options: dict) -> list[Claim]:
             claim="width.not_initialisation",
             figure="A7",
             statement="Training, not initialisation, brings wide networks together.",
-            statistic=f"fall of distance from narrowest to widest, trained minus untrained; {groups}, bootstrap of "
-            "networks",
+            statistic=f"relative fall of distance from narrowest to widest, trained minus untrained; {groups}, "
+            "bootstrap of networks",
             value=float(extra),
             ci_low=extra_ci[0],
             ci_high=extra_ci[1],
