@@ -1,5 +1,6 @@
 """The display of a run, `--logger cca-dynamics`: a toy workflow piped and on a terminal, and when things go wrong."""
 
+import io
 import logging
 import os
 import pty
@@ -13,6 +14,7 @@ from types import SimpleNamespace
 
 import pytest
 import snakemake_logger_plugin_cca_dynamics as plugin
+from rich.console import Console
 from snakemake_interface_logger_plugins.common import LogEvent
 from snakemake_interface_logger_plugins.tests import MockOutputSettings, TestLogHandlerBase
 from snakemake_logger_plugin_cca_dynamics.reading import Job, clean, duration, explain, how_it_ended, short_reasons
@@ -55,6 +57,18 @@ ANSI = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 def toy(tmp_path):
     (tmp_path / "Snakefile").write_text(TOY)
     return tmp_path
+
+
+@pytest.fixture(scope="module")
+def piped(tmp_path_factory):
+    """A run that succeeds and one in which a job fails, side by side, stdout and stderr piped."""
+    commands = {"succeeds": (*LOGGER, "pause=0.05"), "fails": (*LOGGER, "fail=memorizing", "--keep-going")}
+    folders = {name: tmp_path_factory.mktemp(name) for name in commands}
+    for folder in folders.values():
+        (folder / "Snakefile").write_text(TOY)
+    with ThreadPoolExecutor(2) as pool:
+        started = {n: pool.submit(snakemake, folders[n], *commands[n], FORCE_COLOR="1") for n in commands}
+        return {name: run.result() for name, run in started.items()}
 
 
 @pytest.fixture
@@ -130,8 +144,8 @@ class Terminal:
         os.write(self.master, b"\x03")
 
 
-def test_plain_lines_where_there_is_no_terminal(toy):
-    run = snakemake(toy, *LOGGER, "pause=0.05", FORCE_COLOR="1")
+def test_plain_lines_where_there_is_no_terminal(piped):
+    run = piped["succeeds"]
     assert run.returncode == 0, run.stderr
     # Stdout is what the Snakefile prints, and nothing else.
     said = "said while the Snakefile is read\n| claim | verdict |\n| width.1 | reproduced |\n"
@@ -152,8 +166,8 @@ def test_plain_lines_where_there_is_no_terminal(toy):
     assert len(lines) == 1 + 4 + 5 + 1
 
 
-def test_a_failed_job_is_one_block_that_begins_with_its_error(toy):
-    run = snakemake(toy, *LOGGER, "fail=memorizing", "pause=0.05", "--keep-going")
+def test_a_failed_job_is_one_block_that_begins_with_its_error(piped):
+    run = piped["fails"]
     assert run.returncode == 1
     block = run.stderr[re.search(STAMP + "failed train memorizing", run.stderr).start() :].splitlines()
     assert block[1:9] == [
@@ -176,9 +190,9 @@ def test_what_other_commands_print_is_untouched(toy):
     """With the logger in the profile, as in this repository."""
     (toy / "profiles/default").mkdir(parents=True)
     (toy / "profiles/default/config.yaml").write_text("cores: 2\nlogger: cca-dynamics\n")
-    commands = (["--dry-run", "-p"], ["--summary"], ["--dag"], ["sources"], ["--config", "sede=1"])
-    with ThreadPoolExecutor(3) as pool:
-        dry, summary, dag, nothing, refused = pool.map(lambda options: snakemake(toy, *options), commands)
+    commands = (["--dry-run", "-p"], ["--summary"], ["sources"], ["--config", "sede=1"])
+    with ThreadPoolExecutor(2) as pool:
+        dry, summary, nothing, refused = pool.map(lambda options: snakemake(toy, *options), commands)
     assert "\nplot memorizing\n    cp networks/memorizing plots/memorizing" in dry.stdout
     assert dry.stdout.splitlines()[-7:-2] == [
         "rule   jobs  why",
@@ -189,14 +203,13 @@ def test_what_other_commands_print_is_untouched(toy):
     ]
     assert "nothing was done" in dry.stdout and not (toy / "networks").exists()
     assert summary.stdout.splitlines()[1].startswith("output_file\t") and summary.stdout.count("\t") == 5 * 5
-    assert "digraph snakemake_dag {" in dag.stdout and dag.stdout.rstrip().endswith("}")
     assert "Nothing to be done (all requested files are present and up to date).\n" in nothing.stderr
     assert refused.returncode == 1
     assert refused.stderr.splitlines()[1:] == ["error: config key sede: unknown key; did you mean seed?"]
 
 
 def test_live_display_on_a_terminal(toy):
-    terminal = Terminal(toy, *LOGGER, "pause=0.4")
+    terminal = Terminal(toy, *LOGGER, "pause=0.3")
     terminal.read()
     assert terminal.process.returncode == 0, terminal.shown
     live, _, ending = terminal.shown.partition("| claim")
@@ -279,6 +292,25 @@ def test_a_closed_stream_stops_nothing(handler):
     one.close()
 
 
+def test_live_display_fits_the_screen_and_ends_with_the_run(handler):
+    one = handler()
+    screen = io.StringIO()
+    one.terminal, one.console = True, Console(file=screen, force_terminal=True, width=80, height=10)
+    one.emit(record(LogEvent.RUN_INFO, stats={"train": 30, "total": 30}))
+    for jobid in range(30):
+        one.emit(job_info(jobid, rule_msg=f"train a-cohort-with-a-long-name-{jobid} 0-4"))
+    rows = one._render().plain.splitlines()
+    assert len(rows) == 8 and max(map(len, rows)) <= 80
+    assert rows[0].startswith("  train a-cohort…ng-name-0 0-4 ───") and rows[6] == "  and 24 more"
+    assert one.live
+    one.emit(job_info(30, log=[]))  # may write to the terminal itself
+    assert not one.live
+    one.emit(record(LogEvent.JOB_FINISHED, job_id=30))
+    assert one.live
+    one.close()
+    assert not one.live and ANSI.sub("", screen.getvalue()).splitlines()[-2].startswith("✗ stopped, 1 of 30 jobs done")
+
+
 def test_jobs_that_are_silent_for_long_are_reported(handler, capsys, monkeypatch, tmp_path):
     monkeypatch.setattr(plugin, "REMIND", 5.0)
     log = tmp_path / "a.log"
@@ -299,6 +331,7 @@ def test_jobs_that_are_silent_for_long_are_reported(handler, capsys, monkeypatch
 
 def test_quiet_hides_jobs_but_not_failures(handler, capsys):
     one = handler(quiet=[SimpleNamespace(name="PROGRESS"), SimpleNamespace(name="RULES")])
+    assert one.has_filter  # else Snakemake installs its own, which hides failed jobs
     one.emit(record(LogEvent.RUN_INFO, stats={"train": 1, "total": 1}))
     one.emit(job_info())
     assert capsys.readouterr().err == ""
@@ -316,6 +349,10 @@ def test_quiet_all_says_nothing(handler, capsys):
     one.emit(record(message="a warning", level=logging.WARNING))
     one.close()
     assert capsys.readouterr() == ("", "")
+    dry = handler(quiet=[SimpleNamespace(name="ALL")], dryrun=True, stdout=True)  # there is nothing else to ask it for
+    dry.emit(record(LogEvent.RUN_INFO, stats={"train": 1, "total": 1}))
+    dry.close()
+    assert "train     1\n" in capsys.readouterr().out
 
 
 def test_progress_is_the_last_line_that_tells_it(tmp_path):

@@ -187,6 +187,7 @@ def claims(table: pd.DataFrame, options: dict) -> list[Claim]:
     result.append(_softmax_train(distances, margin, per_group))
     result.append(_softmax_test(distances, margin, per_group))
     result += _closer_again(distances, late, per_group, options["measures"])
+    result += _overestimate(distances, early, per_group, options["measures"])
     return result
 
 
@@ -320,6 +321,38 @@ def _closer_again(distances: Distances, late: list[str], per_group: str, measure
             )
         )
     return found
+
+
+def _overestimate(distances: Distances, early: list[str], per_group: str, measures: list[str]) -> list[Claim]:
+    """Do mean CCA and SVCCA see more distance in early layers than PWCCA, averaged over the three comparisons?"""
+    others = [measure for measure in ("mean_cca", "svcca") if measure in measures]
+    if not others:
+        return []
+
+    def excess(measure: str, weights: np.ndarray | None = None):
+        places = [(group, layer) for group in (*GROUPS, "inter") for layer in early]
+        gaps = [
+            distances.mean(group, layer, measure, weights=weights) - distances.mean(group, layer, weights=weights)
+            for group, layer in places
+        ]
+        return np.mean(gaps, axis=0)
+
+    least = min(others, key=lambda measure: float(excess(measure)))
+    samples = {measure: excess(measure, distances.weights) for measure in others}
+    return [
+        Claim(
+            claim="generalization.others_overestimate",
+            figure="A9",
+            statement="Mean CCA and SVCCA overestimate the distance of early layers.",
+            statistic=f"excess over PWCCA of {least}, the smaller of the two, mean of the three comparisons in "
+            f"{', '.join(early)}; {per_group}, bootstrap of networks",
+            value=float(excess(least)),
+            **_bounds(samples[least]),
+            p_value=math.nan,
+            paper_value=math.nan,
+            verdict=all_of([exceeds(0, statistics.interval(sample)) for sample in samples.values()]),
+        )
+    ]
 
 
 def _published_difference() -> float:

@@ -1,45 +1,286 @@
-"""Distances between all pairs of representations."""
+"""Distances between all pairs of representations, at the speed of the matrix products they need.
+
+Each representation is decomposed once. For each, one product with the bases of many others gives their
+cross-products, and the small eigenproblems that are left are solved many at a time: on a CPU one per thread, on a GPU
+in batches. Both directions of an asymmetric measure come from the same decomposition.
+"""
 
 from __future__ import annotations
 
-from dataclasses import replace
+import hashlib
+import inspect
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
+import torch
+from torch import Tensor
 
-from cca_dynamics.similarity.cca import CCAResult, Factors, cca, factorize
+from cca_dynamics.similarity.baselines import cosine, euclidean, linear_cka, linear_cka_debiased, procrustes
+from cca_dynamics.similarity.cca import (
+    Factors,
+    bartlett,
+    canonical,
+    check_pair,
+    correlations,
+    factorize,
+    mean_cca,
+    projection_weights,
+    pwcca,
+    pwcca_squared,
+    svcca,
+)
+
+MEASURES: dict[str, Callable] = {
+    "pwcca": pwcca,
+    "pwcca_squared": pwcca_squared,
+    "mean_cca": mean_cca,
+    "svcca": svcca,
+    "bartlett": bartlett,
+    "linear_cka": linear_cka,
+    "linear_cka_debiased": linear_cka_debiased,
+    "procrustes": procrustes,
+    "cosine": cosine,
+    "euclidean": euclidean,
+}
+"""Every measure takes (x, y, **options) and returns a result with `distance` and `reverse`. Adding one: a function
+and its
+line here. Those in `KERNELS` are also computed from shared cross-products."""
+
+MEMORY = 2e9  # bytes of bases in memory at once
 
 
-def mean_cca(x, y, *, device: str = "cpu") -> CCAResult:
-    """Mean CCA distance, 1 - mean(ρ). Arguments and errors as `cca`."""
-    return cca(x, y, device=device)
+def _weighted(kind: str) -> Callable:
+    def kernel(cross: Tensor, x: Factors, others: Sequence[Factors]) -> tuple[Tensor, Tensor]:
+        u, rho, v = canonical(cross)
+        weights_x = projection_weights(u, x.coordinates(), kind)
+        weights_y = projection_weights(v, torch.stack([y.coordinates() for y in others]), kind)
+        return tuple((1 - (weights * rho).sum(dim=-1)).clamp(0, 1) for weights in (weights_x, weights_y))
+
+    return kernel
 
 
-def svcca(x, y, *, keep: float = 0.99, device: str = "cpu") -> CCAResult:
-    """SVCCA distance: mean CCA between the leading directions that hold `keep` of each layer's variance.
+def _mean(cross: Tensor, x: Factors, others: Sequence[Factors]) -> tuple[Tensor, Tensor]:
+    distance = 1 - correlations(cross).mean(dim=-1)
+    return distance, distance
 
-    Source: Raghu et al. 2017.
+
+def _cka(cross: Tensor, x: Factors, others: Sequence[Factors]) -> tuple[Tensor, Tensor]:
+    s = torch.stack([y.s for y in others])
+    hsic = (x.s[:, None] * cross * s[:, None, :]).square().sum(dim=(-1, -2))
+    distance = (1 - hsic / (x.s.pow(4).sum() * s.pow(4).sum(dim=-1)).sqrt()).clamp(min=0)
+    return distance, distance
+
+
+def _nuclear(cross: Tensor, x: Factors, others: Sequence[Factors]) -> tuple[Tensor, Tensor]:
+    s = torch.stack([y.s for y in others])
+    nuclear = torch.linalg.svdvals(x.s[:, None] * cross * s[:, None, :]).sum(dim=-1)
+    distance = (1 - nuclear / (x.s.square().sum() * s.square().sum(dim=-1)).sqrt()).clamp(min=0)
+    return distance, distance
+
+
+KERNELS: dict[str, Callable] = {
+    "pwcca": _weighted("absolute"),
+    "pwcca_squared": _weighted("squared"),
+    "mean_cca": _mean,
+    "svcca": _mean,
+    "linear_cka": _cka,
+    "procrustes": _nuclear,
+}
+"""Distances of one representation to several of one shape, both directions, from cross-products Q_xᵀ Q_y (b, p, q)."""
+
+CANONICAL = ("pwcca", "pwcca_squared", "mean_cca", "svcca")
+
+
+def pairwise(
+    representations: Sequence,
+    measure: str = "pwcca",
+    *,
+    device: str = "cpu",
+    block: int | None = None,
+    precision: str = "float64",
+    progress: bool = False,
+    store: Path | None = None,
+    **options: object,
+) -> np.ndarray:
+    """Distances between all pairs of representations.
+
+    Args:
+        representations: N arrays (n, d), widths may differ, or Factors to share between calls.
+        measure: key of `MEASURES`.
+        device: "cpu" (as many threads as torch.get_num_threads()) or "cuda".
+        block: representations whose bases are in memory at once; default: as many as fit in 2 GB. Memory beyond the
+            representations is about (block + 1)·n·d numbers of the precision, and block·d² in float64.
+        precision: of the cross-products, "float64" or "float32". Decompositions are float64 either way; float32 is
+            about twice as fast and moves distances by about 1e-6 (benchmarks/similarity.py prints by how much).
+        progress: show a progress bar on stderr.
+        store: a folder in which finished blocks are kept, so that a killed run goes on where it stopped; blocks of
+            other data or options are ignored.
+        options: of the measure, e.g. keep for svcca.
+
+    Returns:
+        (N, N) float64: D[i, j] is the distance from i to j, 0 on the diagonal, symmetric for symmetric measures.
+
+    Raises:
+        ValueError: no representations, an unknown measure, or what the measure refuses.
+
+    Warns:
+        DegenerateCCAWarning: once, if the ranks of a pair together exceed n - 1.
     """
-    return cca(factorize(x, device=device, keep=keep), factorize(y, device=device, keep=keep), device=device)
+    if measure not in MEASURES:
+        raise ValueError(f"measure {measure!r} is not known; choose one of {', '.join(MEASURES)}")
+    if precision not in ("float64", "float32"):
+        raise ValueError(f"precision is float64 or float32, not {precision!r}")
+    if len(representations) == 0:
+        raise ValueError("there are no representations to compare; give at least one")
+    dtype = torch.float64 if precision == "float64" else torch.float32
+    factors = [factorize(x, device=device, name=f"representations[{i}]") for i, x in enumerate(representations)]
+    known = set(inspect.signature(MEASURES[measure]).parameters) - {"x", "y", "device", "variates"}
+    for name in options:
+        if name not in known:
+            raise ValueError(f"{measure} has no option {name!r}; it has {', '.join(sorted(known)) or 'none'}")
+    if measure == "svcca":
+        keep = options.pop("keep", 0.99)
+        factors = [x.truncated(keep) for x in factors]
+    _check(factors, measure)
+    row = _rows(factors, measure, dtype, options)
 
-
-def pwcca(x, y, *, device: str = "cpu") -> CCAResult:
-    """Projection-weighted CCA distance from x to y, 1 - Σ α_i ρ_i with α_i ∝ Σ_j |<h_i, x_j>|.
-
-    Not symmetric: the weights are those of x. Source: Morcos et al. 2018, section 2.2.
-    """
-    result = cca(x, y, device=device)
-    return replace(result, distance=float(1 - result.weights_x @ result.correlations))
-
-
-MEASURES = {"pwcca": pwcca, "mean_cca": mean_cca, "svcca": svcca}
-
-
-def pairwise(representations, measure: str = "pwcca", *, device: str = "cpu") -> np.ndarray:
-    """(N, N) matrix of distances, D[i, j] from i to j, 0 on the diagonal."""
-    factors: list[Factors] = [factorize(x, device=device) for x in representations]
-    distances = np.zeros((len(factors), len(factors)))
-    for i, x in enumerate(factors):
-        for j, y in enumerate(factors):
-            if i != j:
-                distances[i, j] = MEASURES[measure](x, y, device=device).distance
+    count, size = len(factors), max(x.n * max(x.rank, 1) for x in factors) * (8 if precision == "float64" else 4)
+    block = block or int(max(1, min(count, MEMORY // size)))
+    fingerprint = _fingerprint(factors, measure, precision, block, options) if store else ""
+    distances = np.zeros((count, count))
+    bar = _bar(count * (count - 1) // 2, measure) if progress else None
+    for first in range(0, count, block):
+        members = range(first, min(first + block, count))
+        saved = Path(store) / f"{fingerprint}-{first}.npy" if store else None
+        if saved is not None and saved.exists():
+            columns = np.load(saved, allow_pickle=False)
+        else:
+            columns = row(members, bar)
+            if saved is not None:
+                _keep(columns, saved)
+        distances[: members[-1] + 1, first : members[-1] + 1] = columns[0]
+        distances[first : members[-1] + 1, : members[-1] + 1] = columns[1].T
+        done = distances[first : members[-1] + 1, first : members[-1] + 1]
+        upper = np.triu(columns[0][first:], 1)
+        done[:] = upper + np.triu(columns[1][first:], 1).T
+    if bar is not None:
+        bar.close()
     return distances
+
+
+def _rows(factors: list[Factors], measure: str, dtype: torch.dtype, options: dict) -> Callable:
+    """A function from a block of representations to the distances to and from all before and within it."""
+
+    def compute(members: range, bar) -> np.ndarray:
+        # columns[0][i, j - first] is the distance from i to j for i < j, columns[1] from j to i.
+        columns = np.zeros((2, members[-1] + 1, len(members)))
+        kernel = KERNELS.get(measure) if not options else None
+        bases = {j: factors[j].basis().to(dtype) for j in members} if kernel else {}
+        with _Workers(factors[0].x.device) as workers:
+            for i in range(members[-1]):
+                later = [j for j in members if j > i]
+                if kernel is None:
+                    jobs = [[j] for j in later]
+                else:
+                    q = bases[i] if i in bases else factors[i].basis().to(dtype)
+                    jobs = _batches(factors, later, workers.batch)
+
+                def solve(batch: list[int], i=i, q=q if kernel else None) -> None:
+                    if kernel is None:
+                        found = MEASURES[measure](factors[i], factors[batch[0]], **options)
+                        columns[:, i, batch[0] - members[0]] = found.distance, found.reverse
+                        return
+                    cross = torch.stack([q.T @ bases[j] for j in batch]).double()
+                    forward, backward = _solve(kernel, cross, factors[i], [factors[j] for j in batch])
+                    places = [j - members[0] for j in batch]
+                    columns[0, i, places], columns[1, i, places] = forward, backward
+
+                workers.run(solve, jobs)
+                if bar is not None:
+                    bar.update(len(later))
+        return columns
+
+    return compute
+
+
+def _solve(kernel: Callable, cross: Tensor, x: Factors, others: list[Factors]) -> tuple[np.ndarray, np.ndarray]:
+    """A kernel's distances; those of a layer without directions are 1."""
+    if min(cross.shape[1:]) == 0:
+        return np.ones(len(others)), np.ones(len(others))
+    return tuple(distance.cpu().numpy() for distance in kernel(cross, x, others))
+
+
+def _batches(factors: list[Factors], members: list[int], size: int) -> list[list[int]]:
+    """Representations of equal shape together, at most `size` at a time."""
+    groups: dict[tuple[int, int], list[int]] = {}
+    for j in members:
+        groups.setdefault((factors[j].rank, factors[j].x.shape[1]), []).append(j)
+    return [group[k : k + size] for group in groups.values() for k in range(0, len(group), size)]
+
+
+class _Workers:
+    """Solves many small problems: on a CPU each in one thread, as many threads as torch has; on a GPU in big batches."""
+
+    def __init__(self, device: torch.device):
+        self.threads = torch.get_num_threads() if device.type == "cpu" else 1
+        self.batch = 1 if device.type == "cpu" else 256
+
+    def __enter__(self) -> _Workers:
+        self.pool = None
+        if self.threads > 1:
+            # Small problems run best on one thread each; torch keeps this setting per thread.
+            self.pool = ThreadPoolExecutor(self.threads, initializer=torch.set_num_threads, initargs=(1,))
+        return self
+
+    def __exit__(self, *problem: object) -> None:
+        if self.pool is not None:
+            self.pool.shutdown(cancel_futures=True)
+            torch.set_num_threads(self.threads)
+
+    def run(self, solve: Callable, jobs: Sequence) -> None:
+        for _ in map(solve, jobs) if self.pool is None else self.pool.map(solve, jobs):
+            pass
+
+
+def _check(factors: list[Factors], measure: str) -> None:
+    """What `check_pair` says of each pair, the warning once; other measures need equal rows only."""
+    for i, x in enumerate(factors):
+        if x.n != factors[0].n:
+            raise ValueError(
+                f"representations[{i}] has {x.n} data points and representations[0] {factors[0].n}; compare activations of the "
+                "same data points"
+            )
+    if measure in CANONICAL or measure == "bartlett":
+        widest = sorted(range(len(factors)), key=lambda i: -factors[i].rank)[:2]
+        if factors[widest[0]].rank >= factors[0].n - 1:
+            raise ValueError(
+                f"representations[{widest[0]}] spans all {factors[0].n - 1} directions of its {factors[0].n} data points, so "
+                "that everything correlates with it perfectly; use more data points than neurons"
+            )
+        if len(widest) == 2:
+            check_pair(factors[widest[0]], factors[widest[1]])
+
+
+def _bar(total: int, measure: str):
+    from tqdm import tqdm
+
+    return tqdm(total=total, desc=measure, unit="pair")
+
+
+def _fingerprint(factors: list[Factors], measure: str, precision: str, block: int, options: dict) -> str:
+    digest = hashlib.sha256(repr((measure, precision, block, sorted(options.items()))).encode())
+    for x in factors:
+        digest.update(repr((tuple(x.x.shape), x.x.dtype)).encode())
+        digest.update(x.s.cpu().numpy().tobytes() + x.mean.cpu().numpy().tobytes() + x.v.cpu().numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def _keep(columns: np.ndarray, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with open(temporary, "wb") as file:
+        np.save(file, columns, allow_pickle=False)
+    os.replace(temporary, path)
