@@ -42,9 +42,13 @@ def test_mean_between_uses_both_directions(rng):
 
 
 def test_bootstrap_keeps_group_sizes_and_two_networks():
-    weights = statistics.bootstrap_weights(["a"] * 3 + ["b"] * 2, seed=1, resamples=500)
-    assert (weights[:, :3].sum(axis=1) == 3).all() and (weights[:, 3:].sum(axis=1) == 2).all()
-    assert ((weights[:, :3] > 0).sum(axis=1) >= 2).all() and ((weights[:, 3:] > 0).sum(axis=1) >= 2).all()
+    weights = statistics.bootstrap_weights(["a"] * 5 + ["b"] * 4, seed=1, resamples=500)
+    assert (weights[:, :5].sum(axis=1) == 5).all() and (weights[:, 5:].sum(axis=1) == 4).all()
+    assert ((weights[:, :5] > 0).sum(axis=1) >= 2).all() and ((weights[:, 5:] > 0).sum(axis=1) >= 2).all()
+
+
+def test_bootstrap_of_too_few_networks_has_no_interval():
+    assert np.isnan(statistics.bootstrap_weights(["a"] * 5 + ["b"] * 3, seed=1)[:, 5:]).all()
 
 
 def test_bootstrap_refuses_a_group_of_one():

@@ -6,7 +6,7 @@ import pytest
 import torch
 from cca_dynamics import activations, checkpoints, training
 from cca_dynamics.datasets import Dataset
-from cca_dynamics.files import DamagedFile
+from cca_dynamics.files import DamagedFile, read_facts, read_tensors
 from cca_dynamics.networks import _fold, _unfold, build
 from torch import nn
 
@@ -76,7 +76,7 @@ def recipe(networks=(0, 1, 2), *, optimizer="sgd", batch_norm=True, epochs=3, la
 def run(chosen: dict, data: Dataset, out):
     lines = []
     training.train(chosen, data, out, report=lines.append)
-    state, _ = checkpoints.load(max(out.glob("step-*.safetensors")))
+    state, _ = read_tensors(max(out.glob("step-*.safetensors")))
     return state, pd.read_parquet(out / "history.parquet"), lines
 
 
@@ -135,8 +135,8 @@ def test_a_network_does_not_depend_on_its_cohort(tmp_path):
     alone, history_alone, _ = run(recipe((2,)), data, tmp_path / "alone")
     for name in alone:
         torch.testing.assert_close(alone[name][0], together[name][2], rtol=1e-4, atol=1e-5)
-    initial, _ = checkpoints.load(tmp_path / "together" / "step-000000.safetensors")
-    initial_alone, _ = checkpoints.load(tmp_path / "alone" / "step-000000.safetensors")
+    initial, _ = read_tensors(tmp_path / "together" / "step-000000.safetensors")
+    initial_alone, _ = read_tensors(tmp_path / "alone" / "step-000000.safetensors")
     assert all(torch.equal(initial[name][2], initial_alone[name][0]) for name in initial)
     assert history_alone["loss"].to_numpy() == pytest.approx(
         history[history["network"] == 2]["loss"].to_numpy(), rel=1e-4
@@ -149,7 +149,7 @@ def test_networks_of_a_cohort_and_of_other_cohorts_differ(tmp_path):
     assert not torch.equal(state["conv1.weight"][0], state["conv1.weight"][1])
     other["cohort"] = "another"
     run(other, data, tmp_path / "two")
-    first, second = (checkpoints.load(tmp_path / n / "step-000000.safetensors")[0] for n in ("one", "two"))
+    first, second = (read_tensors(tmp_path / n / "step-000000.safetensors")[0] for n in ("one", "two"))
     assert not torch.equal(first["conv1.weight"][0], second["conv1.weight"][0])
 
 
@@ -188,7 +188,7 @@ def test_history_checkpoints_and_report(tmp_path):
 def test_permuted_labels_are_what_is_fitted(tmp_path):
     data = dataset(1)
     _, history, _ = run(recipe(labels="permuted", epochs=60, optimizer="adam"), data, tmp_path / "out")
-    state, _ = checkpoints.load(max((tmp_path / "out").glob("step-*.safetensors")))
+    state, _ = read_tensors(max((tmp_path / "out").glob("step-*.safetensors")))
     final = history[history["step"] == history["step"].max()]
     network = build(recipe()["network"], 2, (12,), 3)
     _, true_accuracy = network.evaluate(state, data.train_x, data.train_y)
@@ -250,8 +250,9 @@ def test_activations_hold_every_layer_of_every_network(tmp_path):
     assert files == [f"{s}/step-{n:06d}.safetensors" for s in ("test", "train") for n in (0, 3, 9)]
     path = tmp_path / "out/test/step-000009.safetensors"
     assert activations.layers(path) == ["conv1", "conv2", "softmax"]
-    described = activations.metadata(path)
-    assert described["step"] == "9" and described["epoch"] == "3" and described["split"] == "test"
+    facts = read_facts(path)
+    assert (facts["step"], facts["epoch"], facts["split"], facts["networks"]) == (9, 3, "test", [0, 1, 2])
+    assert facts["checkpoint"] == read_facts(tmp_path / "networks/step-000009.safetensors")["sha256"]
     network = build(recipe()["network"], 2, (12,), 3)
     expected = network.representations(state, data.test_x, ["conv2"])["conv2"]
     loaded = activations.load(path, "conv2")
@@ -274,7 +275,7 @@ def test_requests_for_what_is_not_there_are_refused(tmp_path, chosen, message):
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("damage", ["truncated", "missing", "empty"])
+@pytest.mark.parametrize("damage", ["truncated", "missing", "empty", "a flipped bit"])
 def test_damaged_checkpoint_is_named_with_its_remedy(tmp_path, damage):
     data = dataset(1)
     run(recipe(), data, tmp_path / "networks")
@@ -283,7 +284,9 @@ def test_damaged_checkpoint_is_named_with_its_remedy(tmp_path, damage):
         for path in (tmp_path / "networks").glob("step-*"):
             path.unlink()
     else:
-        file.write_bytes(file.read_bytes()[: 150 if damage == "truncated" else 0])
+        content = bytearray(file.read_bytes())
+        content[-1] ^= 1
+        file.write_bytes(content[: {"truncated": 150, "empty": 0}.get(damage)])
     with pytest.raises(DamagedFile) as problem:
         extract(tmp_path, data)
     assert "networks" in str(problem.value) and "run snakemake again" in str(problem.value)

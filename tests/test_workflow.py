@@ -13,6 +13,7 @@ from tests.conftest import copy_workflow, snakemake
 
 SMOKE = ("--configfile", "studies/smoke.yaml", "--cores", "2")
 RESULTS = ("stability", "generalization", "width")
+WIDTH = "results/smoke/width.parquet"
 
 
 @pytest.fixture(scope="module")
@@ -161,7 +162,7 @@ def test_cohorts_split_over_jobs_give_the_same_distances(finished, tmp_path):
     assert (one["value"] - other["value"]).abs().max() < 1e-3
 
 
-def test_truncated_checkpoint_is_named_and_nothing_is_left_half_written(edited):
+def test_truncated_checkpoint_is_named_and_the_remedy_works(finished, edited):
     networks = edited / "results/smoke/networks/width-0.5/0-1"
     last = max(networks.glob("step-*.safetensors"))
     last.write_bytes(last.read_bytes()[:200])
@@ -170,8 +171,12 @@ def test_truncated_checkpoint_is_named_and_nothing_is_left_half_written(edited):
     log = (edited / "logs/smoke/activations/width-0.5/0-1.log").read_text()
     errors = [line for line in log.splitlines() if line.startswith("error: ")]
     assert run.returncode != 0
-    assert len(errors) == 1 and last.name in errors[0] and "run snakemake again" in errors[0]
+    assert len(errors) == 1 and last.name in errors[0]
+    assert "delete results/smoke/networks/width-0.5/0-1 and run snakemake again" in errors[0]
     assert not list((edited / "results/smoke/activations").glob("width-0.5/*"))
+    shutil.rmtree(networks)
+    assert snakemake(edited, *SMOKE).returncode == 0
+    assert (edited / WIDTH).read_bytes() == (finished / WIDTH).read_bytes()
 
 
 @pytest.mark.parametrize(

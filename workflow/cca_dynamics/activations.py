@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -10,7 +9,7 @@ import numpy as np
 
 from cca_dynamics import checkpoints
 from cca_dynamics.datasets import Dataset
-from cca_dynamics.files import DamagedFile, replacing
+from cca_dynamics.files import read_facts, read_tensors, replacing, write_tensors
 from cca_dynamics.networks import build
 
 
@@ -28,8 +27,8 @@ def extract(
     Args:
         networks: a folder written by `training.train`.
         dataset: the data.
-        out: folder to write, whole or not at all: <split>/step-NNNNNN.safetensors, with metadata step, epoch, cohort,
-            networks, split and the sha256 of the checkpoint.
+        out: folder to write, whole or not at all: <split>/step-NNNNNN.safetensors, with facts step, epoch, cohort,
+            networks, split and the checksums of the checkpoint.
         requests: dicts of epochs ("all", "final" or a list of stored epochs), splits ("train", "test") and layers
             ("all" or a list).
         device: "cpu" or "cuda".
@@ -39,13 +38,11 @@ def extract(
         DamagedFile: a checkpoint cannot be read.
         ValueError: an epoch or a layer that does not exist is asked for.
     """
-    from safetensors.torch import save_file
-
     recipe = checkpoints.load_recipe(networks)
     network = build(recipe["network"], dataset.train_x.shape[1], dataset.train_x.shape[2:], dataset.classes)
     inputs = {"train": dataset.train_x, "test": dataset.test_x}
     files = dict(checkpoints.stored(networks))
-    epoch_of = {step: float(checkpoints.metadata(file)["epoch"]) for step, file in files.items()}
+    epoch_of = {step: read_facts(file)["epoch"] for step, file in files.items()}
     wanted: dict[tuple[int, str], dict[str, None]] = {}
     for request in requests:
         layers = network.layers if request["layers"] == "all" else request["layers"]
@@ -54,13 +51,11 @@ def extract(
                 wanted.setdefault((step, split), {}).update(dict.fromkeys(layers))
     with replacing(out) as folder:
         for count, ((step, split), layers) in enumerate(sorted(wanted.items()), start=1):
-            state, metadata = checkpoints.load(files[step], device)
+            state, facts = read_tensors(files[step], device=device)
             found = network.representations(state, inputs[split].to(device), list(layers))
             path = folder / split / files[step].name
             path.parent.mkdir(parents=True, exist_ok=True)
-            source = hashlib.sha256(files[step].read_bytes()).hexdigest()
-            tensors = {layer: tensor.float().cpu().contiguous() for layer, tensor in found.items()}
-            save_file(tensors, path, metadata={**metadata, "split": split, "checkpoint_sha256": source})
+            write_tensors(path, found, **{**facts, "split": split, "checkpoint": facts["sha256"]})
             report(f"checkpoint {count}/{len(wanted)} · step {step} · {split}")
 
 
@@ -86,31 +81,11 @@ def load(path: Path, layer: str) -> np.ndarray:
     """One layer of a file of activations: (networks, n, d) float32.
 
     Raises:
-        DamagedFile: the file is missing, truncated or corrupt.
-        ValueError: it has no such layer.
+        DamagedFile: the file is missing, truncated or corrupt, or has no such layer.
     """
-    with _open(path) as file:
-        if layer not in file.keys():  # noqa: SIM118
-            raise ValueError(f"{path} has no layer {layer}; it has {', '.join(sorted(file.keys()))}")
-        return file.get_tensor(layer)
-
-
-def metadata(path: Path) -> dict[str, str]:
-    """What a file of activations says of itself: step, epoch, cohort, networks, split, checkpoint_sha256."""
-    with _open(path) as file:
-        return file.metadata()
+    return read_tensors(path, [layer])[0][layer].numpy()
 
 
 def layers(path: Path) -> list[str]:
     """Layers in a file of activations, conv1, conv2, ..., softmax."""
-    with _open(path) as file:
-        return sorted(file.keys(), key=lambda name: (name == "softmax", len(name), name))
-
-
-def _open(path: Path):
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        return safe_open(path, framework="np")
-    except (SafetensorError, OSError) as problem:
-        raise DamagedFile(path, problem) from None
+    return sorted(read_facts(path)["tensors"], key=lambda name: (name == "softmax", len(name), name))

@@ -7,21 +7,13 @@ from pathlib import Path
 
 from torch import Tensor
 
-from cca_dynamics.files import DamagedFile
+from cca_dynamics.files import DamagedFile, write_tensors
 
 
 def save(state: dict[str, Tensor], folder: Path, *, step: int, epoch: float, recipe: dict) -> None:
     """Write step-NNNNNN.safetensors: stacked tensors named as in a plain torch.nn.Module, network first."""
-    from safetensors.torch import save_file
-
-    metadata = {
-        "step": str(step),
-        "epoch": f"{epoch:.6g}",
-        "cohort": recipe["cohort"],
-        "networks": json.dumps(recipe["networks"]),
-    }
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
-    save_file(tensors, folder / f"step-{step:06d}.safetensors", metadata=metadata)
+    path = folder / f"step-{step:06d}.safetensors"
+    write_tensors(path, state, step=step, epoch=epoch, cohort=recipe["cohort"], networks=recipe["networks"])
 
 
 def save_recipe(recipe: dict, folder: Path) -> None:
@@ -39,36 +31,6 @@ def load_recipe(folder: Path) -> dict:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as problem:
-        raise DamagedFile(path, problem) from None
-
-
-def load(path: Path, device: str = "cpu") -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Read a stored step: stacked tensors and metadata (step, epoch, cohort, networks).
-
-    Raises:
-        DamagedFile: the file is missing, truncated or corrupt.
-    """
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(path, framework="pt", device=device) as file:
-            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata()  # noqa: SIM118
-    except (SafetensorError, OSError) as problem:
-        raise DamagedFile(path, problem) from None
-
-
-def metadata(path: Path) -> dict[str, str]:
-    """What a stored step says of itself; the tensors are not read.
-
-    Raises:
-        DamagedFile: the file is missing, truncated or corrupt.
-    """
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(path, framework="pt") as file:
-            return file.metadata()
-    except (SafetensorError, OSError) as problem:
         raise DamagedFile(path, problem) from None
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from cca_dynamics.files import DamagedFile, replacing
+from cca_dynamics.files import read_tensors, replacing, write_tensors
 
 Split = tuple[np.ndarray, np.ndarray]
 """(n, channels, *spatial) float32 inputs and (n,) int64 class indices."""
@@ -72,24 +72,22 @@ def materialise(options: dict, seed: int, tensors: Path, datasheet: Path) -> Non
         tensors: output, keys train_x, train_y, train_y_permuted, test_x, test_y.
         datasheet: output, sizes, class counts, seeds and the sha256 of the tensor file.
     """
-    from safetensors.numpy import save_file
+    import torch
 
     arguments = {key: value for key, value in options.items() if key != "name"}
     (train_x, train_y), (test_x, test_y) = DATASETS[options["name"]](**arguments)
     classes = int(max(train_y.max(), test_y.max())) + 1
     permuted = np.random.default_rng([seed, *b"labels"]).permutation(train_y)
     with replacing(tensors) as temporary:
-        save_file(
-            {
-                "train_x": np.ascontiguousarray(train_x),
-                "train_y": train_y,
-                "train_y_permuted": permuted,
-                "test_x": np.ascontiguousarray(test_x),
-                "test_y": test_y,
-            },
-            temporary,
-            metadata={"name": options["name"], "classes": str(classes)},
-        )
+        arrays = {
+            "train_x": train_x,
+            "train_y": train_y,
+            "train_y_permuted": permuted,
+            "test_x": test_x,
+            "test_y": test_y,
+        }
+        stored = {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in arrays.items()}
+        write_tensors(temporary, stored, name=options["name"], classes=classes)
     sheet = {
         "name": options["name"],
         "generated_with": arguments,
@@ -109,15 +107,8 @@ def load(path: Path, device: str = "cpu") -> Dataset:
     """Read a materialised dataset.
 
     Raises:
-        DamagedFile: the file is missing, truncated or lacks a tensor.
+        DamagedFile: the file is missing, truncated or corrupt, or lacks a tensor.
     """
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(path, framework="pt", device=device) as file:
-            metadata = file.metadata()
-            keys = ("train_x", "train_y", "train_y_permuted", "test_x", "test_y")
-            tensors = {key: file.get_tensor(key) for key in keys}
-    except (SafetensorError, OSError) as problem:
-        raise DamagedFile(path, problem) from None
-    return Dataset(name=metadata["name"], classes=int(metadata["classes"]), **tensors)
+    names = ("train_x", "train_y", "train_y_permuted", "test_x", "test_y")
+    tensors, facts = read_tensors(path, names, device)
+    return Dataset(name=facts["name"], classes=facts["classes"], **tensors)

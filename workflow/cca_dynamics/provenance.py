@@ -62,6 +62,13 @@ def code_fingerprint(
     return digest.hexdigest()[:16]
 
 
+def registry_keys(entry: str) -> list[str]:
+    """Keys of a module-level dict literal of the package, e.g. "similarity.pairwise:MEASURES", without importing it."""
+    module, name = entry.split(":")
+    (node,) = _module(module).definitions[name]
+    return [ast.literal_eval(key) for key in node.value.keys]
+
+
 class _Module:
     """The top-level definitions and the imports of one module of the package."""
 
@@ -70,7 +77,8 @@ class _Module:
         self.is_package = path.is_dir()
         self.name = name
         file = path / "__init__.py" if self.is_package else path.with_suffix(".py")
-        tree = _WithoutDocstrings().visit(ast.parse(file.read_text(encoding="utf-8")))
+        source = file.read_text(encoding="utf-8") if file.exists() or not self.is_package else ""
+        tree = _WithoutDocstrings().visit(ast.parse(source))
         self.definitions: dict[str, list[ast.AST]] = {}
         for node in tree.body:
             for target in _defined_names(node):
@@ -78,18 +86,14 @@ class _Module:
         self.imports = dict(self._imports(tree))
 
     def _imports(self, tree: ast.AST):
-        """(local name, (module, name or None)) of everything imported from this package, anywhere in the module."""
+        """(local name, (module, name)) of everything imported from this package, anywhere in the module."""
         for node in ast.walk(tree):
             if isinstance(node, ast.ImportFrom):
                 base = self._absolute(node)
                 if base is None:
                     continue
                 for alias in node.names:
-                    submodule = f"{base}.{alias.name}".lstrip(".")
-                    if _exists(submodule):
-                        yield alias.asname or alias.name, (submodule, None)
-                    else:
-                        yield alias.asname or alias.name, (base, alias.name)
+                    yield alias.asname or alias.name, (base, alias.name)
 
     def _absolute(self, node: ast.ImportFrom) -> str | None:
         if node.level == 0:
@@ -134,20 +138,28 @@ def _references(module: str, node: ast.AST):
             elif part.id in here.imports:
                 yield from _resolve(*here.imports[part.id])
         elif isinstance(part, ast.Attribute) and isinstance(part.value, ast.Name) and part.value.id in here.imports:
-            target, name = here.imports[part.value.id]
-            if name is None:
-                yield from _resolve(target, part.attr)
+            module_name = _submodule(*here.imports[part.value.id])
+            if module_name is not None:
+                yield from _resolve(module_name, part.attr)
 
 
-def _resolve(module: str, name: str | None):
+def _resolve(module: str, name: str):
     """Follow re-exports (`from .cca import pwcca` in a package's __init__) to where a name is defined."""
-    if name is None:
-        return
     found = _module(module)
     if name in found.definitions:
         yield module, name
     elif name in found.imports:
         yield from _resolve(*found.imports[name])
+
+
+def _submodule(module: str, name: str) -> str | None:
+    """The module that `from module import name` binds; None if a definition or re-export of that name comes first."""
+    found, submodule = _module(module), f"{module}.{name}".lstrip(".")
+    if name in found.definitions:
+        return None
+    if name in found.imports:
+        return _submodule(*found.imports[name]) if found.imports[name] != (module, name) else submodule
+    return submodule if _exists(submodule) else None
 
 
 def _pruned(node: ast.AST, chosen: frozenset[str]) -> ast.AST:

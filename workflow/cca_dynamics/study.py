@@ -16,6 +16,8 @@ from pathlib import Path
 
 import yaml
 
+from cca_dynamics.provenance import registry_keys
+
 SCHEMA = Path(__file__).parents[1] / "schemas" / "config.schema.yaml"
 
 
@@ -178,12 +180,22 @@ def validated(config: dict) -> dict:
     from jsonschema import Draft202012Validator
     from jsonschema.exceptions import best_match
 
-    schema = yaml.safe_load(SCHEMA.read_text(encoding="utf-8"))
+    schema = _with_registries(yaml.safe_load(SCHEMA.read_text(encoding="utf-8")))
     config = copy.deepcopy(dict(config))
     error = best_match(Draft202012Validator(schema).iter_errors(config))
     if error is not None:
         raise _readable(error)
     return _with_defaults(config, schema, schema)
+
+
+def _with_registries(schema: object) -> object:
+    """The schema with `registry: "module:NAME"` replaced by `enum:`."""
+    if isinstance(schema, list):
+        return [_with_registries(item) for item in schema]
+    if not isinstance(schema, dict):
+        return schema
+    expanded = {key: _with_registries(value) for key, value in schema.items() if key != "registry"}
+    return expanded | ({"enum": registry_keys(schema["registry"])} if isinstance(schema.get("registry"), str) else {})
 
 
 def _readable(error) -> ConfigError:

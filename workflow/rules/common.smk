@@ -39,9 +39,3 @@ def folders_of(result, kind):
 
 def figures_of(*results):
     return [f"{FIGURES}/{result}.{suffix}" for result in results for suffix in ("png", "pdf", "svg")]
-
-
-def cost(wildcards):
-    """Relative training cost of a cohort; the longest jobs start first."""
-    recipe = study.cohorts[wildcards.cohort]
-    return recipe.networks * recipe.training["epochs"] * max(recipe.network["channels"]) ** 2

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from cca_dynamics.files import DamagedFile
+from cca_dynamics.files import DamagedFile, read_facts
 
 
 @dataclass(frozen=True)
@@ -39,10 +39,8 @@ class Inputs:
 
     def checkpoints(self, cohort: str, split: str = "train") -> list[tuple[int, float]]:
         """(step, epoch) of each checkpoint whose activations are stored, in order."""
-        from cca_dynamics.activations import metadata
-
         files = sorted((self.activations[cohort][0] / split).glob("step-*.safetensors"))
-        return [(int(described["step"]), float(described["epoch"])) for described in map(metadata, files)]
+        return [(facts["step"], facts["epoch"]) for facts in map(read_facts, files)]
 
     def representations(self, cohort: str, layer: str, step: int, split: str = "train") -> np.ndarray:
         """Activations of one layer at one step: (networks, data points, neurons) float32."""

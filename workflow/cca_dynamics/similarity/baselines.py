@@ -90,8 +90,8 @@ def _same_width(x, y, device: str) -> tuple[Factors, Factors]:
     x, y = _pair(x, y, device)
     if x.x.shape != y.x.shape:
         raise ValueError(
-            f"x has {x.x.shape[1]} neurons and y {y.x.shape[1]}; this measure compares neuron by neuron, use one of the CCA "
-            "family for layers of different widths"
+            f"x has {x.x.shape[1]} neurons and y {y.x.shape[1]}; this measure compares neuron by neuron, "
+            "use one of the CCA family for layers of different widths"
         )
     return x, y
 
@@ -114,7 +114,7 @@ def _hsic(x: Factors, y: Factors) -> torch.Tensor:
 
 
 def _hsic_unbiased(x: Factors, y: Factors) -> torch.Tensor:
-    """The U-statistic of HSIC up to a factor of n alone; the rows of centred Gram matrices sum to 0, which shortens it."""
+    """The U-statistic of HSIC up to a factor of n alone; shorter because rows of centred Gram matrices sum to 0."""
     n = x.n
     own_x, own_y = ((f.basis() * f.s).square().sum(dim=1) for f in (x, y))
     diagonal = (own_x * own_y).sum()

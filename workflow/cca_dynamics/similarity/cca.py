@@ -23,7 +23,7 @@ NOISE = 8
 """Rounding noise of activations, in units of their dtype's epsilon: a network's layers accumulate several."""
 
 ILL_CONDITIONED = 1e-6
-"""Relative eigenvalue of the Gram matrix below which its square has lost too much: then the data are decomposed directly."""
+"""Relative eigenvalue of the Gram matrix below which squaring has lost too much: the data are decomposed instead."""
 
 SMALL = 1e-5
 """Correlation below which the variates of the second layer are not taken from those of the first."""
@@ -190,7 +190,7 @@ def canonical(cross: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         v, rho, u = canonical(cross.mT)
         return u, rho, v
     if cross.shape[-2] == 0:
-        return cross.new_zeros(cross.shape[:-1] + (0,)), cross.new_zeros(cross.shape[:-1]), cross.mT
+        return cross.new_zeros((*cross.shape[:-1], 0)), cross.new_zeros(cross.shape[:-1]), cross.mT
     squares, u = torch.linalg.eigh(cross @ cross.mT)
     rho, u = squares.clamp(min=0).sqrt().flip(-1), u.flip(-1)
     v = cross.mT @ u / rho.clamp(min=SMALL)[..., None, :]
@@ -240,14 +240,14 @@ def check_pair(x: Factors, y: Factors) -> None:
     for name, layer in (("x", x), ("y", y)):
         if layer.rank >= layer.n - 1:
             raise ValueError(
-                f"{name} spans all {layer.n - 1} directions of its {layer.n} data points, so that everything correlates with it "
-                "perfectly; use more data points than neurons"
+                f"{name} spans all {layer.n - 1} directions of its {layer.n} data points, "
+                "so that everything correlates with it perfectly; use more data points than neurons"
             )
     forced = x.rank + y.rank - (x.n - 1)
     if forced > 0:
         warnings.warn(
-            f"ranks {x.rank} and {y.rank} on {x.n} data points: {forced} correlations are 1 by counting alone; use more data "
-            "points",
+            f"ranks {x.rank} and {y.rank} on {x.n} data points: {forced} correlations are 1 by counting alone; "
+            "use more data points",
             DegenerateCCAWarning,
             stacklevel=3,
         )
@@ -310,7 +310,7 @@ def pwcca(x, y, *, weights: str = "absolute", variates: bool = False, device: st
     """Projection-weighted CCA distance from x to y, 1 - Σ α_i ρ_i with α_i ∝ Σ_j |⟨h_i, x_j⟩|.
 
     Not symmetric: the weights are those of x; `reverse` weighs by y. Affine changes of y change nothing, and neither
-        does permuting, scaling all or shifting the neurons of x; rotating x changes the weights.
+    does permuting, scaling all or shifting the neurons of x; rotating x changes the weights.
 
     Args:
         x: (n, p) activations, rows are data points, columns neurons.

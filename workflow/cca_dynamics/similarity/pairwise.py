@@ -46,8 +46,7 @@ MEASURES: dict[str, Callable] = {
     "euclidean": euclidean,
 }
 """Every measure takes (x, y, **options) and returns a result with `distance` and `reverse`. Adding one: a function
-and its
-line here. Those in `KERNELS` are also computed from shared cross-products."""
+and its line here. Those in `KERNELS` are also computed from shared cross-products."""
 
 MEMORY = 2e9  # bytes of bases in memory at once
 
@@ -222,7 +221,7 @@ def _batches(factors: list[Factors], members: list[int], size: int) -> list[list
 
 
 class _Workers:
-    """Solves many small problems: on a CPU each in one thread, as many threads as torch has; on a GPU in big batches."""
+    """Solves many small problems: on a CPU one per thread, as many threads as torch has; on a GPU in big batches."""
 
     def __init__(self, device: torch.device):
         self.threads = torch.get_num_threads() if device.type == "cpu" else 1
@@ -250,15 +249,15 @@ def _check(factors: list[Factors], measure: str) -> None:
     for i, x in enumerate(factors):
         if x.n != factors[0].n:
             raise ValueError(
-                f"representations[{i}] has {x.n} data points and representations[0] {factors[0].n}; compare activations of the "
-                "same data points"
+                f"representations[{i}] has {x.n} data points and representations[0] {factors[0].n}; "
+                "compare activations of the same data points"
             )
     if measure in CANONICAL or measure == "bartlett":
         widest = sorted(range(len(factors)), key=lambda i: -factors[i].rank)[:2]
         if factors[widest[0]].rank >= factors[0].n - 1:
             raise ValueError(
-                f"representations[{widest[0]}] spans all {factors[0].n - 1} directions of its {factors[0].n} data points, so "
-                "that everything correlates with it perfectly; use more data points than neurons"
+                f"representations[{widest[0]}] spans all {factors[0].n - 1} directions of its data points, "
+                "so that everything correlates with it perfectly; use more data points than neurons"
             )
         if len(widest) == 2:
             check_pair(factors[widest[0]], factors[widest[1]])
