@@ -155,7 +155,7 @@ def _decompose(centred: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _matrix(x, device: str, name: str) -> Tensor:
-    x = x.detach() if isinstance(x, Tensor) else torch.from_numpy(np.ascontiguousarray(x))
+    x = x.detach() if isinstance(x, Tensor) else _tensor(x, name)
     if x.is_complex():
         raise ValueError(f"{name} is complex; give real activations")
     if x.ndim != 2:
@@ -167,11 +167,26 @@ def _matrix(x, device: str, name: str) -> Tensor:
         raise ValueError(f"{name} has shape {tuple(x.shape)}, not (data points, neurons); {remedy}")
     if x.shape[0] < 3 or x.shape[1] < 1:
         raise ValueError(f"{name} has shape {tuple(x.shape)}; give at least 3 data points and 1 neuron")
-    x = x.to(device)
+    try:
+        x = x.to(device)
+    except (RuntimeError, AssertionError) as problem:
+        raise ValueError(f"device {device!r} cannot be used ({str(problem).splitlines()[0]}); use cpu") from None
     bad = int((~torch.isfinite(x)).sum()) if x.is_floating_point() else 0
     if bad:
         raise ValueError(f"{name} has {bad} values that are NaN or infinite; remove these data points or retrain")
     return x
+
+
+def _tensor(x, name: str) -> Tensor:
+    try:
+        x = np.asarray(x)
+    except ValueError as problem:
+        raise ValueError(f"{name} is not a matrix ({problem}); give equally long rows") from None
+    if x.dtype.kind not in "biuf":
+        problem = "is complex" if x.dtype.kind == "c" else f"is not numeric but of type {x.dtype}"
+        raise ValueError(f"{name} {problem}; give real activations")
+    native = np.float64 if x.dtype.itemsize > 8 else x.dtype.newbyteorder("=")
+    return torch.from_numpy(np.require(x, native, ["C", "W"]))
 
 
 def canonical(cross: Tensor) -> tuple[Tensor, Tensor, Tensor]:
