@@ -132,6 +132,8 @@ def pairwise(
         raise ValueError(f"measure {measure!r} is not known; choose one of {', '.join(MEASURES)}")
     if precision not in ("float64", "float32"):
         raise ValueError(f"precision is float64 or float32, not {precision!r}")
+    if block is not None and block < 1:
+        raise ValueError(f"block is the number of representations in memory at once, at least 1, not {block}")
     if len(representations) == 0:
         raise ValueError("there are no representations to compare; give at least one")
     dtype = torch.float64 if precision == "float64" else torch.float32
@@ -154,9 +156,8 @@ def pairwise(
     for first in range(0, count, block):
         members = range(first, min(first + block, count))
         saved = Path(store) / f"{fingerprint}-{first}.npy" if store else None
-        if saved is not None and saved.exists():
-            columns = np.load(saved, allow_pickle=False)
-        else:
+        columns = _kept(saved, members)
+        if columns is None:
             columns = row(members, bar)
             if saved is not None:
                 _keep(columns, saved)
@@ -275,6 +276,17 @@ def _fingerprint(factors: list[Factors], measure: str, precision: str, block: in
         digest.update(repr((tuple(x.x.shape), x.x.dtype)).encode())
         digest.update(x.s.cpu().numpy().tobytes() + x.mean.cpu().numpy().tobytes() + x.v.cpu().numpy().tobytes())
     return digest.hexdigest()[:16]
+
+
+def _kept(path: Path | None, members: range) -> np.ndarray | None:
+    """The distances of a finished block, unless they are missing or damaged."""
+    if path is None or not path.exists():
+        return None
+    try:
+        columns = np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError):
+        return None
+    return columns if columns.shape == (2, members[-1] + 1, len(members)) else None
 
 
 def _keep(columns: np.ndarray, path: Path) -> None:

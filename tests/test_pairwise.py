@@ -1,0 +1,204 @@
+"""All pairs at once give what each pair gives alone, in blocks, after an interruption, and in float32 nearly."""
+
+import numpy as np
+import pytest
+import torch
+from cca_dynamics.similarity import MEASURES, DegenerateCCAWarning, factorize, pairwise
+from cca_dynamics.similarity.pairwise import KERNELS
+
+SYMMETRIC = set(MEASURES) - {"pwcca", "pwcca_squared"}
+
+
+def cohort(rng, count=6, n=200, d=8, signal=4):
+    """Layers that share signal, in float32 as networks give them; one with a duplicate, one with a dead neuron."""
+    shared = rng.normal(size=(n, signal))
+    members = [shared @ rng.normal(size=(signal, d)) + rng.normal(size=(n, d)) + 1 for _ in range(count)]
+    members[1][:, 0] = members[1][:, 1]
+    members[2][:, 3] = 0
+    return [member.astype(np.float32) for member in members]
+
+
+def one_by_one(members, measure, **options):
+    expected = np.zeros((len(members), len(members)))
+    for i, x in enumerate(members):
+        for j, y in enumerate(members):
+            if i != j:
+                expected[i, j] = MEASURES[measure](x, y, **options).distance
+    return expected
+
+
+@pytest.mark.parametrize("measure", MEASURES)
+def test_every_pair_is_what_the_measure_gives(rng, measure):
+    members = cohort(rng)
+    distances = pairwise(members, measure)
+    np.testing.assert_allclose(distances, one_by_one(members, measure), atol=1e-10)
+    assert distances.dtype == np.float64 and np.all(np.diag(distances) == 0)
+    assert np.array_equal(distances, distances.T) == (measure in SYMMETRIC)
+
+
+@pytest.mark.parametrize("measure", sorted(set(MEASURES) - {"cosine", "euclidean"}))
+def test_widths_may_differ(rng, measure):
+    members = [member[:, : 3 + i] for i, member in enumerate(cohort(rng))]
+    np.testing.assert_allclose(pairwise(members, measure), one_by_one(members, measure), atol=1e-10)
+
+
+@pytest.mark.parametrize("block", [1, 2, 4, 5, 100])
+def test_blocks_change_nothing(rng, block):
+    members = cohort(rng)
+    np.testing.assert_allclose(pairwise(members, block=block), pairwise(members), atol=1e-13)
+
+
+@pytest.mark.parametrize(
+    ("measure", "options"), [("svcca", {"keep": 0.8}), ("pwcca", {"weights": "squared"}), ("bartlett", {"alpha": 0.2})]
+)
+def test_options_reach_the_measure(rng, measure, options):
+    members = cohort(rng)
+    distances = pairwise(members, measure, **options)
+    np.testing.assert_allclose(distances, one_by_one(members, measure, **options), atol=1e-10)
+    assert np.abs(distances - pairwise(members, measure)).max() > 1e-4
+
+
+@pytest.mark.parametrize("measure", KERNELS)
+def test_float32_products_are_close(rng, measure):
+    members = cohort(rng, n=2000, d=40, signal=20)
+    exact, quick = pairwise(members, measure), pairwise(members, measure, precision="float32")
+    error = np.abs(exact - quick).max()
+    assert 0 < error < 1e-5
+
+
+def test_threads_change_nothing(rng):
+    members, before = cohort(rng), torch.get_num_threads()
+    try:
+        found = []
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            found.append(pairwise(members))
+            assert torch.get_num_threads() == threads
+        np.testing.assert_array_equal(*found)
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_factors_and_arrays_mix(rng):
+    members = cohort(rng)
+    factors = [factorize(member) for member in members]
+    np.testing.assert_array_equal(pairwise([*factors[:3], *members[3:]]), pairwise(members))
+
+
+def test_an_array_of_all_networks_is_a_sequence_of_them(rng):
+    members = np.stack(cohort(rng))
+    np.testing.assert_array_equal(pairwise(members), pairwise(list(members)))
+    np.testing.assert_array_equal(pairwise(torch.from_numpy(members)), pairwise(list(members)))
+
+
+def test_constant_layers_have_distance_1(rng):
+    members = [*cohort(rng)[:3], np.zeros((200, 8), dtype=np.float32), np.ones((200, 8), dtype=np.float32)]
+    for measure in sorted(set(MEASURES) - {"cosine", "euclidean"}):
+        distances = pairwise(members, measure)
+        assert np.isfinite(distances).all() and distances[3, 4] == 1
+        np.testing.assert_allclose(distances[:3, 3:], 1)
+
+
+def test_the_identity_of_indiscernibles(rng):
+    member = cohort(rng)[0]
+    for measure in MEASURES:
+        np.testing.assert_allclose(pairwise([member, member.copy()], measure), 0, atol=1e-7)
+
+
+class Killed(BaseException):
+    pass
+
+
+def test_a_killed_run_goes_on_from_its_finished_blocks(rng, tmp_path, monkeypatch):
+    members = cohort(rng, count=7)
+    solved = []
+    kernel = KERNELS["pwcca"]
+
+    def counting(cross, x, others):
+        if len(solved) == limit:
+            raise Killed
+        solved.append(len(others))
+        return kernel(cross, x, others)
+
+    monkeypatch.setitem(KERNELS, "pwcca", counting)
+    limit = 17
+    with pytest.raises(Killed):
+        pairwise(members, block=2, store=tmp_path)
+    kept = sorted(path.name for path in tmp_path.iterdir())
+    assert len(kept) == 3 and all(name.endswith(".npy") for name in kept)  # blocks of pairs 1, 5 and 9: 15 of 21
+
+    solved.clear()
+    limit = 100
+    distances = pairwise(members, block=2, store=tmp_path)
+    assert sum(solved) == 6
+    np.testing.assert_array_equal(distances, pairwise(members, block=2))
+
+
+def test_stored_blocks_of_other_data_or_options_are_not_used(rng, tmp_path):
+    members = cohort(rng)
+    pairwise(members, store=tmp_path)
+    other = [member + rng.normal(size=member.shape).astype(np.float32) for member in members]
+    np.testing.assert_array_equal(pairwise(other, store=tmp_path), pairwise(other))
+    np.testing.assert_array_equal(pairwise(members, "mean_cca", store=tmp_path), pairwise(members, "mean_cca"))
+    np.testing.assert_array_equal(
+        pairwise(members, weights="squared", store=tmp_path), pairwise(members, weights="squared")
+    )
+
+
+@pytest.mark.parametrize("damage", [b"", b"\x93NUMPY\x01", b"no array at all"])
+def test_a_damaged_block_is_computed_again(rng, tmp_path, damage):
+    members = cohort(rng)
+    expected = pairwise(members, store=tmp_path)
+    for path in tmp_path.iterdir():
+        path.write_bytes(damage)
+    np.testing.assert_array_equal(pairwise(members, store=tmp_path), expected)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "options", "message"),
+    [
+        ([], {}, "there are no representations to compare"),
+        ("good", {"measure": "pcca"}, "measure 'pcca' is not known; choose one of pwcca"),
+        ("good", {"precision": "float16"}, "precision is float64 or float32"),
+        ("good", {"keep": 0.5}, "pwcca has no option 'keep'; it has weights"),
+        ("good", {"block": 0}, "block is the number of representations in memory at once, at least 1, not 0"),
+        ("rows", {}, r"representations\[2\] has 199 data points and representations\[0\] 200"),
+        ("nan", {}, r"representations\[4\] has 1 values that are NaN or infinite"),
+        ("flat", {}, r"representations\[1\] has shape \(1600,\)"),
+        ("wide", {}, r"representations\[3\] spans all 199 directions"),
+    ],
+)
+def test_bad_input_names_the_representation(rng, arguments, options, message):
+    members = cohort(rng)
+    match arguments:
+        case "rows":
+            members[2] = members[2][1:]
+        case "nan":
+            members[4][5, 5] = np.nan
+        case "flat":
+            members[1] = members[1].ravel()
+        case "wide":
+            members[3] = rng.normal(size=(200, 250))
+    with pytest.raises(ValueError, match=message):
+        pairwise([] if arguments == [] else members, **options)
+
+
+def test_forced_correlations_are_warned_of_once(rng):
+    members = list(rng.normal(size=(4, 20, 12)))
+    with pytest.warns(DegenerateCCAWarning) as caught:
+        pairwise(members)
+    assert len(caught) == 1
+
+
+def test_a_measure_is_a_function_and_a_line(rng, monkeypatch):
+    """A new measure needs no kernel: it works in pairwise as soon as it is registered."""
+    from dataclasses import replace
+
+    def squared_distance(x, y, *, power: float = 2.0, device: str = "cpu"):
+        result = MEASURES["mean_cca"](x, y, device=device)
+        return replace(result, distance=result.distance**power, reverse=result.reverse**power)
+
+    members, expected = cohort(rng), pairwise(cohort(np.random.default_rng(0)), "mean_cca")
+    monkeypatch.setitem(MEASURES, "squared", squared_distance)
+    np.testing.assert_allclose(pairwise(members, "squared"), expected**2, atol=1e-12)
+    np.testing.assert_allclose(pairwise(members, "squared", power=3), expected**3, atol=1e-12)
