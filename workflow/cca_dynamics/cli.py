@@ -96,6 +96,13 @@ def verdicts(options: argparse.Namespace) -> None:
     show(options.study)
 
 
+def publish(options: argparse.Namespace) -> None:
+    """Keep a finished study's figures, claims and runtimes in figures/reference/ and the README."""
+    from cca_dynamics import reference
+
+    print(reference.publish(options.study, options.command, options.note))
+
+
 def _table(path: Path):
     import pandas as pd
 
@@ -183,6 +190,11 @@ def _parser() -> argparse.ArgumentParser:
 
     added = command(verdicts)
     added.add_argument("study", help="name of a finished study, or the path of its claims.csv")
+
+    added = command(publish)
+    added.add_argument("study", help="name of a finished study")
+    added.add_argument("--command", required=True, help="the command that made it")
+    added.add_argument("--note", default="", help="a sentence about the run")
     return parser
 
 

@@ -1,0 +1,249 @@
+"""How fast are PWCCA distances between all pairs, and what is the limit?
+
+Side by side, on the same arrays and threads, in turns:
+
+- ours: `cca_dynamics.similarity.pairwise`, in float64 and with float32 products;
+- the bound: nothing but the matrix products Q_iᵀ Q_j of all pairs i < j, which any exact method needs, in float64;
+- textbook: each pair on its own, covariances of the stacked layers, pseudo-inverses and their square roots, as the
+  authors' reference code computes it (here with centred projections), timed on a few pairs and scaled to all;
+- repsim: the PWCCA of that package (C++), if it is installed, likewise.
+
+    python benchmarks/similarity.py                 the table and the figure, about 15 minutes on 2 cores
+    python benchmarks/similarity.py --quick         d = 64 and 128 only, about 2 minutes
+    python benchmarks/similarity.py --growth        how time grows with networks, data points and neurons
+    python benchmarks/similarity.py --large         memory of 200 networks × 512 neurons × 10,000 data points
+    python benchmarks/similarity.py --device cuda   on a GPU; --large then compares 200 × 256 × 10,000
+
+Results go to benchmarks/out/.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import platform
+import resource
+import statistics
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from cca_dynamics.similarity import factorize, pairwise
+
+OUT = Path(__file__).parent / "out"
+SAMPLED = 5  # pairs on which slow methods are timed
+
+
+def representations(count: int, n: int, d: int, seed: int = 0) -> list[np.ndarray]:
+    """Layers that share half of their directions, float32, as networks give them."""
+    rng = np.random.default_rng(seed)
+    shared = rng.normal(size=(n, d // 2)).astype(np.float32)
+    mixing = rng.normal(size=(count, d // 2, d)).astype(np.float32)
+    return [shared @ mixing[i] + 3 * rng.standard_normal(size=(n, d), dtype=np.float32) for i in range(count)]
+
+
+def textbook(x: np.ndarray, y: np.ndarray, epsilon: float = 1e-10) -> tuple[float, float]:
+    """Both PWCCA distances of one pair by the textbook: Σ_xx^(-1/2) Σ_xy Σ_yy^(-1/2)."""
+    p = x.shape[1]
+    covariance = np.cov(x.T.astype(np.float64), y.T.astype(np.float64))
+    xx, xy, yy = covariance[:p, :p], covariance[:p, p:], covariance[p:, p:]
+    roots = [_square_root(np.linalg.pinv(own + epsilon * np.eye(len(own)))) for own in (xx, yy)]
+    u, rho, vt = np.linalg.svd(roots[0] @ xy @ roots[1])
+    distances = []
+    for layer, root, directions in ((x, roots[0], u), (y, roots[1], vt.T)):
+        centred = layer - layer.mean(axis=0)
+        weights = np.abs((centred @ (root @ directions[:, : len(rho)])).T @ centred).sum(axis=1)
+        distances.append(1 - weights @ rho / weights.sum())
+    return distances[0], distances[1]
+
+
+def _square_root(matrix: np.ndarray) -> np.ndarray:
+    values, vectors = np.linalg.eigh(matrix)
+    return (vectors * np.sqrt(np.abs(values))) @ vectors.T
+
+
+def products(bases: list[torch.Tensor]) -> None:
+    """The bound: Q_iᵀ Q_j of all pairs."""
+    for i, q in enumerate(bases):
+        for other in bases[i + 1 :]:
+            q.T @ other
+
+
+def timed(function, device: str) -> float:
+    gc.collect()
+    start = time.perf_counter()
+    function()
+    if device == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - start
+
+
+def compare(count: int, n: int, d: int, *, device: str, rounds: int, others: bool = True) -> dict:
+    """Median seconds of each method over interleaved rounds, and the errors of ours."""
+    layers = representations(count, n, d)
+    pairs = count * (count - 1) // 2
+    rng = np.random.default_rng(1)
+    sampled = [tuple(rng.choice(count, size=2, replace=False)) for _ in range(min(SAMPLED, pairs))]
+    bases = [factorize(layer, device=device).basis() for layer in layers]
+    seconds: dict[str, list[float]] = {}
+
+    def record(name: str, value: float) -> None:
+        seconds.setdefault(name, []).append(value)
+
+    timed(lambda: pairwise(layers[:2], device=device), device)  # warm up
+    for _ in range(rounds):
+        record("products", timed(lambda: products(bases), device))
+        record("float64", timed(lambda: pairwise(layers, device=device), device))
+        record("float32", timed(lambda: pairwise(layers, device=device, precision="float32"), device))
+        if others:
+            each = [timed(lambda pair=pair: textbook(layers[pair[0]], layers[pair[1]]), device) for pair in sampled]
+            record("textbook", statistics.median(each) * pairs)
+    if others and (repsim := _repsim()) and d <= 64:
+        i, j = sampled[0]
+        record("repsim", timed(lambda: repsim(layers[i].astype(float), layers[j].astype(float)), device) * pairs)
+    exact, quick = pairwise(layers, device=device), pairwise(layers, device=device, precision="float32")
+    row = {"networks": count, "n": n, "d": d, **{name: statistics.median(values) for name, values in seconds.items()}}
+    row["gflops"] = 2 * pairs * n * d * d / row["products"] / 1e9
+    row["error_float32"] = float(np.abs(exact - quick).max())
+    if others:
+        found = [(exact[i, j], exact[j, i]) for i, j in sampled]
+        expected = [textbook(layers[i], layers[j]) for i, j in sampled]
+        row["error_textbook"] = float(np.abs(np.subtract(found, expected)).max())
+    return row
+
+
+def _repsim():
+    try:
+        import repsim
+    except ImportError:
+        return None
+    return lambda x, y: repsim.pwcca([x, y])
+
+
+def shown(rows: list[dict]) -> str:
+    """The table that the README quotes: seconds, and ratios to the products and to the textbook."""
+    lines = []
+    for row in rows:
+        line = {
+            "networks": f"{row['networks']}",
+            "n": f"{row['n']:,}",
+            "d": f"{row['d']}",
+            "products": f"{row['products']:.2f} s ({row['gflops']:.0f} GFLOP/s)",
+            "float64": f"{row['float64']:.2f} s",
+            "/ products": f"{row['float64'] / row['products']:.2f}",
+            "float32": f"{row['float32']:.2f} s",
+        }
+        if "textbook" in row:
+            line |= {
+                "textbook": f"{row['textbook']:.1f} s",
+                "textbook / float64": f"{row['textbook'] / row['float64']:.1f}",
+                "textbook / float32": f"{row['textbook'] / row['float32']:.1f}",
+            }
+        if "repsim" in row:
+            line["repsim / float64"] = f"{row['repsim'] / row['float64']:.0f}"
+        line["error of float32"] = f"{row['error_float32']:.0e}"
+        lines.append(line)
+    table = pd.DataFrame(lines).fillna("")
+    rows_as_text = [list(table.columns), ["---"] * len(table.columns), *table.to_numpy().tolist()]
+    return "\n".join("| " + " | ".join(row) + " |" for row in rows_as_text)
+
+
+def growth(device: str, rounds: int) -> list[dict]:
+    """Time against one size at a time, the others fixed at 20 networks, 10,000 data points and 128 neurons."""
+    sizes = {"networks": [5, 10, 20, 40, 80], "n": [2500, 5000, 10_000, 20_000], "d": [32, 64, 128, 256]}
+    base = {"networks": 20, "n": 10_000, "d": 128}
+    rows = []
+    for axis, values in sizes.items():
+        for value in values:
+            size = base | {axis: value}
+            row = compare(size["networks"], size["n"], size["d"], device=device, rounds=rounds, others=False)
+            rows.append({"axis": axis, **row})
+            print(f"{axis} = {value}: {row['float64']:.2f} s, products {row['products']:.2f} s", flush=True)
+        mine = pd.DataFrame([row for row in rows if row["axis"] == axis])
+        slope = np.polyfit(np.log(mine[axis]), np.log(mine["float64"]), 1)[0]
+        print(f"time grows as {axis}^{slope:.2f}")
+    return rows
+
+
+def large(device: str) -> None:
+    """Peak memory and time of the biggest comparison that is promised."""
+    count, n, d = 200, 10_000, 512 if device == "cpu" else 256
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    layers = representations(count, n, d)
+    inputs = sum(layer.nbytes for layer in layers) / 1e9
+    seconds = timed(lambda: pairwise(layers, device=device, precision="float64", progress=True), device)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+    print(
+        f"{count} networks × {d} neurons × {n:,} data points: {seconds:.0f} s, peak memory {peak:.2f} GB, "
+        f"of which inputs {inputs:.2f} GB and Python with PyTorch {before / 1e6:.2f} GB"
+    )
+    if device == "cuda":
+        print(f"peak GPU memory {torch.cuda.max_memory_allocated() / 1e9:.2f} GB")
+
+
+def draw(rows: list[dict], path: Path) -> None:
+    """Times against the size that varies, with the products as the limit."""
+    import matplotlib.pyplot as plt
+
+    names = {
+        "textbook": "Textbook, pair by pair",
+        "float64": "pairwise, float64",
+        "float32": "pairwise, float32 products",
+        "products": "Bound: the products alone, float64",
+    }
+    style = {"textbook": "s:", "float64": "o-", "float32": "^-", "products": "k--"}
+    table = pd.DataFrame(rows)
+    panels = list(table.groupby("axis", sort=False)) if "axis" in table else list(table.groupby("networks"))
+    figure, axes = plt.subplots(1, len(panels), figsize=(3.6 * len(panels), 3.2), layout="constrained", squeeze=False)
+    labels = {"networks": "Networks", "n": "Data points", "d": "Neurons per layer"}
+    for axis, (key, group) in zip(axes[0], panels, strict=True):
+        across = key if "axis" in table else "d"
+        for name in [name for name in names if name in group]:
+            axis.loglog(group[across], group[name], style[name], label=names[name], markersize=4)
+        axis.set(xlabel=labels[across], ylabel="Seconds (median)", title="" if "axis" in table else f"{key} networks")
+        axis.set_xticks(group[across], [f"{value:,}" for value in group[across]])
+        axis.minorticks_off()
+    axes[0][0].legend(frameon=False, fontsize=8)
+    figure.savefig(path, dpi=200)
+    plt.close(figure)
+
+
+def machine(device: str) -> str:
+    name = torch.cuda.get_device_name() if device == "cuda" else platform.processor() or platform.machine()
+    return f"{name}, {torch.get_num_threads()} threads, PyTorch {torch.__version__}, {time.strftime('%Y-%m-%d')}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    parser.add_argument("--networks", type=int, nargs="+", default=[10, 40])
+    parser.add_argument("--neurons", type=int, nargs="+", default=[64, 128, 256, 512])
+    parser.add_argument("--points", type=int, default=10_000)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--quick", action="store_true", help="64 and 128 neurons only")
+    parser.add_argument("--growth", action="store_true", help="time against each size")
+    parser.add_argument("--large", action="store_true", help="memory of the largest comparison")
+    chosen = parser.parse_args()
+    OUT.mkdir(exist_ok=True)
+    print(machine(chosen.device))
+    if chosen.large:
+        large(chosen.device)
+        return
+    if chosen.growth:
+        rows, name = growth(chosen.device, chosen.rounds), f"similarity-growth-{chosen.device}"
+    else:
+        rows, name = [], f"similarity-{chosen.device}"
+        for count in chosen.networks:
+            for d in [64, 128] if chosen.quick else chosen.neurons:
+                rows.append(compare(count, chosen.points, d, device=chosen.device, rounds=chosen.rounds))
+                print(shown(rows[-1:]).splitlines()[-1], flush=True)
+        print("\n" + shown(rows))
+    pd.DataFrame(rows).to_csv(OUT / f"{name}.csv", index=False)
+    draw(rows, OUT / f"{name}.png")
+    print(f"{OUT / name}.csv and .png")
+
+
+if __name__ == "__main__":
+    main()
