@@ -35,7 +35,7 @@ test: lint
 lint: $(READY)
 	@ruff format --check --quiet .
 	@ruff check --quiet .
-	@snakefmt --check --quiet Snakefile workflow/rules
+	@snakefmt --check Snakefile workflow/rules
 	@snakemake --lint
 
 format: $(READY)
