@@ -155,6 +155,7 @@ def test_cohorts_split_over_jobs_give_the_same_distances(finished, tmp_path):
     split = copy_workflow(tmp_path / "split")
     run = snakemake(split, *SMOKE, "width", "--config", "networks_per_job=1")
     assert run.returncode == 0, run.stdout + run.stderr
+    assert "Wider networks converge" in run.stdout and "Early layers" not in run.stdout
     one, other = (pd.read_parquet(folder / "results/smoke/width.parquet") for folder in (finished, split))
     columns = ["quantity", "multiplier", "state", "network_a", "network_b", "network"]
     pd.testing.assert_frame_equal(one[columns], other[columns])

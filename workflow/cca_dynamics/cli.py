@@ -93,7 +93,7 @@ def verdicts(options: argparse.Namespace) -> None:
     """Print the table of claims of a study and where its figures are."""
     from cca_dynamics.verdicts import show
 
-    show(options.study)
+    show(options.study, options.since)
 
 
 def publish(options: argparse.Namespace) -> None:
@@ -190,6 +190,7 @@ def _parser() -> argparse.ArgumentParser:
 
     added = command(verdicts)
     added.add_argument("study", help="name of a finished study, or the path of its claims.csv")
+    added.add_argument("--since", type=float, help="only what was made after this time, in seconds since the epoch")
 
     added = command(publish)
     added.add_argument("study", help="name of a finished study")

@@ -6,17 +6,21 @@ import sys
 from math import isnan
 from pathlib import Path
 
+import pandas as pd
+
 from cca_dynamics import claims
 from cca_dynamics.files import DamagedFile
 
 MARKS = {claims.REPRODUCED: ("✓", "green"), claims.NOT_REPRODUCED: ("✗", "red"), claims.INCONCLUSIVE: ("?", "yellow")}
 
 
-def show(study: str) -> None:
+def show(study: str, since: float | None = None) -> None:
     """Print a study's claims, one row each: figure, statement, value with interval, the paper's value, verdict.
 
     Args:
         study: a study's name, or the path of its claims.csv.
+        since: if given, only claims made after this time (seconds since the epoch), of single results too; nothing
+            if there are none.
 
     Raises:
         DamagedFile: there is no such table, or it cannot be read.
@@ -25,14 +29,13 @@ def show(study: str) -> None:
     from rich.table import Table
 
     path = Path(study) if study.endswith(".csv") else Path("results") / study / "claims.csv"
-    try:
-        table = claims.read(path)
-    except (OSError, ValueError) as problem:
-        raise DamagedFile(path, problem) from None
+    paths = [path] if since is None else _made_since(path, since)
+    if not paths:
+        return
+    table = pd.concat([_read(path) for path in paths], ignore_index=True)
+    title = " ".join(map(str, paths))
     console = Console(file=sys.stdout, width=None if sys.stdout.isatty() else 120, highlight=False)
-    shown = Table(
-        title=f"{path}", title_justify="left", title_style="bold", box=None, pad_edge=False, padding=(0, 2, 0, 0)
-    )
+    shown = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False, padding=(0, 2, 0, 0))
     shown.add_column("Fig.", no_wrap=True)
     shown.add_column("Claim of the paper", ratio=1)
     shown.add_column("Value [interval]", no_wrap=True, justify="right")
@@ -53,6 +56,22 @@ def show(study: str) -> None:
     console.print(shown)
     counts = table["verdict"].value_counts()
     console.print(", ".join(f"{counts.get(verdict, 0)} {verdict}" for verdict in MARKS) + f" of {len(table)} claims")
-    figures = sorted(Path("figures", path.parent.name).glob("*.png")) if path.parent.name else []
-    for figure in figures:
-        console.print(f"  {figure}", soft_wrap=True)
+    for result in dict.fromkeys(claim.partition(".")[0] for claim in table["claim"]):
+        figure = Path("figures", path.parent.name, f"{result}.png")
+        if figure.exists():
+            console.print(f"  {figure}", soft_wrap=True)
+
+
+def _made_since(path: Path, since: float) -> list[Path]:
+    """The table of all claims if it is new, else those of single results that are."""
+    for group in ([path], sorted(path.parent.glob("claims/*.csv"))):
+        if new := [file for file in group if file.exists() and file.stat().st_mtime >= since]:
+            return new
+    return []
+
+
+def _read(path: Path) -> pd.DataFrame:
+    try:
+        return claims.read(path)
+    except (OSError, ValueError) as problem:
+        raise DamagedFile(path, problem) from None

@@ -1,6 +1,7 @@
 # What all rules share: the validated study, its paths, and how rules name the code they depend on.
 import re
 import shutil
+import time
 
 from cca_dynamics.provenance import code_fingerprint
 from cca_dynamics.study import ConfigError, Study, as_argument, check_output_folders
@@ -11,6 +12,7 @@ try:
 except ConfigError as problem:
     raise WorkflowError(str(problem)) from None
 
+STARTED = time.time()
 RESULTS = f"results/{study.name}"
 FIGURES = f"figures/{study.name}"
 LOGS = f"logs/{study.name}"

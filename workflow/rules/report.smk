@@ -1,4 +1,3 @@
 onsuccess:
-    # Print the verdicts of whatever was asked for; claims.csv exists once all targets were made.
-    if Path(rules.claims.output[0]).exists():
-        shell("cca-dynamics verdicts {study.name}")
+    # Print the verdicts of what this run made, all of them or those of single targets.
+    shell("cca-dynamics verdicts {study.name} --since {STARTED}")
