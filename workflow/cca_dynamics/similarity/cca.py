@@ -13,7 +13,7 @@ from __future__ import annotations
 import warnings
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from math import exp, inf, lgamma, nan, sqrt
+from math import exp, lgamma, nan, sqrt
 
 import numpy as np
 import torch
@@ -61,7 +61,7 @@ class Factors:
 
     def basis(self) -> Tensor:
         """Q, (n, r) float64 with orthonormal columns."""
-        return (self.x.double() - self.mean) @ (self.v / self.s)
+        return (self.x - self.mean) @ (self.v / self.s)
 
     def coordinates(self) -> Tensor:
         """R = Qᵀ (X - mean), (r, d): the neurons in the basis."""
@@ -131,19 +131,24 @@ def factorize(x, *, device: str = "cpu", name: str = "x") -> Factors:
     x = _matrix(x, device, name)
     n, d = x.shape
     epsilon = torch.finfo(x.dtype).eps if x.is_floating_point() else 0.0
-    full = x.double()
-    mean = full.mean(dim=0)
-    noise = NOISE * epsilon * float(full.square().mean().sqrt()) * (sqrt(n) + sqrt(d))
-    centred = full - mean
+    mean = x.mean(dim=0, dtype=torch.float64)
+    if not torch.isfinite(mean).all():
+        raise ValueError(f"{name} has numbers whose sum is infinite; divide it by a constant")
+    centred = x - mean  # float64, as the mean is
+    gram = centred.T @ centred if n >= d else centred @ centred.T
+    variance = float(gram.trace())
+    if not 1e-200 < variance < 1e200 and (variance or centred.any()):
+        # Squares of such numbers are none. No measure depends on the scale.
+        return factorize(x / x.abs().max(), device=device, name=name)
     # Eigenvectors of the Gram matrix are quick, but squaring loses half of the digits of weak directions.
-    eigenvalues, vectors = torch.linalg.eigh(centred.T @ centred) if n >= d else (None, None)
-    largest = inf if eigenvalues is None else float(eigenvalues[-1])
-    if largest == inf or float(eigenvalues[0]) < ILL_CONDITIONED * largest:
+    eigenvalues, vectors = torch.linalg.eigh(gram) if n >= d else (None, None)
+    if eigenvalues is None or float(eigenvalues[0]) < ILL_CONDITIONED * float(eigenvalues[-1]):
         s, v = _decompose(centred)
     else:
         s, v = eigenvalues.flip(0).sqrt(), vectors.flip(1)
-    tolerance = max(noise, float(s[0]) * max(n, d) * torch.finfo(torch.float64).eps) if len(s) else 0.0
-    rank = int((s > tolerance).sum())
+    size = torch.hypot(torch.linalg.vector_norm(s), sqrt(n) * torch.linalg.vector_norm(mean))
+    noise = NOISE * epsilon * float(size) * (1 / sqrt(n) + 1 / sqrt(d))  # size: Frobenius norm of x, not centred
+    rank = int((s > max(noise, float(s[0]) * max(n, d) * torch.finfo(torch.float64).eps)).sum())
     return Factors(x, mean, s[:rank].contiguous(), v[:, :rank].contiguous())
 
 
@@ -171,8 +176,9 @@ def _matrix(x, device: str, name: str) -> Tensor:
         x = x.to(device)
     except (RuntimeError, AssertionError) as problem:
         raise ValueError(f"device {device!r} cannot be used ({str(problem).splitlines()[0]}); use cpu") from None
-    bad = int((~torch.isfinite(x)).sum()) if x.is_floating_point() else 0
-    if bad:
+    if x.dtype == torch.bool:
+        x = x.to(torch.uint8)
+    if x.is_floating_point() and not torch.isfinite(x.sum()) and (bad := int((~torch.isfinite(x)).sum())):
         raise ValueError(f"{name} has {bad} values that are NaN or infinite; remove these data points or retrain")
     return x
 

@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from cca_dynamics.similarity.baselines import cosine, euclidean, linear_cka, linear_cka_debiased, procrustes
 from cca_dynamics.similarity.cca import (
@@ -51,11 +52,16 @@ and its line here. Those in `KERNELS` are also computed from shared cross-produc
 MEMORY = 2e9  # bytes of bases in memory at once
 
 
+def _stacked(tensors: list[Tensor]) -> Tensor:
+    """The tensors on a new first axis; without that axis if there is one (single products are quicker than batches)."""
+    return tensors[0] if len(tensors) == 1 else torch.stack(tensors)
+
+
 def _weighted(kind: str) -> Callable:
     def kernel(cross: Tensor, x: Factors, others: Sequence[Factors]) -> tuple[Tensor, Tensor]:
         u, rho, v = canonical(cross)
         weights_x = projection_weights(u, x.coordinates(), kind)
-        weights_y = projection_weights(v, torch.stack([y.coordinates() for y in others]), kind)
+        weights_y = projection_weights(v, _stacked([y.coordinates() for y in others]), kind)
         return tuple((1 - (weights * rho).sum(dim=-1)).clamp(0, 1) for weights in (weights_x, weights_y))
 
     return kernel
@@ -67,15 +73,15 @@ def _mean(cross: Tensor, x: Factors, others: Sequence[Factors]) -> tuple[Tensor,
 
 
 def _cka(cross: Tensor, x: Factors, others: Sequence[Factors]) -> tuple[Tensor, Tensor]:
-    s = torch.stack([y.s for y in others])
-    hsic = (x.s[:, None] * cross * s[:, None, :]).square().sum(dim=(-1, -2))
+    s = _stacked([y.s for y in others])
+    hsic = (x.s[:, None] * cross * s[..., None, :]).square().sum(dim=(-1, -2))
     distance = (1 - hsic / (x.s.pow(4).sum() * s.pow(4).sum(dim=-1)).sqrt()).clamp(min=0)
     return distance, distance
 
 
 def _nuclear(cross: Tensor, x: Factors, others: Sequence[Factors]) -> tuple[Tensor, Tensor]:
-    s = torch.stack([y.s for y in others])
-    nuclear = torch.linalg.svdvals(x.s[:, None] * cross * s[:, None, :]).sum(dim=-1)
+    s = _stacked([y.s for y in others])
+    nuclear = torch.linalg.svdvals(x.s[:, None] * cross * s[..., None, :]).sum(dim=-1)
     distance = (1 - nuclear / (x.s.square().sum() * s.square().sum(dim=-1)).sqrt()).clamp(min=0)
     return distance, distance
 
@@ -88,7 +94,8 @@ KERNELS: dict[str, Callable] = {
     "linear_cka": _cka,
     "procrustes": _nuclear,
 }
-"""Distances of one representation to several of one shape, both directions, from cross-products Q_xᵀ Q_y (b, p, q)."""
+"""Distances of one representation to several of one shape, both directions, from cross-products Q_xᵀ Q_y (b, p, q), or
+to one from (p, q)."""
 
 CANONICAL = ("pwcca", "pwcca_squared", "mean_cca", "svcca")
 
@@ -136,102 +143,115 @@ def pairwise(
         raise ValueError(f"block is the number of representations in memory at once, at least 1, not {block}")
     if len(representations) == 0:
         raise ValueError("there are no representations to compare; give at least one")
-    dtype = torch.float64 if precision == "float64" else torch.float32
-    factors = [factorize(x, device=device, name=f"representations[{i}]") for i, x in enumerate(representations)]
     known = set(inspect.signature(MEASURES[measure]).parameters) - {"x", "y", "device", "variates"}
     for name in options:
         if name not in known:
             raise ValueError(f"{measure} has no option {name!r}; it has {', '.join(sorted(known)) or 'none'}")
-    if measure == "svcca":
-        keep = options.pop("keep", 0.99)
-        factors = [x.truncated(keep) for x in factors]
-    _check(factors, measure)
-    row = _rows(factors, measure, dtype, options)
+    with _Workers(device) as workers:
+        named = [(x, device, f"representations[{i}]") for i, x in enumerate(representations)]
+        factors = workers.run(lambda x, device, name: factorize(x, device=device, name=name), named)
+        if measure == "svcca":
+            keep = options.pop("keep", 0.99)
+            factors = [x.truncated(keep) for x in factors]
+        _check(factors, measure)
 
-    count, size = len(factors), max(x.n * max(x.rank, 1) for x in factors) * (8 if precision == "float64" else 4)
-    block = block or int(max(1, min(count, MEMORY // size)))
-    fingerprint = _fingerprint(factors, measure, precision, block, options) if store else ""
-    distances = np.zeros((count, count))
-    bar = _bar(count * (count - 1) // 2, measure) if progress else None
-    for first in range(0, count, block):
-        members = range(first, min(first + block, count))
-        saved = Path(store) / f"{fingerprint}-{first}.npy" if store else None
-        columns = _kept(saved, members)
-        if columns is None:
-            columns = row(members, bar)
-            if saved is not None:
-                _keep(columns, saved)
-        distances[: members[-1] + 1, first : members[-1] + 1] = columns[0]
-        distances[first : members[-1] + 1, : members[-1] + 1] = columns[1].T
-        done = distances[first : members[-1] + 1, first : members[-1] + 1]
-        upper = np.triu(columns[0][first:], 1)
-        done[:] = upper + np.triu(columns[1][first:], 1).T
-    if bar is not None:
-        bar.close()
+        count, size = len(factors), max(x.n * max(x.rank, 1) for x in factors) * (8 if precision == "float64" else 4)
+        block = block or int(max(1, min(count, MEMORY // size)))
+        fingerprint = _fingerprint(factors, measure, precision, block, options) if store else ""
+        distances = np.zeros((count, count))
+        with tqdm(total=count * (count - 1) // 2, desc=measure, unit="pair", disable=not progress) as bar:
+            for first in range(0, count, block):
+                members = range(first, min(first + block, count))
+                saved = Path(store) / f"{fingerprint}-{first}.npy" if store else None
+                columns = _kept(saved, members)
+                if columns is None:
+                    columns = _columns(factors, measure, precision, options, members, workers, bar.update)
+                    if saved is not None:
+                        _keep(columns, saved)
+                else:
+                    bar.update(sum(members))
+                for k, j in enumerate(members):
+                    distances[:j, j], distances[j, :j] = columns[:, :j, k]
     return distances
 
 
-def _rows(factors: list[Factors], measure: str, dtype: torch.dtype, options: dict) -> Callable:
-    """A function from a block of representations to the distances to and from all before and within it."""
+def _columns(
+    factors: list[Factors],
+    measure: str,
+    precision: str,
+    options: dict,
+    members: range,
+    workers: _Workers,
+    report: Callable[[int], object],
+) -> np.ndarray:
+    """Distances between a block of representations and all before and within it.
 
-    def compute(members: range, bar) -> np.ndarray:
-        # columns[0][i, j - first] is the distance from i to j for i < j, columns[1] from j to i.
-        columns = np.zeros((2, members[-1] + 1, len(members)))
-        kernel = KERNELS.get(measure) if not options else None
-        bases = {j: factors[j].basis().to(dtype) for j in members} if kernel else {}
-        with _Workers(factors[0].x.device) as workers:
-            for i in range(members[-1]):
-                later = [j for j in members if j > i]
-                if kernel is None:
-                    jobs = [[j] for j in later]
-                else:
-                    q = bases[i] if i in bases else factors[i].basis().to(dtype)
-                    jobs = _batches(factors, later, workers.batch)
+    Returns:
+        (2, members[-1] + 1, len(members)): [0, i, k] is the distance from i to members[k] for i < members[k], and
+        [1, i, k] the distance back.
+    """
+    first, last = members[0], members[-1] + 1
+    columns = np.zeros((2, last, len(members)))
+    kernel = KERNELS.get(measure) if not options else None
+    if kernel is None:
 
-                def solve(batch: list[int], i=i, q=q if kernel else None) -> None:
-                    if kernel is None:
-                        found = MEASURES[measure](factors[i], factors[batch[0]], **options)
-                        columns[:, i, batch[0] - members[0]] = found.distance, found.reverse
-                        return
-                    cross = torch.stack([q.T @ bases[j] for j in batch]).double()
-                    forward, backward = _solve(kernel, cross, factors[i], [factors[j] for j in batch])
-                    places = [j - members[0] for j in batch]
-                    columns[0, i, places], columns[1, i, places] = forward, backward
+        def pair(i: int, j: int) -> None:
+            found = MEASURES[measure](factors[i], factors[j], **options)
+            columns[:, i, j - first] = found.distance, found.reverse
 
-                workers.run(solve, jobs)
-                if bar is not None:
-                    bar.update(len(later))
+        workers.run(pair, [(i, j) for j in members for i in range(j)], lambda i, j: report(1))
         return columns
 
-    return compute
+    # The bases of the block lie side by side: one product with another basis gives the cross-products with many.
+    ends = np.cumsum([0, *(factors[j].rank for j in members)]).tolist()
+    dtype = torch.float64 if precision == "float64" else torch.float32
+    bases = torch.empty(factors[0].n, ends[-1], dtype=dtype, device=factors[0].x.device)
 
+    def columns_of(start: int, stop: int) -> Tensor:
+        return bases[:, ends[start - first] : ends[stop - first]]
 
-def _solve(kernel: Callable, cross: Tensor, x: Factors, others: list[Factors]) -> tuple[np.ndarray, np.ndarray]:
-    """A kernel's distances; those of a layer without directions are 1."""
-    if min(cross.shape[1:]) == 0:
-        return np.ones(len(others)), np.ones(len(others))
-    return tuple(distance.cpu().numpy() for distance in kernel(cross, x, others))
+    def fill(j: int) -> None:
+        columns_of(j, j + 1).copy_(factors[j].basis())
 
+    def solve(i: int, start: int, stop: int, q: Tensor) -> None:
+        ranks = [factors[j].rank for j in range(start, stop)]
+        crosses = (q.T @ columns_of(start, stop)).double().split(ranks, dim=1)
+        for group in workers.groups(factors, start, stop):
+            cross = _stacked([crosses[j - start] for j in group])
+            if min(cross.shape[-2:]) == 0:  # a layer without directions
+                found = np.ones((2, len(group)))
+            else:
+                found = torch.stack(kernel(cross, factors[i], [factors[j] for j in group])).cpu().numpy()
+            columns[:, i, [j - first for j in group]] = found.reshape(2, -1)
 
-def _batches(factors: list[Factors], members: list[int], size: int) -> list[list[int]]:
-    """Representations of equal shape together, at most `size` at a time."""
-    groups: dict[tuple[int, int], list[int]] = {}
-    for j in members:
-        groups.setdefault((factors[j].rank, factors[j].x.shape[1]), []).append(j)
-    return [group[k : k + size] for group in groups.values() for k in range(0, len(group), size)]
+    def row(i: int, q: Tensor) -> list[tuple]:
+        starts = range(max(first, i + 1), last, workers.batch)
+        return [(i, start, min(start + workers.batch, last), q) for start in starts]
+
+    workers.run(fill, [(j,) for j in members])
+    done = lambda i, start, stop, q: report(stop - start)  # noqa: E731
+    workers.run(solve, [job for i in members for job in row(i, columns_of(i, i + 1))], done)
+    for i in range(first):
+        workers.run(solve, row(i, factors[i].basis().to(dtype)), done)
+    return columns
 
 
 class _Workers:
-    """Solves many small problems: on a CPU one per thread, as many threads as torch has; on a GPU in big batches."""
+    """Threads that do one job after the other, each on one core: as many as torch has on a CPU, one for a GPU.
 
-    def __init__(self, device: torch.device):
-        self.threads = torch.get_num_threads() if device.type == "cpu" else 1
-        self.batch = 1 if device.type == "cpu" else 256
+    Attributes:
+        batch: representations to compare with another in one job.
+    """
+
+    def __init__(self, device: str):
+        self.cuda = device != "cpu"
+        self.batch = 128 if self.cuda else 8
+        self.threads = 1 if self.cuda else torch.get_num_threads()
 
     def __enter__(self) -> _Workers:
         self.pool = None
         if self.threads > 1:
-            # Small problems run best on one thread each; torch keeps this setting per thread.
+            # torch keeps this setting per thread; a small decomposition does not profit from more than one.
             self.pool = ThreadPoolExecutor(self.threads, initializer=torch.set_num_threads, initargs=(1,))
         return self
 
@@ -240,9 +260,22 @@ class _Workers:
             self.pool.shutdown(cancel_futures=True)
             torch.set_num_threads(self.threads)
 
-    def run(self, solve: Callable, jobs: Sequence) -> None:
-        for _ in map(solve, jobs) if self.pool is None else self.pool.map(solve, jobs):
-            pass
+    def run(self, work: Callable, jobs: Sequence[tuple], done: Callable = lambda *job: None) -> list:
+        """The results of work(*job) in order; done(*job) is called after each."""
+        apply = map if self.pool is None else self.pool.map
+        results = []
+        for job, result in zip(jobs, apply(lambda job: work(*job), jobs), strict=True):
+            done(*job)
+            results.append(result)
+        return results
+
+    def groups(self, factors: list[Factors], start: int, stop: int) -> list[list[int]]:
+        """What to solve in one batch: on a GPU all of equal shape, on a CPU one at a time."""
+        groups: dict[object, list[int]] = {}
+        for j in range(start, stop):
+            shape = (factors[j].rank, factors[j].x.shape[1])
+            groups.setdefault(shape if self.cuda else j, []).append(j)
+        return list(groups.values())
 
 
 def _check(factors: list[Factors], measure: str) -> None:
@@ -262,12 +295,6 @@ def _check(factors: list[Factors], measure: str) -> None:
             )
         if len(widest) == 2:
             check_pair(factors[widest[0]], factors[widest[1]])
-
-
-def _bar(total: int, measure: str):
-    from tqdm import tqdm
-
-    return tqdm(total=total, desc=measure, unit="pair")
 
 
 def _fingerprint(factors: list[Factors], measure: str, precision: str, block: int, options: dict) -> str:
