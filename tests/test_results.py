@@ -6,7 +6,9 @@ import numpy as np
 import pandas as pd
 import pytest
 from cca_dynamics.claims import INCONCLUSIVE, NOT_REPRODUCED, REPRODUCED
-from cca_dynamics.results import RESULTS, generalization, stability, width
+from cca_dynamics.results import RESULTS, clusters, generalization, stability, toy_noise, toy_rnn, width
+from cca_dynamics.results.inputs import Inputs
+from cca_dynamics.results.tables import tidy
 from cca_dynamics.study import Study
 
 LAYERS = ["conv1", "conv2", "conv3", "conv4", "conv5", "softmax"]
@@ -27,7 +29,7 @@ def generalization_table(means: dict[str, list[float]], networks: int = 5, noise
     rng = np.random.default_rng(0)
     tables = []
     for split in ("train", "test"):
-        for measure in ("pwcca", "mean_cca", "svcca"):
+        for measure in ("pwcca", "mean_cca", "svcca", "cosine", "euclidean"):
             for index, layer in enumerate(LAYERS):
                 a, b = np.nonzero(~np.eye(2 * networks, dtype=bool))
                 kind = np.repeat(["generalizing", "memorizing"], networks)
@@ -54,6 +56,9 @@ AS_PUBLISHED = {
     "memorizing/svcca/train": [0.3, 0.3, 0.4, 0.5, 0.5, 0.0],
     "memorizing/mean_cca/train": [0.3, 0.3, 0.4, 0.5, 0.5, 0.0],
     "memorizing/pwcca/test": [0.04, 0.19, 0.38, 0.58, 0.63, 0.8],
+    **{
+        f"{group}/{raw}/train": [0.3] * 6 for group in ("generalizing", "memorizing") for raw in ("cosine", "euclidean")
+    },
 }
 
 
@@ -75,6 +80,7 @@ def test_the_published_pattern_is_reproduced(options):
         ("generalizing/mean_cca/train", [0.1, 0.2, 0.3, 0.5, 0.2, 0.0], "mean_cca_misses_it", NOT_REPRODUCED),
         ("memorizing/svcca/train", [0.0, 0.0, 0.3, 0.5, 0.48, 0.0], "others_overestimate", NOT_REPRODUCED),
         ("generalizing/mean_cca/train", [0.1, 0.2, 0.3, 0.5, 0.48, 0.0], "mean_cca_misses_it", INCONCLUSIVE),
+        ("memorizing/euclidean/train", [0.3, 0.3, 0.3, 0.5, 0.5, 0.3], "raw_miss_it", NOT_REPRODUCED),
     ],
 )
 def test_another_pattern_is_not(options, key, change, claim, verdict):
@@ -94,7 +100,7 @@ def test_two_networks_settle_nothing(options):
     assert {verdict for claim, verdict in found.items() if claim != "fitted"} == {INCONCLUSIVE}
 
 
-def width_table(distances, untrained, accuracies, networks=5) -> pd.DataFrame:
+def width_table(distances, untrained, accuracies, networks=5, raw=None) -> pd.DataFrame:
     rng = np.random.default_rng(1)
     a, b = np.nonzero(~np.eye(networks, dtype=bool))
     tables = []
@@ -102,10 +108,13 @@ def width_table(distances, untrained, accuracies, networks=5) -> pd.DataFrame:
         [0.125, 0.1875, 0.25, 0.5, 1], distances, untrained, accuracies, strict=True
     ):
         for state, value in zip(("trained", "untrained"), values, strict=True):
-            tables.append(pd.DataFrame({
-                "quantity": "distance", "measure": "pwcca", "state": state, "multiplier": multiplier, "network_a": a,
-                "network_b": b, "value": value + 0.003 * rng.normal(size=len(a)), "filters": 128 * multiplier,
-            }))  # fmt: skip
+            for measure, level in (("pwcca", value), ("cosine", raw or 0.4), ("euclidean", 0.8)):
+                level = level * (1 - multiplier / 2) if raw and measure == "cosine" else level
+                tables.append(pd.DataFrame({
+                    "quantity": "distance", "measure": measure, "state": state, "multiplier": multiplier,
+                    "network_a": a, "network_b": b, "value": level + 0.003 * rng.normal(size=len(a)),
+                    "filters": 128 * multiplier,
+                }))  # fmt: skip
         tables.append(pd.DataFrame({
             "quantity": "test_accuracy", "multiplier": multiplier, "network": range(networks),
             "value": accuracy + 0.002 * rng.normal(size=networks), "filters": 128 * multiplier,
@@ -117,9 +126,9 @@ FALLING, FLAT, RISING = [0.23, 0.17, 0.13, 0.1, 0.07], [0.6] * 5, [0.92, 0.94, 0
 
 
 def test_width_claims_follow_the_data(options):
-    expected = {"trend": REPRODUCED, "accuracy": REPRODUCED, "not_initialisation": REPRODUCED}
-    assert verdicts(width, width_table(FALLING, FLAT, RISING), options["width"]) == expected
-    found = verdicts(width, width_table(FALLING[::-1], FLAT, RISING), options["width"])
+    found = verdicts(width, width_table(FALLING, FLAT, RISING), options["width"])
+    assert found == dict.fromkeys(["trend", "accuracy", "not_initialisation", "raw_miss_it"], REPRODUCED)
+    found = verdicts(width, width_table(FALLING[::-1], FLAT, RISING, raw=0.8), options["width"])
     assert set(found.values()) == {NOT_REPRODUCED}
     found = verdicts(width, width_table(FALLING, [0.8, 0.5, 0.3, 0.2, 0.1], RISING), options["width"])
     assert found["trend"] == REPRODUCED and found["not_initialisation"] == NOT_REPRODUCED
@@ -173,15 +182,134 @@ def test_convergence_is_the_first_epoch_that_stays_close(options):
     assert epoch == 10 and share.tolist() == pytest.approx([88 / 128] * 5)
 
 
-@pytest.mark.parametrize("result", ["generalization", "width", "stability"])
-def test_figures_name_their_axes_and_draw_what_the_paper_published(options, result):
+def test_toy_layers_share_what_they_should(rng):
+    """k correlations are 1; the rest are those of independent noise of the stated size."""
+    from cca_dynamics.similarity import cca
+
+    few = {"points": 3000, "neurons": 12}
+    x, y = toy_noise.layers(5, 0.1, few, rng)
+    correlations = cca(x, y).correlations
+    np.testing.assert_allclose(correlations[:5], 1, atol=1e-9)
+    assert correlations[5] < 0.15
+    np.testing.assert_allclose(x[:, 5:].std(axis=0), 0.1, rtol=0.1)
+    np.testing.assert_allclose(np.linalg.norm(x[:, :5], axis=1), np.linalg.norm(y[:, :5], axis=1))
+
+
+def test_toy_noise_claims_follow_the_data(options):
+    few = {**options["toy_noise"], "draws": 6, "signal": [4, 8, 12], "neurons": 16, "points": 200}
+    table = toy_noise.compute(Inputs.from_paths([], []), few)
+    assert table.groupby(["reading", "measure"]).size().eq(18).all()
+    found = verdicts_in_full(toy_noise, table, few)
+    assert {found[f"toy_noise.mean_cca_over_pwcca.{reading}"] for reading in ("deviation", "variance")} == {REPRODUCED}
+    swapped = table.assign(measure=table["measure"].replace({"pwcca": "mean_cca", "mean_cca": "pwcca"}))
+    found = verdicts_in_full(toy_noise, swapped, few)
+    assert found["toy_noise.mean_cca_over_pwcca.deviation"] == NOT_REPRODUCED
+
+
+def verdicts_in_full(module, table, options) -> dict[str, str]:
+    return {claim.claim: claim.verdict for claim in module.claims(table, options)}
+
+
+def test_toy_rnn_rotates(options):
+    few = {**options["toy_rnn"], "neurons": 6, "starts": 40, "steps": 30}
+    states = dict(toy_rnn.trajectory(0, few, np.random.default_rng(0)))
+    np.testing.assert_allclose(np.linalg.norm(states[30], axis=1), np.linalg.norm(states[0], axis=1))
+    rotation = np.linalg.lstsq(states[0], states[1], rcond=None)[0]
+    assert np.linalg.det(rotation) == pytest.approx(1)
+    np.testing.assert_allclose(states[30], states[0] @ np.linalg.matrix_power(rotation, 30), atol=1e-9)
+    blended = dict(toy_rnn.trajectory(100, few, np.random.default_rng(0)))
+    assert np.isfinite(blended[30]).all() and not np.allclose(blended[1], states[1])
+
+
+def test_toy_rnn_claims_follow_the_data(options):
+    few = {**options["toy_rnn"], "networks": 6, "steps": 10, "every": 5, "alphas": [1, 10]}
+    rows = [
+        {"network": network, "alpha": alpha, "step": step, "measure": measure, "value": value + 0.001 * network}
+        for network in range(6)
+        for alpha in (0.0, 1.0, 10.0)
+        for step in (0, 5, 10)
+        for measure, value in (("pwcca", 0.0), ("cosine", 0.9), ("euclidean", 1.2))
+    ]
+    table = pd.DataFrame(rows)
+    assert set(verdicts(toy_rnn, table, few).values()) == {REPRODUCED}
+    worse = table["value"].mask((table["measure"] == "pwcca") & (table["alpha"] == 10), 0.4)
+    assert verdicts(toy_rnn, table.assign(value=worse), few)["blended_cca"] == NOT_REPRODUCED
+    blind = table["value"].mask((table["measure"] == "cosine") & (table["alpha"] == 0), 0.001)
+    found = verdicts(toy_rnn, table.assign(value=blind), few)
+    assert found["linear_raw"] == NOT_REPRODUCED and found["blended_raw"] == REPRODUCED
+
+
+def sweep_table(places: np.ndarray, rates: np.ndarray, ablation: np.ndarray, *, accuracy: float = 1.0) -> pd.DataFrame:
+    """A sweep whose networks lie at places (N, 2): their distances, and their clusters as `compute` finds them."""
+    among = np.linalg.norm(places[:, None] - places[None], axis=-1)
+    a, b = np.nonzero(~np.eye(len(places), dtype=bool))
+    tables = [
+        pd.DataFrame({"quantity": "distance", "measure": "pwcca", "network_a": a, "network_b": b, "value": among[a, b]})
+    ]
+    labels, order, _ = clusters.cluster(among, 10)
+    per_network = {"learning_rate": rates, "cluster": labels, "place": order, "ablation_cluster": ablation}
+    per_network |= {"train_accuracy": np.full(len(rates), accuracy), "test_accuracy": 0.9 - 0.01 * ablation}
+    per_network |= {"robustness": 0.3 + 0.05 * ablation + 0.01 * places[:, 0]}
+    tables += [clusters._per_network(quantity, values) for quantity, values in per_network.items()]
+    share = np.linspace(0, 1, 5)
+    curves = pd.DataFrame({"network": np.repeat(np.arange(len(rates)), 5), "share": np.tile(share, len(rates))})
+    tables.append(curves.assign(quantity="ablated_accuracy", value=1 - curves["share"]))
+    return tidy(tables)
+
+
+def planted(rng, size=8):
+    """Five tight groups, one far from the others, one a learning rate."""
+    centres = np.array([[0, 0], [1, 0], [0, 1], [1, 1], [5, 5]])
+    groups = np.repeat(np.arange(5), size)
+    return centres[groups] + 0.02 * rng.normal(size=(5 * size, 2)), groups
+
+
+def test_planted_clusters_are_found(rng, options):
+    places, groups = planted(rng)
+    found = verdicts(clusters, sweep_table(places, 0.1 + groups, groups), options["clusters"])
+    assert set(found.values()) == {REPRODUCED}, found
+
+
+def test_without_clusters_the_claims_fail(rng, options):
+    places, groups = planted(rng)
+    shuffled = rng.permutation(groups)
+    found = verdicts(clusters, sweep_table(places, 0.1 + shuffled, shuffled, accuracy=0.9), options["clusters"])
+    assert found["fitted"] == found["learning_rate"] == found["ablation"] == NOT_REPRODUCED
+    assert found["blocks"] != REPRODUCED
+    places[groups == 4] -= 4.5
+    found = verdicts(clusters, sweep_table(places, 0.1 + groups, groups), options["clusters"])
+    assert found["outlier"] == NOT_REPRODUCED
+    places = np.vstack([rng.normal(size=(20, 2)), 20 + rng.normal(size=(20, 2))])
+    found = verdicts(clusters, sweep_table(places, 0.1 + groups, groups), options["clusters"])
+    assert found["five"] == NOT_REPRODUCED and found["outlier"] == INCONCLUSIVE
+
+
+def test_clusters_are_numbered_by_size_and_ordered_by_the_dendrogram(rng):
+    places = np.concatenate([rng.normal(0, 0.1, 5), rng.normal(10, 0.1, 12)])[rng.permutation(17)]
+    labels, order, silhouettes = clusters.cluster(np.abs(places[:, None] - places[None]), 6)
+    assert np.bincount(labels).tolist() == [12, 5] and max(silhouettes, key=silhouettes.get) == 2
+    assert sorted(order) == list(range(17)) and (np.diff(labels[np.argsort(order)]) != 0).sum() == 1
+
+
+def planted_rates(rng):
+    places, groups = planted(rng)
+    return places, 0.1 + groups, groups
+
+
+@pytest.mark.parametrize("result", list(RESULTS))
+def test_figures_name_their_axes_and_draw_what_the_paper_published(options, result, rng):
     import matplotlib.pyplot as plt
 
     tables = {
         "generalization": lambda: generalization_table(AS_PUBLISHED),
         "width": lambda: width_table(FALLING, FLAT, RISING).assign(floor=0.9),
         "stability": lambda: stability_table(options["stability"]),
+        "clusters": lambda: sweep_table(*planted_rates(rng)),
+        "toy_noise": lambda: toy_noise.compute(Inputs.from_paths([], []), options["toy_noise"]),
+        "toy_rnn": lambda: toy_rnn.compute(Inputs.from_paths([], []), options["toy_rnn"]),
     }
+    options["toy_noise"] |= {"draws": 2, "signal": [4, 8], "neurons": 16, "points": 100}
+    options["toy_rnn"] |= {"networks": 2, "neurons": 4, "starts": 20, "steps": 10, "every": 5}
     table, module = tables[result](), RESULTS[result]
     if result == "stability":
         table = pd.concat([table, table[table["quantity"] == "test_accuracy"].assign(quantity="train_accuracy")])
@@ -189,9 +317,9 @@ def test_figures_name_their_axes_and_draw_what_the_paper_published(options, resu
     claims = pd.DataFrame([vars(claim) for claim in module.claims(table, options[result])])
     figure = module.plot(table, claims, options[result])
     drawn = [axis for axis in figure.axes if axis.get_visible()]
-    assert all(axis.get_ylabel() for axis in drawn)
+    assert all(axis.get_ylabel() or axis.get_xlabel() for axis in drawn)
     words = " ".join(text.get_text() for text in figure.findobj(plt.Text))
-    if result != "stability":
+    if result in ("generalization", "width"):
         assert "CIFAR-10" in words
     assert options[result] == before
     plt.close(figure)

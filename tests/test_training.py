@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from cca_dynamics import activations, checkpoints, training
+from cca_dynamics import ablation, activations, checkpoints, training
 from cca_dynamics.datasets import Dataset
 from cca_dynamics.files import DamagedFile, read_facts, read_tensors
 from cca_dynamics.networks import _fold, _unfold, build
@@ -25,9 +25,10 @@ class Plain(nn.Module):
             in_channels = outgoing
         self.head = nn.Linear(in_channels, classes)
 
-    def forward(self, x, keep=None):
+    def forward(self, x, keep=None, mask=None):
         for i in range(1, self.depth + 1):
             x = torch.relu(getattr(self, f"norm{i}")(getattr(self, f"conv{i}")(x)))
+            x = x if mask is None else x * mask[i - 1].view(-1, *(1,) * (x.ndim - 2))
             if keep is not None:
                 keep[f"conv{i}"] = x.flatten(2).mean(2)
         logits = self.head(x.flatten(2).mean(2))
@@ -131,7 +132,7 @@ def test_lockstep_equals_a_plain_loop(tmp_path, dimensions, batch_norm, optimize
 
 def test_a_network_does_not_depend_on_its_cohort(tmp_path):
     data = dataset(1)
-    together, history, _ = run(recipe((0, 1, 2, 3)), data, tmp_path / "together")
+    together, history, _ = run(recipe(range(10)), data, tmp_path / "together")  # more than one pass
     alone, history_alone, _ = run(recipe((2,)), data, tmp_path / "alone")
     for name in alone:
         torch.testing.assert_close(alone[name][0], together[name][2], rtol=1e-4, atol=1e-5)
@@ -291,3 +292,45 @@ def test_damaged_checkpoint_is_named_with_its_remedy(tmp_path, damage):
         extract(tmp_path, data)
     assert "networks" in str(problem.value) and "run snakemake again" in str(problem.value)
     assert not (tmp_path / "out").exists() and not list(tmp_path.glob(".out*"))
+
+
+@pytest.mark.parametrize("dimensions", [1, 2])
+def test_clamped_feature_maps_are_zero(tmp_path, dimensions):
+    """Against a plain module whose maps are multiplied by the masks."""
+    data = dataset(dimensions)
+    state, _, _ = run(recipe((0,)), data, tmp_path / "out")
+    network = build(recipe()["network"], 2, data.train_x.shape[2:], data.classes)
+    model = Plain([5, 6], [1, 2], 3, True, 2, dimensions, data.classes)
+    model.load_state_dict({name: tensor[0] for name, tensor in state.items()}, strict=False)
+    model.eval()
+    rng = np.random.default_rng(0)
+    masks = {
+        "conv1": torch.from_numpy(rng.integers(0, 2, (7, 5))),
+        "conv2": torch.from_numpy(rng.integers(0, 2, (7, 6))),
+    }
+    found = network.accuracy_without(state, data.train_x, data.train_y, {k: v.float() for k, v in masks.items()}, 13)
+    for way in range(7):
+        with torch.no_grad():
+            logits = model(data.train_x, mask=[masks["conv1"][way].float(), masks["conv2"][way].float()])
+        assert found[way].item() == pytest.approx((logits.argmax(-1) == data.train_y).double().mean().item(), abs=0.02)
+    _, accuracy = network.evaluate(state, data.train_x, data.train_y)
+    none = network.accuracy_without(state, data.train_x, data.train_y, {"conv2": torch.ones(1, 6)})
+    assert none.item() == pytest.approx(accuracy.item(), abs=1e-6)
+
+
+def test_ablation_is_cumulative_and_complete(tmp_path):
+    data = dataset(1)
+    run(recipe(), data, tmp_path / "networks")
+    request = {"layers": ["conv1", "conv2"], "orders": 3, "levels": 5, "points": 40}
+    ablation.ablate(tmp_path / "networks", data, tmp_path / "a.parquet", request=request, report=lambda line: None)
+    table = pd.read_parquet(tmp_path / "a.parquet")
+    assert table.groupby(["network", "order"])["share"].apply(list).map(lambda s: s == [0, 0.25, 0.5, 0.75, 1]).all()
+    for share in (0.0, 1.0):  # nothing is clamped, everything is: the order does not matter
+        assert table[table["share"] == share].groupby("network")["accuracy"].nunique().eq(1).all()
+    network = build(recipe()["network"], 2, (12,), 3)
+    masks = ablation._masks(network, ["conv1", "conv2"], 3, np.linspace(0, 1, 5), np.random.default_rng(0))
+    together = torch.cat([masks["conv1"], masks["conv2"]], dim=1).view(3, 5, 11)
+    assert (together.diff(dim=1) <= 0).all()
+    assert together.sum(dim=2).tolist() == [[11, 8, 5, 3, 0]] * 3
+    ablation.ablate(tmp_path / "networks", data, tmp_path / "b.parquet", request=request, report=lambda line: None)
+    assert (tmp_path / "a.parquet").read_bytes() == (tmp_path / "b.parquet").read_bytes()

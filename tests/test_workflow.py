@@ -12,7 +12,7 @@ from safetensors import safe_open
 from tests.conftest import copy_workflow, snakemake
 
 SMOKE = ("--configfile", "studies/smoke.yaml", "--cores", "2")
-RESULTS = ("stability", "generalization", "width")
+RESULTS = ("stability", "toy_noise", "generalization", "width", "clusters", "toy_rnn")
 WIDTH = "results/smoke/width.parquet"
 
 
@@ -138,7 +138,7 @@ def test_another_recipe_reruns_only_its_cohorts(edited):
 
 
 def test_another_seed_reruns_everything(edited):
-    assert jobs(edited, "--config", "seed=7")["train"] == 6
+    assert jobs(edited, "--config", "seed=7")["train"] == 7
 
 
 def test_two_runs_give_identical_tables(finished, tmp_path):

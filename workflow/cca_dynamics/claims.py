@@ -12,6 +12,8 @@ import pandas as pd
 from cca_dynamics.files import replacing
 
 ALPHA = 0.05
+MISSED = 0.1
+"""A control measure misses an effect if it sees less than this, as a share of the distance it starts from (ours)."""
 
 REPRODUCED = "reproduced"
 NOT_REPRODUCED = "not reproduced"
@@ -68,6 +70,14 @@ def equivalent(margin: float, intervals: Sequence[tuple[float, float]]) -> str:
     if any(low >= margin or high <= -margin for low, high in intervals):
         return NOT_REPRODUCED
     return INCONCLUSIVE
+
+
+def below(threshold: float, interval: tuple[float, float]) -> str:
+    """Verdict on "the value is below a threshold", by the whole interval, as `exceeds`."""
+    low, high = interval
+    if high < threshold:
+        return REPRODUCED
+    return NOT_REPRODUCED if low >= threshold else INCONCLUSIVE
 
 
 def all_of(verdicts: Sequence[str]) -> str:

@@ -52,6 +52,15 @@ def activations(options: argparse.Namespace) -> None:
     activations.extract(options.networks, data, options.out, requests=options.requests, device=device, report=_report)
 
 
+def ablation(options: argparse.Namespace) -> None:
+    """Ablate the trained networks of one part of a cohort."""
+    device = _device(options)
+    from cca_dynamics import ablation, datasets
+
+    data = datasets.load(options.data)
+    ablation.ablate(options.networks, data, options.out, request=options.request, device=device, report=_report)
+
+
 def compute(options: argparse.Namespace) -> None:
     """Compute the table of one result."""
     device = _device(options)
@@ -59,7 +68,7 @@ def compute(options: argparse.Namespace) -> None:
     from cca_dynamics.results import RESULTS
     from cca_dynamics.results.inputs import Inputs
 
-    inputs = Inputs.from_paths(options.networks, options.activations, device)
+    inputs = Inputs.from_paths(options.networks, options.activations, options.ablations, device)
     table = RESULTS[options.result].compute(inputs, options.options)
     with replacing(options.out) as temporary:
         table.to_parquet(temporary, index=False, compression="zstd")
@@ -123,7 +132,10 @@ def _device(options: argparse.Namespace) -> str:
     os.environ.setdefault("OMP_NUM_THREADS", str(options.threads))
     import torch
 
+    from cca_dynamics.workers import keep_memory
+
     torch.set_num_threads(options.threads)
+    keep_memory()
     if options.device == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     if options.device == "cuda" and not torch.cuda.is_available():
@@ -164,11 +176,20 @@ def _parser() -> argparse.ArgumentParser:
     added.add_argument("--requests", type=json.loads, required=True, metavar="JSON", help="epochs, splits, layers")
     added.add_argument("--out", type=Path, required=True, help="output folder")
 
+    added = command(ablation, device=True)
+    added.add_argument("--data", type=Path, required=True, help="the materialised dataset")
+    added.add_argument("--networks", type=Path, required=True, help="a folder written by train")
+    added.add_argument(
+        "--request", type=json.loads, required=True, metavar="JSON", help="layers, orders, levels, points"
+    )
+    added.add_argument("--out", type=Path, required=True, help="output, parquet")
+
     added = command(compute, device=True)
     added.add_argument("result")
     added.add_argument("--options", type=json.loads, required=True, metavar="JSON", help="the result's config block")
     added.add_argument("--networks", type=Path, nargs="*", default=[], help="folders written by train")
     added.add_argument("--activations", type=Path, nargs="*", default=[], help="folders written by activations")
+    added.add_argument("--ablations", type=Path, nargs="*", default=[], help="tables written by ablation")
     added.add_argument("--out", type=Path, required=True, help="output, parquet")
 
     added = command(claims)

@@ -18,6 +18,9 @@ from cca_dynamics.files import replacing
 # Okabe & Ito (2008): distinguishable with any colour vision. Markers differ as well, for print in grey.
 BLUE, ORANGE, GREEN, PURPLE, GREY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#6b6b6b"
 
+SERIES = ((BLUE, "o"), (ORANGE, "s"), (GREEN, "^"), (PURPLE, "D"), (GREY, "v"))
+"""Colour and marker of the curves of a panel."""
+
 MEASURES = {
     "pwcca": "PWCCA",
     "pwcca_squared": "PWCCA (squared weights)",
@@ -86,6 +89,11 @@ def epoch_bar(figure, axis, epochs: Sequence[float]):
 def sequential(count: int) -> list:
     """Colours of an ordered variable, light to dark readable in grey."""
     return sns.color_palette("viridis_r", count + 1)[1:]
+
+
+def many_series() -> list:
+    """Colours and markers for a dozen kinds of points: the five of SERIES, then other pairings of them."""
+    return [(SERIES[i % 5][0], SERIES[(i + i // 5) % 5][1]) for i in range(15)]
 
 
 def line_with_bars(axis, x: Sequence, mean: Sequence, std: Sequence, colour: str, marker: str, label: str) -> None:

@@ -139,6 +139,14 @@ def sign_test(values: np.ndarray) -> float:
     return sum(comb(len(values), k) for k in range(positive, len(values) + 1)) / 2 ** len(values)
 
 
+def wilcoxon_p(values: np.ndarray) -> float:
+    """One-sided Wilcoxon signed-rank test that paired differences (N,) tend to be positive."""
+    from scipy.stats import wilcoxon
+
+    values = np.asarray(values, dtype=float)
+    return float(wilcoxon(values, alternative="greater").pvalue) if np.any(values) else 1.0
+
+
 def holm(p_values: Sequence[float]) -> np.ndarray:
     """Holm's step-down adjustment for testing several hypotheses, in the order given."""
     p = np.asarray(p_values, dtype=float)

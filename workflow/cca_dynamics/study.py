@@ -10,7 +10,7 @@ import copy
 import difflib
 import json
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
@@ -40,6 +40,7 @@ class Cohort:
         labels: "true" or "permuted".
         checkpoints: epochs (fractions allowed) after which the networks are stored; the end is always stored.
         activations: what of them is extracted: dicts of epochs, splits, layers.
+        ablation: how they are ablated at the end, see `ablation.ablate`; None: not at all.
     """
 
     name: str
@@ -48,7 +49,8 @@ class Cohort:
     training: dict
     labels: str = "true"
     checkpoints: tuple[float, ...] = ()
-    activations: tuple[dict, ...] = field(default=())
+    activations: tuple[dict, ...] = ()
+    ablation: dict | None = None
 
     def parts(self, networks_per_job: int) -> list[str]:
         """How the cohort is split over jobs: "0-49", "50-99", ... (first and last network of each part)."""

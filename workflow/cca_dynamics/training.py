@@ -21,8 +21,12 @@ from cca_dynamics import checkpoints
 from cca_dynamics.datasets import Dataset
 from cca_dynamics.files import replacing
 from cca_dynamics.networks import build, channels_last
+from cca_dynamics.workers import Workers
 
-WEIGHTS, ORDER = 0, 1  # streams of random numbers of one network
+TOGETHER_ON_CPU = 8
+"""Networks in one pass on a CPU: what they compute should still be in the cache when it is read again."""
+
+WEIGHTS, ORDER, ABLATION = 0, 1, 2  # streams of random numbers of one network
 
 
 def generator(seed: int, cohort: str, network: int, *stream: int) -> np.random.Generator:
@@ -86,7 +90,7 @@ def train(
             order = torch.from_numpy(np.stack(orders)).to(device)
             total = torch.zeros(len(members), device=device)
             for chosen in order[:, : steps_per_epoch * batch].split(batch, dim=1):
-                losses, gradients = state.gradients(network, inputs[chosen], y[chosen])
+                losses, gradients = state.gradients(network, inputs, y, chosen)
                 update(state.values, gradients, rates * schedule(step / last))
                 total += losses
                 step += 1
@@ -107,18 +111,40 @@ class _Parameters:
 
     def __init__(self, state: dict[str, Tensor], trained: list[str]):
         self.values = torch.cat([state[name].flatten(1) for name in trained], dim=1)
+        self.trained = trained
         sizes = [state[name][0].numel() for name in trained]
         views = zip(trained, self.values.split(sizes, dim=1), strict=True)
-        self.trained = {name: view.unflatten(1, state[name].shape[1:]).requires_grad_() for name, view in views}
-        self.tensors = {**state, **self.trained}
+        self.tensors = {**state, **{name: view.unflatten(1, state[name].shape[1:]) for name, view in views}}
+        together = TOGETHER_ON_CPU if self.values.device.type == "cpu" else len(self.values)
+        self.groups = [
+            {name: tensor[i : i + together] for name, tensor in self.tensors.items()}
+            for i in range(0, len(self.values), together)
+        ]
+        for group in self.groups:
+            for name in trained:
+                group[name].requires_grad_()
+        self.workers = Workers(self.values.device.type)
 
-    def gradients(self, network, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        """Each network's mean loss on its own batch (N,), and the gradients of all parameters (N, parameters)."""
-        logits = network.logits(self.tensors, x)
-        losses = torch.nn.functional.cross_entropy(logits.flatten(0, 1), y.flatten(), reduction="none")
-        losses = losses.view(y.shape).mean(dim=1)
-        gradients = torch.autograd.grad(losses.sum(), list(self.trained.values()))
-        return losses.detach(), torch.cat([gradient.flatten(1) for gradient in gradients], dim=1)
+    def gradients(self, network, x: Tensor, y: Tensor, order: Tensor) -> tuple[Tensor, Tensor]:
+        """Each network's mean loss on its own batch (N,), and the gradients of all parameters (N, parameters).
+
+        Args:
+            network: the architecture.
+            x, y: the training data, channels last.
+            order: (N, batch) the data points of each network's batch.
+        """
+
+        def work(group: dict[str, Tensor], chosen: Tensor) -> tuple[Tensor, Tensor]:
+            labels = y[chosen]
+            logits = network.logits(group, x[chosen])
+            loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none")
+            loss = loss.view(labels.shape).mean(dim=1)
+            found = torch.autograd.grad(loss.sum(), [group[name] for name in self.trained])
+            return loss.detach(), torch.cat([gradient.flatten(1) for gradient in found], dim=1)
+
+        orders = order.split(len(self.groups[0][self.trained[0]]))
+        losses, gradients = zip(*self.workers.run(work, list(zip(self.groups, orders, strict=True))), strict=True)
+        return torch.cat(losses), torch.cat(gradients)
 
 
 def sgd(values: Tensor, options: dict) -> Callable[[Tensor, Tensor, Tensor], None]:

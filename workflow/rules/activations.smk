@@ -25,3 +25,32 @@ rule activations:
     shell:
         "cca-dynamics activations --data {input.data} --networks {input.networks} --requests {params.requests:q}"
         " --out {output.activations} --device {params.device} --threads {threads} &> {log}"
+
+
+rule ablation:
+    """Measure how the trained networks do with ever more feature maps clamped to zero."""
+    input:
+        data=rules.dataset.output.tensors,
+        networks=rules.train.output.networks,
+    output:
+        table=f"{RESULTS}/ablation/{{cohort}}/{{part}}.parquet",
+    log:
+        f"{LOGS}/ablation/{{cohort}}/{{part}}.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/ablation-{{cohort}}-{{part}}.tsv"
+    conda:
+        "../../envs/environment.yaml"
+    threads: 1
+    resources:
+        mem_mb=2000,
+        runtime=120,
+        gpu=GPU,
+    params:
+        request=lambda w: as_argument(study.cohorts[w.cohort].ablation),
+        device=study.config["device"],
+        code=code("ablation:ablate"),
+    message:
+        "ablation {wildcards.cohort} {wildcards.part}"
+    shell:
+        "cca-dynamics ablation --data {input.data} --networks {input.networks} --request {params.request:q}"
+        " --out {output.table} --device {params.device} --threads {threads} &> {log}"

@@ -39,5 +39,15 @@ def folders_of(result, kind):
     return [f"{RESULTS}/{kind}/{c.name}/{part}" for c in study.cohorts_of(result) for part in study.parts(c.name)]
 
 
+def ablations_of(result):
+    """The ablation tables of all parts of those cohorts of a result that are ablated."""
+    return [
+        f"{RESULTS}/ablation/{c.name}/{part}.parquet"
+        for c in study.cohorts_of(result)
+        if c.ablation
+        for part in study.parts(c.name)
+    ]
+
+
 def figures_of(*results):
     return [f"{FIGURES}/{result}.{suffix}" for result in results for suffix in ("png", "pdf", "svg")]

@@ -9,6 +9,7 @@ rule compute:
     input:
         networks=lambda w: folders_of(w.result, "networks"),
         activations=lambda w: folders_of(w.result, "activations"),
+        ablations=lambda w: ablations_of(w.result),
     output:
         table=f"{RESULTS}/{{result}}.parquet",
     log:
@@ -30,7 +31,8 @@ rule compute:
         "compute {wildcards.result}"
     shell:
         "cca-dynamics compute {wildcards.result} --options {params.options:q} --networks {input.networks}"
-        " --activations {input.activations} --out {output.table} --device {params.device} --threads {threads} &> {log}"
+        " --activations {input.activations} --ablations {input.ablations} --out {output.table}"
+        " --device {params.device} --threads {threads} &> {log}"
 
 
 rule test_claims:

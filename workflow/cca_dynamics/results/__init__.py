@@ -12,10 +12,13 @@ The first two run whenever the DAG is built, so the modules import torch and mat
 Adding a result: one module and its line here, one block in config.yaml and its schema, one caption in workflow/report/.
 """
 
-from cca_dynamics.results import generalization, stability, width
+from cca_dynamics.results import clusters, generalization, stability, toy_noise, toy_rnn, width
 
 RESULTS = {
     "stability": stability,
+    "toy_noise": toy_noise,
     "generalization": generalization,
     "width": width,
+    "clusters": clusters,
+    "toy_rnn": toy_rnn,
 }

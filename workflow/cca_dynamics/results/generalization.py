@@ -1,4 +1,4 @@
-"""Figures 3, A9 and A10: networks that generalize converge to more similar solutions than networks that memorize.
+"""Figures 3, A5, A9 and A10: networks that generalize converge to more similar solutions than networks that memorize.
 
 Protocol (Morcos et al. 2018, section 3.1). Two groups of networks, one trained on the true labels and one on a fixed
 random permutation of them, all to near-zero training loss; distances between all pairs at every layer, within
@@ -13,7 +13,18 @@ import numpy as np
 import pandas as pd
 
 from cca_dynamics import statistics
-from cca_dynamics.claims import ALPHA, INCONCLUSIVE, NOT_REPRODUCED, REPRODUCED, Claim, all_of, equivalent, exceeds
+from cca_dynamics.claims import (
+    ALPHA,
+    INCONCLUSIVE,
+    MISSED,
+    NOT_REPRODUCED,
+    REPRODUCED,
+    Claim,
+    all_of,
+    below,
+    equivalent,
+    exceeds,
+)
 from cca_dynamics.results.inputs import Inputs, final_performance
 from cca_dynamics.results.tables import distance_matrix, distance_table, tidy
 from cca_dynamics.study import Cohort, ConfigError, Study
@@ -132,7 +143,7 @@ class Distances:
 
 
 def claims(table: pd.DataFrame, options: dict) -> list[Claim]:
-    """The claims of figures 3, A9 and A10."""
+    """The claims of figures 3, A5, A9 and A10."""
     distances = Distances(table, options["seed"])
     margin, early, late = options["margin"], options["early_layers"], options["late_layers"]
     per_group = f"n = {options['networks']} + {options['networks']} networks"
@@ -188,6 +199,7 @@ def claims(table: pd.DataFrame, options: dict) -> list[Claim]:
     result.append(_softmax_test(distances, margin, per_group))
     result += _closer_again(distances, late, per_group, options["measures"])
     result += _overestimate(distances, early, per_group, options["measures"])
+    result += _raw_miss_it(distances, late, per_group, options["measures"])
     return result
 
 
@@ -355,6 +367,40 @@ def _overestimate(distances: Distances, early: list[str], per_group: str, measur
     ]
 
 
+def _raw_miss_it(distances: Distances, late: list[str], per_group: str, measures: list[str]) -> list[Claim]:
+    """Do cosine and Euclidean distance miss that generalizing networks are closer in late layers?"""
+    raw = [measure for measure in ("cosine", "euclidean") if measure in measures]
+    if not raw:
+        return []
+
+    def excess(measure: str, weights: np.ndarray | None = None):
+        """Memorizing minus generalizing distance, as a share of the generalizing."""
+        first, second = (
+            np.mean([distances.mean(group, layer, measure, weights=weights) for layer in late], axis=0)
+            for group in GROUPS
+        )
+        return second / first - 1
+
+    values = {measure: float(excess(measure)) for measure in raw}
+    samples = {measure: excess(measure, distances.weights) for measure in raw}
+    largest = max(values, key=values.get)
+    return [
+        Claim(
+            claim="generalization.raw_miss_it",
+            figure="A5",
+            statement="Cosine and Euclidean distance do not reveal that difference in late layers.",
+            statistic=f"memorizing over generalizing distance, minus 1, under {largest}, the larger of "
+            f"{' and '.join(raw)}, mean of {', '.join(late)} (below {MISSED:g}; PWCCA sees "
+            f"{float(excess('pwcca')):.2f}); {per_group}, bootstrap of networks",
+            value=values[largest],
+            **_bounds(samples[largest]),
+            p_value=math.nan,
+            paper_value=math.nan,
+            verdict=all_of([below(MISSED, statistics.interval(sample)) for sample in samples.values()]),
+        )
+    ]
+
+
 def _published_difference() -> float:
     means = PUBLISHED[PUBLISHED["layer"] < 11].groupby("group")["value"].mean()
     return float(means["memorizing"] - means["generalizing"])
@@ -366,13 +412,14 @@ def _published_drop() -> float:
 
 
 def plot(table: pd.DataFrame, claims: pd.DataFrame, options: dict):
-    """One panel per measure on training data, then PWCCA on test data; mean ± std over pairs, as in the paper."""
+    """PWCCA on training and on test data, then a panel per other measure; mean ± std over pairs, as in the paper."""
     from cca_dynamics import figures
 
     rows = table[table["quantity"] == "distance"]
-    panels = [(measure, "train") for measure in options["measures"]] + [("pwcca", "test")]
+    panels = [(measure, "train") for measure in options["measures"]]
+    panels.insert(1, ("pwcca", "test"))
     count = len(panels)
-    figure, axes = figures.panels(math.ceil(count / 2), 2, height=2.6)
+    figure, axes = figures.panels(math.ceil(count / 2), 2, height=2.4)
     styles = {
         "generalizing": (figures.BLUE, "o", "Generalizing"),
         "memorizing": (figures.ORANGE, "s", "Memorizing"),
@@ -392,7 +439,8 @@ def plot(table: pd.DataFrame, claims: pd.DataFrame, options: dict):
                 floor.index, floor, color=figures.GREY, linewidth=0.8, linestyle=":", label="unrelated (Gaussian)"
             )
         axis.set_xticks(range(len(names)), names, rotation=45, ha="right")
-        axis.set(ylabel=f"{figures.MEASURES[measure]} distance", ylim=(-0.03, 1.03), title=f"{split} data")
+        top = max(1.03, 1.05 * float(rows[rows["measure"] == measure]["value"].max()))
+        axis.set(ylabel=f"{figures.MEASURES[measure]} distance", ylim=(-0.03, top), title=f"{split} data")
     handles, labels = axes[0].get_legend_handles_labels()
     order = [*range(len(handles) - len(styles), len(handles)), *range(len(handles) - len(styles))]
     figure.legend([handles[i] for i in order], [labels[i] for i in order], loc="outside upper center", ncols=len(order))

@@ -18,16 +18,20 @@ class Inputs:
     Attributes:
         networks: cohort → folders written by `training.train`, one per part, in order.
         activations: cohort → folders written by `activations.extract`, in the same order.
+        ablations: cohort → tables written by `ablation.ablate`, in the same order.
         device: "cpu" or "cuda".
     """
 
     networks: dict[str, list[Path]]
     activations: dict[str, list[Path]]
+    ablations: dict[str, list[Path]]
     device: str = "cpu"
 
     @classmethod
-    def from_paths(cls, networks: list[Path], activations: list[Path], device: str) -> Inputs:
-        """Group .../<cohort>/<part> folders by cohort."""
+    def from_paths(
+        cls, networks: list[Path], activations: list[Path], ablations: list[Path] = (), device: str = "cpu"
+    ) -> Inputs:
+        """Group .../<cohort>/<part> folders and files by cohort."""
 
         def grouped(paths: list[Path]) -> dict[str, list[Path]]:
             cohorts: dict[str, list[Path]] = {}
@@ -35,7 +39,7 @@ class Inputs:
                 cohorts.setdefault(path.parent.name, []).append(path)
             return cohorts
 
-        return cls(grouped(networks), grouped(activations), device)
+        return cls(grouped(networks), grouped(activations), grouped(ablations), device)
 
     def checkpoints(self, cohort: str, split: str = "train") -> list[tuple[int, float]]:
         """(step, epoch) of each checkpoint whose activations are stored, in order."""
@@ -55,14 +59,25 @@ class Inputs:
         Raises:
             DamagedFile: a history table cannot be read.
         """
-        tables = []
-        for part in self.networks[cohort]:
-            path = part / "history.parquet"
-            try:
-                tables.append(pd.read_parquet(path))
-            except (OSError, ValueError) as problem:
-                raise DamagedFile(path, problem) from None
-        return pd.concat(tables, ignore_index=True)
+        return _tables([part / "history.parquet" for part in self.networks[cohort]])
+
+    def ablation(self, cohort: str) -> pd.DataFrame:
+        """Columns network, order, share, accuracy.
+
+        Raises:
+            DamagedFile: a table cannot be read.
+        """
+        return _tables(self.ablations[cohort])
+
+
+def _tables(paths: list[Path]) -> pd.DataFrame:
+    tables = []
+    for path in paths:
+        try:
+            tables.append(pd.read_parquet(path))
+        except (OSError, ValueError) as problem:
+            raise DamagedFile(path, problem) from None
+    return pd.concat(tables, ignore_index=True)
 
 
 def final_performance(inputs: Inputs, cohort: str, **columns: object) -> pd.DataFrame:

@@ -7,7 +7,19 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
-COUNTS = ("network", "network_a", "network_b", "rank_a", "rank_b", "n", "index", "layer_index", "filters")
+COUNTS = (
+    "network",
+    "network_a",
+    "network_b",
+    "rank_a",
+    "rank_b",
+    "n",
+    "index",
+    "layer_index",
+    "filters",
+    "signal",
+    "draw",
+)
 
 
 def distance_table(representations: Sequence[np.ndarray], measures: Sequence[str], device: str = "cpu") -> pd.DataFrame:

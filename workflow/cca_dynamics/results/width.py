@@ -1,4 +1,4 @@
-"""Figures 4 and A7: wider networks converge to more similar solutions.
+"""Figures 4, A6 and A7: wider networks converge to more similar solutions.
 
 Protocol (Morcos et al. 2018, section 3.2). Every layer of the network is scaled by a multiplier; within the group of
 networks of each width, distances between all pairs at the final convolutional layer, on the same number of random
@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from cca_dynamics import statistics
-from cca_dynamics.claims import Claim, exceeds
+from cca_dynamics.claims import MISSED, Claim, all_of, below, exceeds
 from cca_dynamics.results.inputs import Inputs, final_performance
 from cca_dynamics.results.tables import distance_matrix, distance_table, tidy
 from cca_dynamics.study import Cohort, ConfigError, Study
@@ -90,9 +90,10 @@ def _filters(options: dict, multiplier: float, network: int, available: int) -> 
 
 
 def claims(table: pd.DataFrame, options: dict) -> list[Claim]:
-    """The claims of figures 4 and A7."""
+    """The claims of figures 4, A6 and A7."""
     seed, multipliers = options["seed"], sorted(options["multipliers"])
-    distance = table[(table["quantity"] == "distance") & (table["measure"] == "pwcca")]
+    every_measure = table[table["quantity"] == "distance"]
+    distance = every_measure[every_measure["measure"] == "pwcca"]
     accuracy = table[table["quantity"] == "test_accuracy"]
     means: dict[str, list[float]] = {"trained": [], "untrained": [], "accuracy": []}
     samples: dict[str, list[np.ndarray]] = {"trained": [], "untrained": [], "accuracy": []}
@@ -164,15 +165,52 @@ def claims(table: pd.DataFrame, options: dict) -> list[Claim]:
             paper_value=float(published["trained"] - published["untrained"]),
             verdict=exceeds(0, extra_ci),
         ),
+        *_raw_miss_it(every_measure, options, groups, float(fall(trained))),
+    ]
+
+
+def _raw_miss_it(rows: pd.DataFrame, options: dict, groups: str, seen: float) -> list[Claim]:
+    """Do cosine and Euclidean distance miss that wider networks are closer?"""
+    raw = [measure for measure in ("cosine", "euclidean") if measure in options["measures"]]
+    if not raw:
+        return []
+    trained = rows[rows["state"] == "trained"]
+    ends = min(options["multipliers"]), max(options["multipliers"])
+    values, samples = {}, {}
+    for measure in raw:
+        matrices = [
+            distance_matrix(trained[(trained["measure"] == measure) & (trained["multiplier"] == end)]) for end in ends
+        ]
+        ones = [np.ones(len(matrix)) for matrix in matrices]
+        draws = [statistics.bootstrap_weights(["a"] * len(m), options["seed"] + i) for i, m in enumerate(matrices)]
+        for found, weights in ((values, ones), (samples, draws)):
+            narrow, wide = (statistics.mean_within(m, w) for m, w in zip(matrices, weights, strict=True))
+            found[measure] = 1 - wide / narrow
+    largest = max(values, key=values.get)
+    low, high = statistics.interval(samples[largest])
+    return [
+        Claim(
+            claim="width.raw_miss_it",
+            figure="A6",
+            statement="Cosine and Euclidean distance do not reveal that wider networks are more similar.",
+            statistic=f"relative fall of distance from narrowest to widest under {largest}, the larger of "
+            f"{' and '.join(raw)} (below {MISSED:g}; PWCCA sees {seen:.2f}); {groups}, bootstrap of networks",
+            value=float(values[largest]),
+            ci_low=low,
+            ci_high=high,
+            p_value=math.nan,
+            paper_value=math.nan,
+            verdict=all_of([below(MISSED, statistics.interval(sample)) for sample in samples.values()]),
+        )
     ]
 
 
 def pearson(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Correlation over the last axis, batched; 0 where a side is constant."""
+    """Correlation over the last axis, batched; 0 where a side is constant, nan where a value is."""
     x, y = np.broadcast_arrays(np.asarray(x, dtype=float), np.asarray(y, dtype=float))
     x, y = (values - values.mean(axis=-1, keepdims=True) for values in (x, y))
     norms = np.linalg.norm(x, axis=-1) * np.linalg.norm(y, axis=-1)
-    return np.divide((x * y).sum(axis=-1), norms, out=np.zeros_like(norms), where=norms > 0)
+    return np.divide((x * y).sum(axis=-1), norms, out=np.zeros_like(norms), where=norms != 0)
 
 
 def spearman(x: np.ndarray, y: np.ndarray) -> np.ndarray:
@@ -183,10 +221,12 @@ def spearman(x: np.ndarray, y: np.ndarray) -> np.ndarray:
 
 
 def plot(table: pd.DataFrame, claims: pd.DataFrame, options: dict):
-    """Distance over width, trained and untrained (figures 4a, A7), and test accuracy against distance (figure 4b)."""
+    """Distance over width, trained and untrained (figures 4a, A7), test accuracy against it (4b), controls (A6)."""
     from cca_dynamics import figures
 
-    figure, (left, right) = figures.panels(1, 2, height=2.6)
+    raw = [measure for measure in options["measures"] if measure != "pwcca"]
+    figure, axes = figures.panels(1 + math.ceil(len(raw) / 2), 2, height=2.6)
+    left, right, *controls = axes
     distance = table[(table["quantity"] == "distance") & (table["measure"] == "pwcca")]
     for state, colour, marker in (("trained", figures.BLUE, "o"), ("untrained", figures.GREY, "D")):
         rows = distance[distance["state"] == state].groupby("filters")["value"].agg(["mean", "std"])
@@ -238,5 +278,18 @@ def plot(table: pd.DataFrame, claims: pd.DataFrame, options: dict):
     )
     right.set(xlabel="PWCCA distance", ylabel="Test accuracy (%)")
     right.legend(loc="lower left")
-    figures.letters(left, right)
+    for axis, measure in zip(controls, raw, strict=False):
+        rows = table[(table["quantity"] == "distance") & (table["measure"] == measure)]
+        for state, colour, marker in (("trained", figures.BLUE, "o"), ("untrained", figures.GREY, "D")):
+            spread = rows[rows["state"] == state].groupby("filters")["value"].agg(["mean", "std"])
+            figures.line_with_bars(axis, spread.index, spread["mean"], spread["std"], colour, marker, state)
+        axis.set_xscale("log", base=2)
+        axis.set_xticks(widths, [f"{width:g}" for width in widths])
+        axis.minorticks_off()
+        axis.set(xlabel=f"Filters in {options['layer']}", ylabel=f"{figures.MEASURES[measure]} distance")
+        axis.set_ylim(0, 1.25 * float(rows["value"].max()))
+        axis.legend(loc="upper left", ncols=2)
+    for axis in controls[len(raw) :]:
+        axis.set_visible(False)
+    figures.letters(left, right, *controls[: len(raw)])
     return figure

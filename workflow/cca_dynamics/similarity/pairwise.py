@@ -11,7 +11,6 @@ import hashlib
 import inspect
 import os
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -33,6 +32,7 @@ from cca_dynamics.similarity.cca import (
     pwcca_squared,
     svcca,
 )
+from cca_dynamics.workers import Workers
 
 MEASURES: dict[str, Callable] = {
     "pwcca": pwcca,
@@ -147,7 +147,7 @@ def pairwise(
     for name in options:
         if name not in known:
             raise ValueError(f"{measure} has no option {name!r}; it has {', '.join(sorted(known)) or 'none'}")
-    with _Workers(device) as workers:
+    with Workers(device) as workers:
         named = [(x, device, f"representations[{i}]") for i, x in enumerate(representations)]
         factors = workers.run(lambda x, device, name: factorize(x, device=device, name=name), named)
         if measure == "svcca":
@@ -165,7 +165,7 @@ def pairwise(
                 saved = Path(store) / f"{fingerprint}-{first}.npy" if store else None
                 columns = _kept(saved, members)
                 if columns is None:
-                    columns = _columns(factors, measure, precision, options, members, workers, bar.update)
+                    columns = _columns(factors, measure, precision, options, members, device, workers, bar.update)
                     if saved is not None:
                         _keep(columns, saved)
                 else:
@@ -181,7 +181,8 @@ def _columns(
     precision: str,
     options: dict,
     members: range,
-    workers: _Workers,
+    device: str,
+    workers: Workers,
     report: Callable[[int], object],
 ) -> np.ndarray:
     """Distances between a block of representations and all before and within it.
@@ -216,7 +217,7 @@ def _columns(
     def solve(i: int, start: int, stop: int, q: Tensor) -> None:
         ranks = [factors[j].rank for j in range(start, stop)]
         crosses = (q.T @ columns_of(start, stop)).double().split(ranks, dim=1)
-        for group in workers.groups(factors, start, stop):
+        for group in _alike(factors, range(start, stop), device):
             cross = _stacked([crosses[j - start] for j in group])
             if min(cross.shape[-2:]) == 0:  # a layer without directions
                 found = np.ones((2, len(group)))
@@ -225,8 +226,9 @@ def _columns(
             columns[:, i, [j - first for j in group]] = found.reshape(2, -1)
 
     def row(i: int, q: Tensor) -> list[tuple]:
-        starts = range(max(first, i + 1), last, workers.batch)
-        return [(i, start, min(start + workers.batch, last), q) for start in starts]
+        together = 8 if device == "cpu" else 128
+        starts = range(max(first, i + 1), last, together)
+        return [(i, start, min(start + together, last), q) for start in starts]
 
     workers.run(fill, [(j,) for j in members])
     done = lambda i, start, stop, q: report(stop - start)  # noqa: E731
@@ -236,46 +238,13 @@ def _columns(
     return columns
 
 
-class _Workers:
-    """Threads that do one job after the other, each on one core: as many as torch has on a CPU, one for a GPU.
-
-    Attributes:
-        batch: representations to compare with another in one job.
-    """
-
-    def __init__(self, device: str):
-        self.cuda = device != "cpu"
-        self.batch = 128 if self.cuda else 8
-        self.threads = 1 if self.cuda else torch.get_num_threads()
-
-    def __enter__(self) -> _Workers:
-        self.pool = None
-        if self.threads > 1:
-            # torch keeps this setting per thread; a small decomposition does not profit from more than one.
-            self.pool = ThreadPoolExecutor(self.threads, initializer=torch.set_num_threads, initargs=(1,))
-        return self
-
-    def __exit__(self, *problem: object) -> None:
-        if self.pool is not None:
-            self.pool.shutdown(cancel_futures=True)
-            torch.set_num_threads(self.threads)
-
-    def run(self, work: Callable, jobs: Sequence[tuple], done: Callable = lambda *job: None) -> list:
-        """The results of work(*job) in order; done(*job) is called after each."""
-        apply = map if self.pool is None else self.pool.map
-        results = []
-        for job, result in zip(jobs, apply(lambda job: work(*job), jobs), strict=True):
-            done(*job)
-            results.append(result)
-        return results
-
-    def groups(self, factors: list[Factors], start: int, stop: int) -> list[list[int]]:
-        """What to solve in one batch: on a GPU all of equal shape, on a CPU one at a time."""
-        groups: dict[object, list[int]] = {}
-        for j in range(start, stop):
-            shape = (factors[j].rank, factors[j].x.shape[1])
-            groups.setdefault(shape if self.cuda else j, []).append(j)
-        return list(groups.values())
+def _alike(factors: list[Factors], members: range, device: str) -> list[list[int]]:
+    """What to solve in one batch: on a GPU all of equal shape, on a CPU one at a time."""
+    groups: dict[object, list[int]] = {}
+    for j in members:
+        shape = (factors[j].rank, factors[j].x.shape[1])
+        groups.setdefault(j if device == "cpu" else shape, []).append(j)
+    return list(groups.values())
 
 
 def _check(factors: list[Factors], measure: str) -> None:
