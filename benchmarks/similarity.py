@@ -13,7 +13,8 @@ Side by side, on the same arrays and threads, in turns:
     python benchmarks/similarity.py                 the table and the figure, about 15 minutes on 2 cores
     python benchmarks/similarity.py --quick         d = 64 and 128 only, about 2 minutes
     python benchmarks/similarity.py --growth        how time grows with networks, data points and neurons
-    python benchmarks/similarity.py --large         memory of 200 networks × 512 neurons × 10,000 data points
+    python benchmarks/similarity.py --large         memory of 200 networks × 512 neurons × 10,000 data points; about
+                                                    half an hour on 2 cores, or --blocks 2 for its first blocks
     python benchmarks/similarity.py --device cuda   on a GPU; --large then compares 200 × 256 × 10,000
 
 Results go to benchmarks/out/.
@@ -22,9 +23,13 @@ Results go to benchmarks/out/.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import gc
+import importlib
+import math
 import resource
 import statistics
+import tempfile
 import time
 from pathlib import Path
 
@@ -34,6 +39,7 @@ import torch
 from cca_dynamics.reference import hardware
 from cca_dynamics.similarity import factorize, pairwise
 
+module = importlib.import_module("cca_dynamics.similarity.pairwise")
 OUT = Path(__file__).parent / "out"
 SAMPLED = 5  # pairs on which slow methods are timed
 
@@ -103,11 +109,16 @@ def compare(count: int, n: int, d: int, *, device: str, rounds: int, others: boo
         seconds.setdefault(name, []).append(value)
 
     timed(lambda: pairwise(layers[:2], device=device), device)  # warm up
-    for _ in range(rounds):
+    found: dict[str, np.ndarray] = {}
+
+    def ours(precision: str) -> None:
+        found[precision] = pairwise(layers, device=device, precision=precision)
+
+    for _ in range(rounds if d < 512 else 1):
         record("products", timed(lambda: products(bases, d), device))
         record("bound", timed(lambda: bound(bases, d), device))
-        record("float64", timed(lambda: pairwise(layers, device=device), device))
-        record("float32", timed(lambda: pairwise(layers, device=device, precision="float32"), device))
+        record("float64", timed(lambda: ours("float64"), device))
+        record("float32", timed(lambda: ours("float32"), device))
         if others:
             for name, both in (("textbook", True), ("textbook_one", False)):
                 each = [timed(lambda i=i, j=j: textbook(layers[i], layers[j], both), device) for i, j in sampled]  # noqa: B023
@@ -115,15 +126,15 @@ def compare(count: int, n: int, d: int, *, device: str, rounds: int, others: boo
     if others and (repsim := _repsim()) and d <= 64:
         i, j = sampled[0]
         record("repsim", timed(lambda: repsim(layers[i].astype(float), layers[j].astype(float)), device) * pairs)
-    exact, quick = pairwise(layers, device=device), pairwise(layers, device=device, precision="float32")
+    exact = found["float64"]
     row = {"networks": count, "n": n, "d": d, **{name: statistics.median(values) for name, values in seconds.items()}}
     for name in ("products", "bound"):
         row[f"gflops_{name}"] = 2 * pairs * n * d * d / row[name] / 1e9
-    row["error_float32"] = float(np.abs(exact - quick).max())
+    row["error_float32"] = float(np.abs(exact - found["float32"]).max())
     if others:
-        found = [(exact[i, j], exact[j, i]) for i, j in sampled]
+        both = [(exact[i, j], exact[j, i]) for i, j in sampled]
         expected = [textbook(layers[i], layers[j]) for i, j in sampled]
-        row["error_textbook"] = float(np.abs(np.subtract(found, expected)).max())
+        row["error_textbook"] = float(np.abs(np.subtract(both, expected)).max())
     return row
 
 
@@ -167,7 +178,7 @@ def shown(rows: list[dict]) -> str:
 
 def growth(device: str, rounds: int) -> list[dict]:
     """Time against one size at a time, the others fixed at 20 networks, 10,000 data points and 128 neurons."""
-    sizes = {"networks": [5, 10, 20, 40, 80], "n": [2500, 5000, 10_000, 20_000], "d": [32, 64, 128, 256]}
+    sizes = {"networks": [5, 10, 20, 40], "n": [2500, 5000, 10_000, 20_000], "d": [32, 64, 128, 256]}
     base = {"networks": 20, "n": 10_000, "d": 128}
     rows = []
     for axis, values in sizes.items():
@@ -182,13 +193,28 @@ def growth(device: str, rounds: int) -> list[dict]:
     return rows
 
 
-def large(device: str) -> None:
-    """Peak memory and time of the biggest comparison that is promised."""
+class Enough(Exception):
+    """As many blocks as asked for are done."""
+
+
+def large(device: str, blocks: int | None) -> None:
+    """Peak memory and time of the biggest comparison that is promised; after the second block all are alike."""
     count, n, d = 200, 10_000, 512 if device == "cpu" else 256
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     layers = representations(count, n, d)
     inputs = sum(layer.nbytes for layer in layers) / 1e9
-    seconds = timed(lambda: pairwise(layers, device=device, precision="float64", progress=True), device)
+    keep = module._keep
+
+    def counting(columns: np.ndarray, path: Path) -> None:
+        keep(columns, path)
+        print(f"block {len(list(path.parent.glob('*.npy')))} done", flush=True)
+        if len(list(path.parent.glob("*.npy"))) == blocks:
+            raise Enough
+
+    module._keep = counting
+    with tempfile.TemporaryDirectory() as folder, contextlib.suppress(Enough):
+        seconds = timed(lambda: pairwise(layers, device=device, store=Path(folder)), device)
+    seconds = math.nan if blocks else seconds
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
     print(
         f"{count} networks × {d} neurons × {n:,} data points: {seconds:.0f} s, peak memory {peak:.2f} GB, "
@@ -240,11 +266,12 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="64 and 128 neurons only")
     parser.add_argument("--growth", action="store_true", help="time against each size")
     parser.add_argument("--large", action="store_true", help="memory of the largest comparison")
+    parser.add_argument("--blocks", type=int, help="stop --large after so many blocks")
     chosen = parser.parse_args()
     OUT.mkdir(exist_ok=True)
     print(machine(chosen.device))
     if chosen.large:
-        large(chosen.device)
+        large(chosen.device, chosen.blocks)
         return
     if chosen.growth:
         rows, name = growth(chosen.device, chosen.rounds), f"similarity-growth-{chosen.device}"

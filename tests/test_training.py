@@ -130,8 +130,9 @@ def test_lockstep_equals_a_plain_loop(tmp_path, dimensions, batch_norm, optimize
                 torch.testing.assert_close(state[name][index], value, rtol=1e-3, atol=2e-4)
 
 
-def test_a_network_does_not_depend_on_its_cohort(tmp_path):
-    data = dataset(1)
+@pytest.mark.parametrize("dimensions", [1, 2])
+def test_a_network_does_not_depend_on_its_cohort(tmp_path, dimensions):
+    data = dataset(dimensions)
     together, history, _ = run(recipe(range(10)), data, tmp_path / "together")  # more than one pass
     alone, history_alone, _ = run(recipe((2,)), data, tmp_path / "alone")
     for name in alone:

@@ -95,7 +95,7 @@ def results_table(study: str, table: pd.DataFrame) -> str:
         about = inspect.getdoc(module).splitlines()[0].partition(": ")[2].rstrip(".")
         figure = f"[figure](figures/reference/{study}/{name}.png)"
         rows.append([about, f"`{name}`", figure, ", ".join(own["figure"].unique()), verdicts])
-    return _markdown(["Result", "Target", "Ours", "Paper's figures", "Verdicts of claims"], rows)
+    return _markdown(["The paper's result", "Target", "Ours", "Paper's figures", "Verdicts of its claims here"], rows)
 
 
 def runtime_table(study: str) -> str:

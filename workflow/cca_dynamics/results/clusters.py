@@ -317,15 +317,18 @@ def _outlier(distances: np.ndarray, clusters: np.ndarray, seed: int) -> tuple[fl
 
 
 def agreement(a: np.ndarray, b: np.ndarray, seed: int) -> tuple[float, tuple[float, float], float]:
-    """Adjusted Rand index of two partitions, its bootstrap interval and permutation p."""
+    """Adjusted Rand index of two partitions (0 if one has a single part), its bootstrap interval and permutation p."""
     from sklearn.metrics import adjusted_rand_score
+
+    def index(a: np.ndarray, b: np.ndarray) -> float:
+        return float(adjusted_rand_score(a, b)) if len(set(a)) > 1 and len(set(b)) > 1 else 0.0
 
     a, b = (np.unique(labels, return_inverse=True)[1] for labels in (a, b))
     rng = np.random.default_rng([seed, 4])
-    observed = float(adjusted_rand_score(a, b))
+    observed = index(a, b)
     draws = rng.integers(len(a), size=(RESAMPLES, len(a)))
-    samples = np.array([adjusted_rand_score(a[draw], b[draw]) for draw in draws])
-    larger = sum(adjusted_rand_score(a, rng.permutation(b)) >= observed - 1e-12 for _ in range(RESAMPLES))
+    samples = np.array([index(a[draw], b[draw]) for draw in draws])
+    larger = sum(index(a, rng.permutation(b)) >= observed - 1e-12 for _ in range(RESAMPLES))
     return observed, statistics.interval(samples), (1 + larger) / (1 + RESAMPLES)
 
 
@@ -375,6 +378,7 @@ def plot(table: pd.DataFrame, claims: pd.DataFrame, options: dict):
         )  # fmt: skip
     middle.set(xlabel="Robustness to ablation (AUC)", ylabel="Generalization error (%)")
     middle.set_ylim(top=middle.get_ylim()[1] + 0.1 * len(np.unique(sweep["cluster"])) * np.ptp(gap))
+    middle.locator_params(axis="x", nbins=4)
     middle.legend(loc="upper left", handletextpad=0.2)
 
     curves = table[table["quantity"] == "ablated_accuracy"].pivot_table(
