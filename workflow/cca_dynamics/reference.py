@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import inspect
+import math
 import os
 import platform
 import re
@@ -118,7 +119,13 @@ def runtime_table(study: str) -> str:
         rows.append([f"`{rule}`", len(own), *_spent(own["seconds"].sum(), own["megabytes"].max())])
     order = {f"`{rule}`": start for rule, start in table.groupby("rule")["start"].min().items()}
     rows.sort(key=lambda row: order[row[0]])
-    wall = table["end"].max() - table["start"].min()
+    wall, reached = (
+        0.0,
+        -math.inf,
+    )  # time in which a job ran: what lies between an interrupted run and its rest is left out
+    for start, end in table.sort_values("start")[["start", "end"]].itertuples(index=False):
+        wall += max(0.0, end - max(start, reached))
+        reached = max(reached, end)
     disk = sum(path.stat().st_size for path in folder.parent.rglob("*") if path.is_file()) / 1e6
     rows.append(["**the whole run**", len(table), *_spent(wall, table["megabytes"].max())])
     return _markdown(["Rule", "Jobs", "Time", "Peak memory of a job"], rows) + f"\n\nIts results take {disk:,.0f} MB."
