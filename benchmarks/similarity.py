@@ -215,10 +215,10 @@ def large(device: str, blocks: int | None) -> None:
     with tempfile.TemporaryDirectory() as folder, contextlib.suppress(Enough):
         seconds = timed(lambda: pairwise(layers, device=device, store=Path(folder)), device)
     seconds = math.nan if blocks else seconds
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
     print(
         f"{count} networks × {d} neurons × {n:,} data points: {seconds:.0f} s, peak memory {peak:.2f} GB, "
-        f"of which inputs {inputs:.2f} GB and Python with PyTorch {before / 1e6:.2f} GB"
+        f"of which inputs {inputs:.2f} GB and Python with PyTorch {before * 1024 / 1e9:.2f} GB"
     )
     if device == "cuda":
         print(f"peak GPU memory {torch.cuda.max_memory_allocated() / 1e9:.2f} GB")
@@ -227,26 +227,30 @@ def large(device: str, blocks: int | None) -> None:
 def draw(rows: list[dict], path: Path) -> None:
     """Times against the size that varies, with the products as the limit."""
     import matplotlib.pyplot as plt
+    from cca_dynamics.figures import BLUE, GREEN, ORANGE
 
     names = {
-        "textbook": "Textbook, pair by pair",
+        "textbook": "textbook, pair by pair",
         "float64": "pairwise, float64",
         "float32": "pairwise, float32 products",
-        "bound": "Bound: the products alone, float64",
+        "bound": "bound: products alone, float64",
     }
-    style = {"textbook": "s:", "float64": "o-", "float32": "^-", "bound": "k--"}
+    style = {"textbook": "s:", "float64": "o-", "float32": "^-", "bound": "--"}
+    colours = {"textbook": ORANGE, "float64": BLUE, "float32": GREEN, "bound": "black"}
     table = pd.DataFrame(rows)
     panels = list(table.groupby("axis", sort=False)) if "axis" in table else list(table.groupby("networks"))
-    figure, axes = plt.subplots(1, len(panels), figsize=(3.6 * len(panels), 3.2), layout="constrained", squeeze=False)
+    figure, axes = plt.subplots(1, len(panels), figsize=(4 * len(panels), 3.2), layout="constrained", squeeze=False)
     labels = {"networks": "Networks", "n": "Data points", "d": "Neurons per layer"}
     for axis, (key, group) in zip(axes[0], panels, strict=True):
         across = key if "axis" in table else "d"
         for name in [name for name in names if name in group]:
-            axis.loglog(group[across], group[name], style[name], label=names[name], markersize=4)
+            axis.loglog(group[across], group[name], style[name], color=colours[name], label=names[name], markersize=4)
         axis.set(xlabel=labels[across], ylabel="Seconds (median)", title="" if "axis" in table else f"{key} networks")
         axis.set_xticks(group[across], [f"{value:,}" for value in group[across]])
         axis.minorticks_off()
-    axes[0][0].legend(frameon=False, fontsize=8)
+    figure.legend(
+        *axes[0][0].get_legend_handles_labels(), loc="outside upper center", ncols=4, fontsize=8, frameon=False
+    )
     figure.savefig(path, dpi=200)
     plt.close(figure)
 
