@@ -39,15 +39,17 @@ RATE, MOMENTUM, BATCH = 0.1, 0.9, 128
 
 def plain(network) -> nn.Module:
     """The same architecture as a torch.nn.Module."""
-    flat = len(network.space) == 1
+    flat = len(network.architecture.space) == 1
     conv, norm = (nn.Conv1d, nn.BatchNorm1d) if flat else (nn.Conv2d, nn.BatchNorm2d)
-    layers, incoming = [], network.in_channels
-    for outgoing, stride in zip(network.channels, network.strides, strict=True):
-        layers.append(conv(incoming, outgoing, network.kernel, stride, network.kernel // 2, bias=False))
+    layers, incoming = [], network.architecture.in_channels
+    for outgoing, stride in zip(network.architecture.channels, network.architecture.strides, strict=True):
+        layers.append(
+            conv(incoming, outgoing, network.architecture.kernel, stride, network.architecture.kernel // 2, bias=False)
+        )
         layers += [norm(outgoing), nn.ReLU()]
         incoming = outgoing
     pool = nn.AdaptiveAvgPool1d(1) if flat else nn.AdaptiveAvgPool2d(1)
-    return nn.Sequential(*layers, pool, nn.Flatten(), nn.Linear(incoming, network.classes))
+    return nn.Sequential(*layers, pool, nn.Flatten(), nn.Linear(incoming, network.architecture.classes))
 
 
 class Loop:
@@ -70,7 +72,7 @@ class Lockstep:
     def __init__(self, network, count: int, device: str):
         stacked = network.initialise(np.random.default_rng(i) for i in range(count))
         tensors = {name: tensor.to(device) for name, tensor in stacked.items()}
-        self.network, self.state = network, training._Parameters(tensors, list(network.shapes()))
+        self.network, self.state = network, training._Parameters(tensors, network)
         self.update = training.sgd(self.state.values, {"momentum": MOMENTUM})
         self.rates = torch.full((count, 1), RATE, device=device)
 
@@ -83,10 +85,17 @@ class Products:
     """The matrix products of one network's step: forward, to the inputs, to the weights."""
 
     def __init__(self, network, count: int, device: str):
-        self.count, self.shapes, space, incoming = count, [], network.space, network.in_channels
-        for i, (outgoing, stride) in enumerate(zip(network.channels, network.strides, strict=True)):
+        self.count, self.shapes, space, incoming = (
+            count,
+            [],
+            network.architecture.space,
+            network.architecture.in_channels,
+        )
+        for i, (outgoing, stride) in enumerate(
+            zip(network.architecture.channels, network.architecture.strides, strict=True)
+        ):
             space = tuple((size - 1) // stride + 1 for size in space)
-            rows, inner = BATCH * prod(space), incoming * network.kernel ** len(space)
+            rows, inner = BATCH * prod(space), incoming * network.architecture.kernel ** len(space)
             self.shapes.append((rows, inner, outgoing, i > 0))
             incoming = outgoing
         self.tensors = [
@@ -123,7 +132,10 @@ def work(name: str, width: int, dimensions: int, count: int, threads: int, devic
     keep_memory()
     network = architecture(width, dimensions)
     size = 4000 if dimensions == 1 else 1000
-    x, y = torch.randn(size, network.in_channels, *network.space).to(device), torch.randint(10, (size,)).to(device)
+    x, y = (
+        torch.randn(size, network.architecture.in_channels, *network.architecture.space).to(device),
+        torch.randint(10, (size,)).to(device),
+    )
     x = channels_last(x) if name == "lockstep" else x
     order = torch.stack([torch.randperm(size)[:BATCH] for _ in range(count)]).to(device)
     stepper = STEPPERS[name](network, count, device)

@@ -57,7 +57,7 @@ def test_datasheet_describes_the_file(tmp_path):
     assert sheet["sha256"] == hashlib.sha256(tensors.read_bytes()).hexdigest()
     assert sheet["train"]["per_class"] == np.bincount(data.train_y, minlength=10).tolist()
     assert sheet["input_shape"] == [1, 40] and sheet["classes"] == data.classes == 10
-    assert sheet["test"]["size"] == 100 and sheet["generated_with"]["seed"] == 42
+    assert sheet["test"]["size"] == 100 and sheet["made_with"]["seed"] == 42
 
 
 def test_twice_is_byte_identical(tmp_path):

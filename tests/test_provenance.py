@@ -117,7 +117,7 @@ def test_stages_of_this_project_depend_on_what_they_should():
 
     train, compute = definitions("training:train"), definitions("results.generalization:compute")
     plot = definitions("results.generalization:plot", "figures:save")
-    assert "networks:ConvNet" in train and not any(
+    assert {"networks:Networks", "architectures:ConvNet"} <= train and not any(
         name.startswith(("similarity", "figures", "results")) for name in train
     )
     assert {"similarity.cca:cca"} <= definitions("results.stability:compute")

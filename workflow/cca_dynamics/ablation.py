@@ -47,7 +47,7 @@ def ablate(
         DamagedFile: a checkpoint cannot be read.
     """
     recipe = checkpoints.load_recipe(networks)
-    network = build(recipe["network"], dataset.train_x.shape[1], dataset.train_x.shape[2:], dataset.classes)
+    network = build(recipe["network"], dataset.train_x.shape[1], dataset.train_x.shape[2:], dataset.classes, device)
     state, _ = read_tensors(checkpoints.stored(networks)[-1][1], device=device)
     labels = dataset.train_y if recipe["labels"] == "true" else dataset.train_y_permuted
     points = np.random.default_rng([recipe["seed"], *b"ablation"]).permutation(len(labels))[: request["points"]]
@@ -82,7 +82,7 @@ def ablate(
 
 def _masks(network, layers: list[str], orders: int, shares: np.ndarray, rng: np.random.Generator) -> dict[str, Tensor]:
     """Layer → (orders · shares, channels) of 1 and 0: which maps stay. The maps of all layers are shuffled together."""
-    sizes = [network.channels[network.layers.index(layer)] for layer in layers]
+    sizes = [network.architecture.widths[layer] for layer in layers]
     total = sum(sizes)
     place = np.stack([rng.permutation(total) for _ in range(orders)])  # when a map is clamped
     clamped = np.rint(shares * total)

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
+from torch import Tensor
 
 from cca_dynamics import checkpoints
 from cca_dynamics.datasets import Dataset
@@ -30,7 +31,8 @@ def extract(
         out: folder to write, whole or not at all: <split>/step-NNNNNN.safetensors, with facts step, epoch, cohort,
             networks, split and the checksums of the checkpoint.
         requests: dicts of epochs ("all", "final" or a list of stored epochs), splits ("train", "test") and layers
-            ("all" or a list).
+            ("all" or a list), and points (so many random data points of a split, the same for all networks of a study;
+            None or absent: all).
         device: "cpu" or "cuda".
         report: called with one line a checkpoint.
 
@@ -39,8 +41,11 @@ def extract(
         ValueError: an epoch or a layer that does not exist is asked for.
     """
     recipe = checkpoints.load_recipe(networks)
-    network = build(recipe["network"], dataset.train_x.shape[1], dataset.train_x.shape[2:], dataset.classes)
-    inputs = {"train": dataset.train_x, "test": dataset.test_x}
+    network = build(recipe["network"], dataset.train_x.shape[1], dataset.train_x.shape[2:], dataset.classes, device)
+    points = requests[0].get("points") if requests else None
+    inputs = {
+        split: _chosen(x, points, recipe["seed"]) for split, x in (("train", dataset.train_x), ("test", dataset.test_x))
+    }
     files = dict(checkpoints.stored(networks))
     epoch_of = {step: read_facts(file)["epoch"] for step, file in files.items()}
     wanted: dict[tuple[int, str], dict[str, None]] = {}
@@ -57,6 +62,13 @@ def extract(
             path.parent.mkdir(parents=True, exist_ok=True)
             write_tensors(path, found, **{**facts, "split": split, "checkpoint": facts["sha256"]})
             report(f"checkpoint {count}/{len(wanted)} · step {step} · {split}")
+
+
+def _chosen(x: Tensor, points: int | None, seed: int) -> Tensor:
+    """Random data points of a split, in the order they had."""
+    if points is None or points >= len(x):
+        return x
+    return x[np.sort(np.random.default_rng([seed, *b"points"]).permutation(len(x))[:points])]
 
 
 def _steps(epochs: str | Sequence[float], epoch_of: dict[int, float]) -> list[int]:

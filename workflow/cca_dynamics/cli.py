@@ -7,6 +7,7 @@ remedy.
 from __future__ import annotations
 
 import argparse
+import errno
 import json
 import os
 import sys
@@ -20,7 +21,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         options.run(options)
     except (ValueError, OSError) as problem:
-        print("error: " + " ".join(str(problem).split()), file=sys.stderr)
+        remedy = "; free disk space and run again" if getattr(problem, "errno", None) == errno.ENOSPC else ""
+        print("error: " + " ".join(str(problem).split()) + remedy, file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("error: interrupted", file=sys.stderr)

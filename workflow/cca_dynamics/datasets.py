@@ -10,17 +10,21 @@ from pathlib import Path
 
 import numpy as np
 
+from cca_dynamics import images
 from cca_dynamics.files import read_tensors, replacing, write_tensors
 
 Split = tuple[np.ndarray, np.ndarray]
-"""(n, channels, *spatial) float32 inputs and (n,) int64 class indices."""
+"""(n, channels, *spatial) inputs and (n,) int64 class indices. Images are uint8 and are normalised when they are
+loaded: each channel minus its mean over the training set, over its standard deviation there. Anything else is
+float32."""
 
 
 @dataclass(frozen=True)
 class Dataset:
     """A classification dataset in memory, as torch tensors.
 
-    train_x (n, channels, *spatial) float32; train_y, train_y_permuted (n,) int64; the same for test_x, test_y.
+    train_x (n, channels, *spatial) float32, images normalised; train_y, train_y_permuted (n,) int64; the same for
+    test_x, test_y.
     train_y_permuted is one fixed random permutation of train_y (the labels memorizing networks are trained on).
     """
 
@@ -59,7 +63,84 @@ def mnist1d(*, train_size: int, test_size: int, seed: int) -> tuple[Split, Split
     return split("x", "y", train_size), split("x_test", "y_test", test_size)
 
 
-DATASETS: dict[str, Callable[..., tuple[Split, Split]]] = {"mnist1d": mnist1d}
+def cifar10(
+    *, folder: str = "data", train_size: int | None = None, test_size: int | None = None, seed: int = 0
+) -> tuple[Split, Split]:
+    """CIFAR-10 (Krizhevsky 2009): 50,000 + 10,000 colour images of 32 × 32 in ten classes, through torchvision.
+
+    Args:
+        folder: where it lies or is downloaded to (163 MiB, checked).
+        train_size, test_size: a subset of so many images, drawn by class with `seed`; None: all.
+    """
+    return tuple(
+        _subset(images.torchvision_split("CIFAR10", folder, train), size, seed, folder)
+        for train, size in ((True, train_size), (False, test_size))
+    )
+
+
+def fashion_mnist(
+    *, folder: str = "data", train_size: int | None = None, test_size: int | None = None, seed: int = 0
+) -> tuple[Split, Split]:
+    """Fashion-MNIST (Xiao et al. 2017): 60,000 + 10,000 grey images of 28 × 28 in ten classes, through torchvision.
+
+    Args: as for `cifar10` (30 MiB).
+    """
+    return tuple(
+        _subset(images.torchvision_split("FashionMNIST", folder, train), size, seed, folder)
+        for train, size in ((True, train_size), (False, test_size))
+    )
+
+
+def image_folder(
+    *,
+    folder: str,
+    resize: int | None = None,
+    train_size: int | None = None,
+    test_size: int | None = None,
+    seed: int = 0,
+    cache: str = "data/cache",
+) -> tuple[Split, Split]:
+    """Images in <folder>/{train,test}/<class>/*.{png,jpg,jpeg}, in colour.
+
+    Args:
+        folder: the root.
+        resize: height and width to scale every image to; None: all must have one size.
+        train_size, test_size: a subset of so many images, drawn by class with `seed`; None: all.
+        cache: folder that keeps the decoded images.
+    """
+    train, test = images.image_folder(Path(folder), resize, Path(cache))
+    return _subset(train, train_size, seed, f"{folder}/train"), _subset(test, test_size, seed, f"{folder}/test")
+
+
+def _subset(split: Split, size: int | None, seed: int, place: str) -> Split:
+    """`size` examples, the classes as frequent as in the whole to within one, in the order they had.
+
+    Raises:
+        ValueError: there are fewer.
+    """
+    x, y = split
+    if size is None or size == len(y):
+        return split
+    if size > len(y):
+        raise ValueError(
+            f"dataset: {size} images are asked for and {place} has {len(y)}; lower train_size or test_size, or drop it"
+        )
+    rng = np.random.default_rng([seed, *b"subset"])
+    share = np.bincount(y) * size / len(y)
+    counts = np.floor(share).astype(int)
+    order = np.lexsort((rng.permutation(len(share)), counts - share))  # the largest remainders first
+    counts[order[: size - counts.sum()]] += 1
+    chosen = [rng.permutation(np.flatnonzero(y == label))[:count] for label, count in enumerate(counts)]
+    chosen = np.sort(np.concatenate(chosen))
+    return x[chosen], y[chosen]
+
+
+DATASETS: dict[str, Callable[..., tuple[Split, Split]]] = {
+    "mnist1d": mnist1d,
+    "cifar10": cifar10,
+    "fashion_mnist": fashion_mnist,
+    "image_folder": image_folder,
+}
 """Adding a dataset: one function that returns ((train_x, train_y), (test_x, test_y)), and one line here."""
 
 
@@ -71,6 +152,9 @@ def materialise(options: dict, seed: int, tensors: Path, datasheet: Path) -> Non
         seed: the study's seed; it draws the label permutation (the data's own seed is in `options`).
         tensors: output, keys train_x, train_y, train_y_permuted, test_x, test_y.
         datasheet: output, sizes, class counts, seeds and the sha256 of the tensor file.
+
+    Raises:
+        ValueError: the dataset cannot be had; what to do.
     """
     import torch
 
@@ -78,6 +162,7 @@ def materialise(options: dict, seed: int, tensors: Path, datasheet: Path) -> Non
     (train_x, train_y), (test_x, test_y) = DATASETS[options["name"]](**arguments)
     classes = int(max(train_y.max(), test_y.max())) + 1
     permuted = np.random.default_rng([seed, *b"labels"]).permutation(train_y)
+    scale = images.channel_statistics(train_x) if train_x.dtype == np.uint8 else {}
     with replacing(tensors) as temporary:
         arrays = {
             "train_x": train_x,
@@ -87,14 +172,15 @@ def materialise(options: dict, seed: int, tensors: Path, datasheet: Path) -> Non
             "test_y": test_y,
         }
         stored = {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in arrays.items()}
-        write_tensors(temporary, stored, name=options["name"], classes=classes)
+        write_tensors(temporary, stored, name=options["name"], classes=classes, **scale)
     sheet = {
         "name": options["name"],
-        "generated_with": arguments,
+        "made_with": arguments,
         "label_permutation_seed": seed,
         "labels_kept_by_permutation": float(np.mean(permuted == train_y)),
         "classes": classes,
         "input_shape": list(train_x.shape[1:]),
+        **scale,
         "train": {"size": len(train_y), "per_class": np.bincount(train_y, minlength=classes).tolist()},
         "test": {"size": len(test_y), "per_class": np.bincount(test_y, minlength=classes).tolist()},
         "sha256": hashlib.sha256(tensors.read_bytes()).hexdigest(),
@@ -109,6 +195,12 @@ def load(path: Path, device: str = "cpu") -> Dataset:
     Raises:
         DamagedFile: the file is missing, truncated or corrupt, or lacks a tensor.
     """
+    import torch
+
     names = ("train_x", "train_y", "train_y_permuted", "test_x", "test_y")
     tensors, facts = read_tensors(path, names, device)
+    if "mean" in facts:
+        mean, std = (torch.tensor(facts[key], device=device).view(-1, 1, 1) for key in ("mean", "std"))
+        for name in ("train_x", "test_x"):
+            tensors[name] = tensors[name].float().div_(255).sub_(mean).div_(std)
     return Dataset(name=facts["name"], classes=facts["classes"], **tensors)

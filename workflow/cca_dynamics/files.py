@@ -51,13 +51,21 @@ def replacing(path: Path) -> Iterator[Path]:
 
 def write_tensors(path: Path, tensors: dict[str, Tensor], **facts: object) -> None:
     """Write tensors and what there is to say about them (anything JSON) to a safetensors file, byte for byte the same
-    each time."""
+    each time.
+
+    Raises:
+        OSError: the file cannot be written, e.g. because the disk is full.
+    """
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     facts = {**facts, "sha256": {name: _sha256(tensor) for name, tensor in tensors.items()}}
     # Several metadata keys would be written in a random order.
-    save_file(tensors, path, metadata={"facts": json.dumps(facts, sort_keys=True)})
+    try:
+        save_file(tensors, path, metadata={"facts": json.dumps(facts, sort_keys=True)})
+    except SafetensorError as problem:
+        raise OSError(f"{path} cannot be written ({problem}); free disk space and run again") from None
 
 
 def read_tensors(

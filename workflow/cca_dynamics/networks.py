@@ -1,66 +1,58 @@
 """Networks that train many at a time.
 
-A cohort's networks are one computation: every tensor has the network as its first axis, so a step of fifty small
-networks costs one pass through PyTorch, not fifty. Nothing mixes along that axis; network i is the same whichever
-networks it shares a cohort with, up to rounding.
+A cohort's networks are one computation: every tensor has the network as its first axis. Nothing mixes along that axis;
+network i is the same whichever networks it shares a cohort with, up to rounding.
 
-Activations are stored channels last, (networks, batch, *space, channels). A convolution is then a copy that lays the
-inputs of each output position side by side, and one matrix product per network.
+Activations are stored channels last, (networks, batch, *space, channels). There are two ways to compute:
+
+- in lockstep, for small networks: a convolution is a copy that lays the inputs of each output position side by side,
+  and one batched matrix product, so that a step of many networks costs one pass through PyTorch, not many;
+- one network after the other, where arithmetic outweighs the calls: PyTorch's own convolution and batch norm.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from itertools import product
 from math import prod
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional
+
+from cca_dynamics.architectures import Architecture, Convolution, describe
 
 BATCH_NORM_MOMENTUM, BATCH_NORM_EPSILON = 0.1, 1e-5  # PyTorch's defaults
+LOCKSTEP_ON_GPU = 64  # the most channels of networks on images that a GPU computes in lockstep
 
 
-@dataclass(frozen=True)
-class ConvNet:
-    """Convolutions with batch norm and ReLU, the mean over space, a linear head.
+class Networks:
+    """Any number of networks of one architecture; their parameters are passed to each method.
+
+    Args:
+        architecture: what they look like.
+        device: "cpu" or "cuda".
+        mixed: convolutions of training in bfloat16, the rest in float32 (not in lockstep).
 
     Attributes:
-        in_channels: channels of the input.
-        space: its spatial shape, (length,) or (height, width).
-        classes: outputs.
-        channels, strides: one per convolution.
-        kernel: odd width of the filters; the padding keeps the shape at stride 1.
-        batch_norm: batch norm after each convolution (which then has no bias).
+        lockstep: how they are computed, see the module's text; may be set.
     """
 
-    in_channels: int
-    space: tuple[int, ...]
-    classes: int
-    channels: tuple[int, ...]
-    strides: tuple[int, ...]
-    kernel: int = 3
-    batch_norm: bool = True
+    def __init__(self, architecture: Architecture, device: str = "cpu", mixed: bool = False):
+        self.architecture, self.mixed = architecture, mixed
+        # On images, laying inputs side by side moves nine times the data; a CPU always loses by it.
+        widest = max(convolution.outputs for convolution in architecture.convolutions)
+        self.lockstep = len(architecture.space) == 1 or (device == "cuda" and widest <= LOCKSTEP_ON_GPU and not mixed)
 
     @property
     def layers(self) -> list[str]:
-        """conv1, conv2, ..., softmax: the names of the representations."""
-        return [f"conv{i + 1}" for i in range(len(self.channels))] + ["softmax"]
+        """Names of the representations."""
+        return self.architecture.layers
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Shape of each parameter of one network, named and laid out as in a plain torch.nn.Module."""
-        result: dict[str, tuple[int, ...]] = {}
-        incoming = self.in_channels
-        for i, outgoing in enumerate(self.channels):
-            result[f"conv{i + 1}.weight"] = (outgoing, incoming, *(self.kernel,) * len(self.space))
-            if self.batch_norm:
-                result[f"norm{i + 1}.weight"] = (outgoing,)
-            result[f"{'norm' if self.batch_norm else 'conv'}{i + 1}.bias"] = (outgoing,)
-            incoming = outgoing
-        result["head.weight"] = (self.classes, incoming)
-        result["head.bias"] = (self.classes,)
-        return result
+        """Shape of each parameter of one network."""
+        return self.architecture.shapes()
 
     def initialise(self, generators: Iterable[np.random.Generator]) -> dict[str, Tensor]:
         """Initial parameters and batch-norm statistics of one network per generator, stacked on the first axis.
@@ -69,19 +61,19 @@ class ConvNet:
         """
         networks = [self._initial(generator) for generator in generators]
         state = {name: torch.from_numpy(np.stack([network[name] for network in networks])) for name in networks[0]}
-        if self.batch_norm:
-            for i, outgoing in enumerate(self.channels):
-                state[f"norm{i + 1}.running_mean"] = torch.zeros(len(networks), outgoing)
-                state[f"norm{i + 1}.running_var"] = torch.ones(len(networks), outgoing)
+        if self.architecture.batch_norm:
+            for convolution in self.architecture.convolutions:
+                state[f"{convolution.norm}.running_mean"] = torch.zeros(len(networks), convolution.outputs)
+                state[f"{convolution.norm}.running_var"] = torch.ones(len(networks), convolution.outputs)
         return state
 
     def _initial(self, generator: np.random.Generator) -> dict[str, np.ndarray]:
-        values = {}
-        for name, shape in self.shapes().items():
-            if name.startswith("norm"):
+        values, shapes = {}, self.shapes()
+        for name, shape in shapes.items():
+            if "norm" in name:
                 values[name] = np.full(shape, float(name.endswith("weight")), dtype=np.float32)
             else:
-                fan_in = prod(self.shapes()[name.replace("bias", "weight")][1:])
+                fan_in = prod(shapes[name.replace("bias", "weight")][1:])
                 bound = fan_in**-0.5
                 values[name] = generator.uniform(-bound, bound, size=shape).astype(np.float32)
         return values
@@ -96,15 +88,15 @@ class ConvNet:
         Returns:
             (N, batch, classes), differentiable.
         """
-        for i, stride in enumerate(self.strides):
-            name = f"conv{i + 1}"
-            if self.batch_norm:
-                norm = [state[f"norm{i + 1}.{part}"] for part in ("weight", "bias", "running_mean", "running_var")]
-                x = _ConvNormReLU.apply(x, state[f"{name}.weight"], *norm, stride)
-            else:
-                x = _ConvReLU.apply(x, state[f"{name}.weight"], state[f"{name}.bias"], stride)
-        return self._head(state, self._mean_over_space(x))
+        if not self.lockstep and len(x) > 1:
+            return torch.cat([self.logits(_only(state, i), x[i : i + 1]) for i in range(len(x))])
+        train = _train_in_lockstep if self.lockstep else _train_alone
+        if self.mixed and not self.lockstep:
+            x = x.bfloat16()
+        x = self.architecture.forward(x, lambda c, x, relu: train(c, state, x, relu), lambda layer, x: x)
+        return _head(state, _mean_over_space(x))
 
+    @torch.no_grad()
     def representations(
         self, state: dict[str, Tensor], x: Tensor, layers: Sequence[str], batch_size: int = 500
     ) -> dict[str, Tensor]:
@@ -127,9 +119,15 @@ class ConvNet:
             raise ValueError(f"the network has no layer {unknown[0]}; its layers are {', '.join(self.layers)}")
         found: dict[str, list[Tensor]] = {layer: [] for layer in layers}
         for batch in channels_last(x).split(batch_size):
-            means, logits = self._evaluate(state, batch)
+            means: dict[str, Tensor] = {}
+
+            def keep(layer: str, x: Tensor, means: dict[str, Tensor] = means) -> Tensor:
+                means[layer] = _mean_over_space(x)
+                return x
+
+            means["softmax"] = self._evaluate(state, batch, keep).softmax(-1)
             for layer in layers:
-                found[layer].append(logits.softmax(-1) if layer == "softmax" else means[layer])
+                found[layer].append(means[layer])
         return {layer: torch.cat(parts, dim=1) for layer, parts in found.items()}
 
     @torch.no_grad()
@@ -146,7 +144,7 @@ class ConvNet:
         """
         loss = correct = 0
         for inputs, labels in zip(channels_last(x).split(batch_size), y.split(batch_size), strict=True):
-            _, logits = self._evaluate(state, inputs)
+            logits = self._evaluate(state, inputs)
             chosen = logits.log_softmax(-1)[:, torch.arange(len(labels), device=labels.device), labels]
             loss = loss - chosen.sum(dim=1)
             correct = correct + (logits.argmax(-1) == labels).sum(dim=1)
@@ -168,59 +166,95 @@ class ConvNet:
             (M,). Layers up to the first one of `masks` are computed once for all M.
         """
         ways, correct = len(next(iter(masks.values()))), 0
+
+        def clamp(layer: str, x: Tensor) -> Tensor:
+            if layer not in masks:
+                return x
+            x = x[0].unflatten(0, (-1, points))  # (1 or M, batch, *space, channels)
+            return (x * masks[layer].view(ways, *(1,) * (x.ndim - 2), -1)).flatten(0, 1)[None]
+
         for inputs, labels in zip(channels_last(x).split(batch_size), y.split(batch_size), strict=True):
-            hidden = inputs[None]
-            for i in range(len(self.channels)):
-                hidden = self._layer(state, i, hidden)
-                mask = masks.get(f"conv{i + 1}")
-                if mask is not None:
-                    hidden = hidden.view(-1, len(labels), *hidden.shape[2:])  # (1 or M, batch, *space, channels)
-                    hidden = (hidden * mask.view(ways, *(1,) * (hidden.ndim - 2), -1)).flatten(0, 1)[None]
-            logits = self._head(state, self._mean_over_space(hidden)).view(ways, len(labels), -1)
+            points = len(labels)
+            logits = self._evaluate(state, inputs, clamp).view(ways, points, -1)
             correct = correct + (logits.argmax(-1) == labels).sum(dim=1)
         return correct / len(y)
 
-    @torch.no_grad()
-    def _evaluate(self, state: dict[str, Tensor], x: Tensor) -> tuple[dict[str, Tensor], Tensor]:
-        """(layer → mean over space (N, n, d), logits) of shared inputs (n, *space, channels)."""
+    def _evaluate(self, state: dict[str, Tensor], x: Tensor, tap=lambda layer, x: x) -> Tensor:
+        """Logits (N, n, classes) of shared inputs (n, *space, channels) in evaluation mode."""
+
+        def convolve(convolution: Convolution, x: Tensor, relu: bool) -> Tensor:
+            weight, bias = self._folded(convolution, state)
+            if self.lockstep:
+                columns, shape = _unfold(x, convolution.kernel, convolution.stride)
+                x = torch.baddbmm(bias[:, None], columns, _as_matrix(weight)).view(*shape, -1)
+            else:
+                x = torch.stack([_convolved(x[i], weight[i], bias[i], convolution.stride) for i in range(len(x))])
+            return x.relu_() if relu else x
+
         x = x.expand(len(state["head.weight"]), *x.shape)
-        means = {}
-        for i in range(len(self.channels)):
-            x = self._layer(state, i, x)
-            means[f"conv{i + 1}"] = self._mean_over_space(x)
-        return means, self._head(state, means[f"conv{len(self.channels)}"])
+        return _head(state, _mean_over_space(self.architecture.forward(x, convolve, tap)))
 
-    def _layer(self, state: dict[str, Tensor], i: int, x: Tensor) -> Tensor:
-        """Convolution i of (N, n, *space, channels) in evaluation mode, batch norm folded in."""
-        weight = _as_matrix(state[f"conv{i + 1}.weight"])
-        if self.batch_norm:
-            gain, bias, mean, var = (
-                state[f"norm{i + 1}.{part}"] for part in ("weight", "bias", "running_mean", "running_var")
-            )
-            scale = gain * torch.rsqrt(var + BATCH_NORM_EPSILON)
-            weight, bias = weight * scale[:, None], bias - mean * scale
-        else:
-            bias = state[f"conv{i + 1}.bias"]
-        columns, shape = _unfold(x, self.kernel, self.strides[i])
-        return torch.baddbmm(bias[:, None], columns, weight).relu_().view(shape + weight.shape[-1:])
-
-    def _mean_over_space(self, x: Tensor) -> Tensor:
-        return x.mean(dim=tuple(range(2, x.ndim - 1)))
-
-    def _head(self, state: dict[str, Tensor], x: Tensor) -> Tensor:
-        return torch.baddbmm(state["head.bias"][:, None], x, state["head.weight"].transpose(1, 2))
+    def _folded(self, convolution: Convolution, state: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """Weight and bias of a convolution with its batch norm folded in."""
+        weight = state[f"{convolution.name}.weight"]
+        if not self.architecture.batch_norm:
+            return weight, state[f"{convolution.name}.bias"]
+        gain, bias, mean, variance = _norm(convolution, state)
+        scale = gain * torch.rsqrt(variance + BATCH_NORM_EPSILON)
+        return weight * scale.view(*scale.shape, *(1,) * (weight.ndim - 2)), bias - mean * scale
 
 
-NETWORKS = {"convnet": ConvNet}
-"""Adding an architecture: one class with ConvNet's public methods, and one line here."""
+def build(
+    network: dict, in_channels: int, space: Sequence[int], classes: int, device: str = "cpu", mixed: bool = False
+) -> Networks:
+    """Networks of the architecture that a config's `network` block describes, for a dataset's inputs."""
+    return Networks(describe(network, in_channels, space, classes), device, mixed)
 
 
-def build(network: dict, in_channels: int, space: Sequence[int], classes: int) -> ConvNet:
-    """The architecture that a config's `network` block describes, for a dataset's inputs."""
-    options = {
-        key: tuple(value) if isinstance(value, list) else value for key, value in network.items() if key != "name"
-    }
-    return NETWORKS[network["name"]](in_channels=in_channels, space=tuple(space), classes=classes, **options)
+def _train_in_lockstep(convolution: Convolution, state: dict[str, Tensor], x: Tensor, relu: bool) -> Tensor:
+    weight = state[f"{convolution.name}.weight"]
+    if f"{convolution.norm}.weight" in state:
+        return _ConvNorm.apply(x, weight, *_norm(convolution, state), convolution.stride, relu)
+    return _Conv.apply(x, weight, state[f"{convolution.name}.bias"], convolution.stride, relu)
+
+
+def _train_alone(convolution: Convolution, state: dict[str, Tensor], x: Tensor, relu: bool) -> Tensor:
+    """One network: x is (1, batch, *space, channels), in the precision to compute in."""
+    weight = state[f"{convolution.name}.weight"][0].to(x.dtype)
+    if f"{convolution.norm}.weight" in state:
+        gain, bias, mean, variance = (part[0] for part in _norm(convolution, state))
+        y = _convolved(x[0], weight, None, convolution.stride).movedim(-1, 1)
+        y = functional.batch_norm(y, mean, variance, gain, bias, True, BATCH_NORM_MOMENTUM, BATCH_NORM_EPSILON)
+        y = y.movedim(1, -1)
+    else:
+        y = _convolved(x[0], weight, state[f"{convolution.name}.bias"][0].to(x.dtype), convolution.stride)
+    return (y.relu_() if relu else y)[None]
+
+
+def _convolved(x: Tensor, weight: Tensor, bias: Tensor | None, stride: int) -> Tensor:
+    """x ∗ w + b of one network: (n, *space, in) with (out, in, *kernel) → (n, *positions, out)."""
+    convolution = functional.conv1d if weight.ndim == 3 else functional.conv2d
+    if weight.ndim == 4:
+        weight = weight.contiguous(memory_format=torch.channels_last)
+    return convolution(x.movedim(-1, 1), weight, bias, stride, weight.shape[2] // 2).movedim(1, -1)
+
+
+def _norm(convolution: Convolution, state: dict[str, Tensor]) -> list[Tensor]:
+    return [state[f"{convolution.norm}.{part}"] for part in ("weight", "bias", "running_mean", "running_var")]
+
+
+def _only(state: dict[str, Tensor], i: int) -> dict[str, Tensor]:
+    """Network i alone, a view."""
+    return {name: tensor[i : i + 1] for name, tensor in state.items()}
+
+
+def _mean_over_space(x: Tensor) -> Tensor:
+    dtype = torch.float32 if x.dtype == torch.bfloat16 else None
+    return x.mean(dim=tuple(range(2, x.ndim - 1)), dtype=dtype)
+
+
+def _head(state: dict[str, Tensor], x: Tensor) -> Tensor:
+    return torch.baddbmm(state["head.bias"][:, None], x, state["head.weight"].transpose(1, 2))
 
 
 def channels_last(x: Tensor) -> Tensor:
@@ -276,38 +310,42 @@ def _fold(columns: Tensor, shape: Sequence[int], kernel: int, stride: int) -> Te
     return padded[(..., *(slice(margin, margin + size) for size in space), slice(None))]
 
 
-class _ConvReLU(torch.autograd.Function):
-    """relu(x ∗ w + b) of each network's own input."""
+class _Conv(torch.autograd.Function):
+    """x ∗ w + b of each network's own input, and its ReLU if `relu`."""
 
     @staticmethod
-    def forward(ctx, x, weight, bias, stride):
+    def forward(ctx, x, weight, bias, stride, relu):
         columns, shape = _unfold(x, weight.shape[3], stride)
-        y = torch.baddbmm(bias[:, None], columns, _as_matrix(weight)).relu_()
+        y = torch.baddbmm(bias[:, None], columns, _as_matrix(weight))
+        if relu:
+            y.relu_()
         ctx.save_for_backward(columns, weight, y)
-        ctx.input_shape, ctx.conv_stride = x.shape, stride
+        ctx.input_shape, ctx.conv_stride, ctx.relu = x.shape, stride, relu
         return y.view(*shape, -1)
 
     @staticmethod
     def backward(ctx, grad):
         columns, weight, y = ctx.saved_tensors
-        grad = torch.ops.aten.threshold_backward(grad.reshape(y.shape), y, 0)
+        grad = grad.reshape(y.shape)
+        if ctx.relu:
+            grad = torch.ops.aten.threshold_backward(grad, y, 0)
         matrix = _as_matrix(weight)
         x_grad = None
         if ctx.needs_input_grad[0]:
             shape = ctx.input_shape
             x_grad = _fold(torch.bmm(grad, matrix.transpose(1, 2)), shape, weight.shape[3], ctx.conv_stride)
         matrix_grad = torch.bmm(columns.transpose(1, 2), grad)
-        return x_grad, _as_weight(matrix_grad, weight.shape), grad.sum(dim=1), None
+        return x_grad, _as_weight(matrix_grad, weight.shape), grad.sum(dim=1), None, None
 
 
-class _ConvNormReLU(torch.autograd.Function):
-    """relu(batch_norm(x ∗ w)) of each network's own input, with running statistics updated in place.
+class _ConvNorm(torch.autograd.Function):
+    """batch_norm(x ∗ w) of each network's own input, and its ReLU if `relu`; updates the running statistics in place.
 
     PyTorch's batch norm takes one network at a time; calling it for each costs more than the arithmetic of a small one.
     """
 
     @staticmethod
-    def forward(ctx, x, weight, gain, bias, running_mean, running_var, stride):
+    def forward(ctx, x, weight, gain, bias, running_mean, running_var, stride, relu):
         columns, shape = _unfold(x, weight.shape[3], stride)
         z = torch.bmm(columns, _as_matrix(weight))
         mean = _mean_of_rows(z)
@@ -316,15 +354,19 @@ class _ConvNormReLU(torch.autograd.Function):
         running_mean.lerp_(mean[:, 0], BATCH_NORM_MOMENTUM)
         running_var.lerp_(variance[:, 0] * (z.shape[1] / (z.shape[1] - 1)), BATCH_NORM_MOMENTUM)
         inverse_std = torch.rsqrt(variance + BATCH_NORM_EPSILON)
-        y = torch.addcmul(bias[:, None], z, inverse_std * gain[:, None]).relu_()
+        y = torch.addcmul(bias[:, None], z, inverse_std * gain[:, None])
+        if relu:
+            y.relu_()
         ctx.save_for_backward(columns, weight, gain, z, y, inverse_std)
-        ctx.input_shape, ctx.conv_stride = x.shape, stride
+        ctx.input_shape, ctx.conv_stride, ctx.relu = x.shape, stride, relu
         return y.view(*shape, -1)
 
     @staticmethod
     def backward(ctx, grad):
         columns, weight, gain, z, y, inverse_std = ctx.saved_tensors
-        grad = torch.ops.aten.threshold_backward(grad.reshape(y.shape), y, 0)
+        grad = grad.reshape(y.shape)
+        if ctx.relu:
+            grad = torch.ops.aten.threshold_backward(grad, y, 0)
         mean, with_z = _mean_of_rows(grad), _mean_of_rows(grad * z)
         gain_grad, bias_grad = (z.shape[1] * sums[:, 0] for sums in (with_z * inverse_std, mean))
         scale = inverse_std * gain[:, None]
@@ -334,7 +376,7 @@ class _ConvNormReLU(torch.autograd.Function):
             columns_grad = torch.bmm(z_grad, _as_matrix(weight).transpose(1, 2))
             x_grad = _fold(columns_grad, ctx.input_shape, weight.shape[3], ctx.conv_stride)
         matrix_grad = torch.bmm(columns.transpose(1, 2), z_grad)
-        return x_grad, _as_weight(matrix_grad, weight.shape), gain_grad, bias_grad, None, None, None
+        return x_grad, _as_weight(matrix_grad, weight.shape), gain_grad, bias_grad, None, None, None, None
 
 
 def _mean_of_rows(x: Tensor) -> Tensor:

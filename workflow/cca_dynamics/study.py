@@ -16,6 +16,7 @@ from pathlib import Path
 
 import yaml
 
+from cca_dynamics.architectures import missing_keys, widened, widths
 from cca_dynamics.provenance import registry_keys
 
 SCHEMA = Path(__file__).parents[1] / "schemas" / "config.schema.yaml"
@@ -96,6 +97,7 @@ class Study:
             self._check_network(f"results.{name}.network", self.network(name))
             self._check_training(f"results.{name}.training", self.training(name))
             RESULTS[name].check(self)
+        self._check_data_points()
 
     @property
     def configured(self) -> list[str]:
@@ -107,8 +109,12 @@ class Study:
         return {**self.config["results"][result], "seed": self.seed}
 
     def network(self, result: str) -> dict:
-        """The architecture of one result: the base with the result's own changes."""
-        return {**self.config["network"], **self.config["results"][result].get("network", {})}
+        """The architecture of one result: the base with the result's own changes, the multiplier multiplied out.
+
+        A result that names another architecture describes it wholly.
+        """
+        base, own = self.config["network"], self.config["results"][result].get("network", {})
+        return widened({**base, **own} if own.get("name", base["name"]) == base["name"] else own)
 
     def training(self, result: str) -> dict:
         """The training recipe of one result: the base with the result's own changes."""
@@ -131,37 +137,43 @@ class Study:
         """The parts a cohort is trained in."""
         return self.cohorts[cohort].parts(self.config["networks_per_job"])
 
+    def requests(self, cohort: str) -> list[dict]:
+        """The activations that are wanted of a cohort, as `activations.extract` takes them."""
+        return [{**request, "points": self.config.get("data_points")} for request in self.cohorts[cohort].activations]
+
     def selected(self) -> list[str]:
         """Registry keys this study uses: its dataset, networks, optimisers and measures (see `provenance`)."""
         names = {self.config["dataset"]["name"]}
         for cohort in self.cohorts.values():
-            names |= {cohort.network["name"], cohort.training["optimizer"], cohort.training.get("schedule", "constant")}
+            training = cohort.training
+            names |= {cohort.network["name"], training["optimizer"], training.get("schedule", "constant")}
+            names.add(training.get("augmentation", "none"))
         for block in self.config["results"].values():
             names |= set(block.get("measures", ["pwcca"]))
         return sorted(names)
 
     def require_layer(self, key: str, layer: str, network: dict) -> int | None:
-        """The number of neurons of a convolutional layer, None for softmax.
+        """The number of neurons of a layer, None for softmax.
 
         Raises:
             ConfigError: the network has no such layer.
         """
-        if layer == "softmax":
-            return None
-        channels = network["channels"]
-        index = int(layer.removeprefix("conv"))
-        if index > len(channels):
-            raise ConfigError(
-                key, f"the network has no {layer}; its layers are conv1 to conv{len(channels)} and softmax"
-            )
-        return channels[index - 1]
+        known = widths(network)
+        if layer not in known:
+            *_, last, _ = known
+            names = f"conv1 to {last}" if last.startswith("conv") else f"conv1, block1 to {last}"
+            raise ConfigError(key, f"the network has no {layer}; its layers are {names} and softmax")
+        return None if layer == "softmax" else known[layer]
 
     def _check_network(self, key: str, network: dict) -> None:
-        channels, strides = network["channels"], network["strides"]
-        if len(channels) != len(strides):
+        missing = missing_keys(network)
+        if missing:
+            raise ConfigError(f"{key}.{missing[0]}", f"missing; a {network['name']} needs it")
+        if network["name"] == "convnet" and len(network["channels"]) != len(network["strides"]):
             raise ConfigError(
                 f"{key}.strides",
-                f"{len(strides)} strides for {len(channels)} layers; give one for each of {key}.channels",
+                f"{len(network['strides'])} strides for {len(network['channels'])} layers; give one for each of "
+                f"{key}.channels",
             )
 
     def _check_training(self, key: str, training: dict) -> None:
@@ -171,6 +183,26 @@ class Study:
                 f"{key}.batch_size",
                 f"{training['batch_size']} is more than the {size} training examples; make it smaller",
             )
+        if self.config["dataset"]["name"] == "mnist1d":
+            for name, plain in (("precision", "float32"), ("augmentation", "none")):
+                if training.get(name, plain) != plain:
+                    raise ConfigError(f"{key}.{name}", f"{training[name]} is for images; use {plain} for mnist1d")
+
+    def _check_data_points(self) -> None:
+        """Layers as wide as there are data points correlate with everything."""
+        sizes = [self.config["dataset"].get("train_size"), self.config.get("data_points")]
+        points = min((size for size in sizes if size is not None), default=None)
+        key = "data_points" if points == sizes[1] else "dataset.train_size"
+        for cohort in self.cohorts.values() if points else ():
+            known = widths(cohort.network)
+            for request in cohort.activations:
+                for layer in known if request["layers"] == "all" else request["layers"]:
+                    if known[layer] >= points - 1:
+                        raise ConfigError(
+                            key,
+                            f"{points} data points are too few for {layer} of {cohort.name}, which has {known[layer]} "
+                            f"neurons; give more, several times the neurons",
+                        )
 
 
 def validated(config: dict) -> dict:

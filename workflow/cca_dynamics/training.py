@@ -16,17 +16,18 @@ import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from cca_dynamics import checkpoints
 from cca_dynamics.datasets import Dataset
 from cca_dynamics.files import replacing
-from cca_dynamics.networks import build, channels_last
-from cca_dynamics.workers import Workers
+from cca_dynamics.networks import Networks, build, channels_last
+from cca_dynamics.workers import Workers, has_bfloat16
 
 TOGETHER_ON_CPU = 8
 """Networks in one pass on a CPU: what they compute should still be in the cache when it is read again."""
 
-WEIGHTS, ORDER, ABLATION = 0, 1, 2  # streams of random numbers of one network
+WEIGHTS, ORDER, ABLATION, AUGMENTATION = 0, 1, 2, 3  # streams of random numbers of one network
 
 
 def generator(seed: int, cohort: str, network: int, *stream: int) -> np.random.Generator:
@@ -53,9 +54,10 @@ def train(
     options, members = recipe["training"], recipe["networks"]
     x, y = dataset.train_x.to(device), dataset.train_y if recipe["labels"] == "true" else dataset.train_y_permuted
     y, test_x, test_y = y.to(device), dataset.test_x.to(device), dataset.test_y.to(device)
-    network = build(recipe["network"], x.shape[1], x.shape[2:], dataset.classes)
+    mixed = options.get("precision") == "mixed" and has_bfloat16(device)
+    network = build(recipe["network"], x.shape[1], x.shape[2:], dataset.classes, device, mixed)
     stacked = network.initialise(generator(recipe["seed"], recipe["cohort"], i, WEIGHTS) for i in members)
-    state = _Parameters({name: tensor.to(device) for name, tensor in stacked.items()}, list(network.shapes()))
+    state = _Parameters({name: tensor.to(device) for name, tensor in stacked.items()}, network)
 
     batch, epochs = options["batch_size"], options["epochs"]
     steps_per_epoch = len(x) // batch
@@ -63,6 +65,7 @@ def train(
     rates = torch.tensor(options["learning_rate"], dtype=torch.float32, device=device).expand(len(members))[:, None]
     update = OPTIMIZERS[options["optimizer"]](state.values, options)
     schedule = SCHEDULES[options.get("schedule", "constant")]
+    augmentation = AUGMENTATIONS[options.get("augmentation", "none")]
     stored_at = {round(epoch * steps_per_epoch) for epoch in recipe["checkpoints"]} | {last}
     inputs, history, start = channels_last(x), [], time.monotonic()
 
@@ -76,7 +79,7 @@ def train(
 
     with replacing(out) as folder:
         folder.mkdir()
-        checkpoints.save_recipe(recipe, folder)
+        checkpoints.save_recipe({**recipe, "convolutions_in": "bfloat16" if mixed else "float32"}, folder)
 
         def store(step: int) -> None:
             checkpoints.save(state.tensors, folder, step=step, epoch=step / steps_per_epoch, recipe=recipe)
@@ -88,9 +91,13 @@ def train(
         for epoch in range(epochs):
             orders = [generator(recipe["seed"], recipe["cohort"], i, ORDER, epoch).permutation(len(x)) for i in members]
             order = torch.from_numpy(np.stack(orders)).to(device)
+            changes = None
+            if augmentation is not None:
+                drawn = [generator(recipe["seed"], recipe["cohort"], i, AUGMENTATION, epoch) for i in members]
+                changes = torch.from_numpy(np.stack([_changes(rng, len(x)) for rng in drawn])).to(device)
             total = torch.zeros(len(members), device=device)
             for chosen in order[:, : steps_per_epoch * batch].split(batch, dim=1):
-                losses, gradients = state.gradients(network, inputs, y, chosen)
+                losses, gradients = state.gradients(network, inputs, y, chosen, augmentation, changes)
                 update(state.values, gradients, rates * schedule(step / last))
                 total += losses
                 step += 1
@@ -109,13 +116,15 @@ class _Parameters:
     The optimiser then updates all parameters of all networks in a few operations.
     """
 
-    def __init__(self, state: dict[str, Tensor], trained: list[str]):
+    def __init__(self, state: dict[str, Tensor], network: Networks):
+        trained = list(network.shapes())
         self.values = torch.cat([state[name].flatten(1) for name in trained], dim=1)
         self.trained = trained
         sizes = [state[name][0].numel() for name in trained]
         views = zip(trained, self.values.split(sizes, dim=1), strict=True)
         self.tensors = {**state, **{name: view.unflatten(1, state[name].shape[1:]) for name, view in views}}
-        together = TOGETHER_ON_CPU if self.values.device.type == "cpu" else len(self.values)
+        on_cpu = self.values.device.type == "cpu"
+        together = (TOGETHER_ON_CPU if network.lockstep else 1) if on_cpu else len(self.values)
         self.groups = [
             {name: tensor[i : i + together] for name, tensor in self.tensors.items()}
             for i in range(0, len(self.values), together)
@@ -125,25 +134,39 @@ class _Parameters:
                 group[name].requires_grad_()
         self.workers = Workers(self.values.device.type)
 
-    def gradients(self, network, x: Tensor, y: Tensor, order: Tensor) -> tuple[Tensor, Tensor]:
+    def gradients(
+        self,
+        network: Networks,
+        x: Tensor,
+        y: Tensor,
+        order: Tensor,
+        augmentation: Callable[[Tensor, Tensor], Tensor] | None = None,
+        changes: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
         """Each network's mean loss on its own batch (N,), and the gradients of all parameters (N, parameters).
 
         Args:
             network: the architecture.
             x, y: the training data, channels last.
             order: (N, batch) the data points of each network's batch.
+            augmentation: one of `AUGMENTATIONS`.
+            changes: (N, n, 3), how it changes each data point for each network.
         """
 
-        def work(group: dict[str, Tensor], chosen: Tensor) -> tuple[Tensor, Tensor]:
-            labels = y[chosen]
-            logits = network.logits(group, x[chosen])
-            loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none")
+        def work(group: dict[str, Tensor], chosen: Tensor, changes: Tensor | None) -> tuple[Tensor, Tensor]:
+            labels, inputs = y[chosen], x[chosen]
+            if augmentation is not None:
+                inputs = augmentation(inputs, changes.gather(1, chosen[..., None].expand(-1, -1, 3)))
+            logits = network.logits(group, inputs)
+            loss = functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none")
             loss = loss.view(labels.shape).mean(dim=1)
             found = torch.autograd.grad(loss.sum(), [group[name] for name in self.trained])
             return loss.detach(), torch.cat([gradient.flatten(1) for gradient in found], dim=1)
 
-        orders = order.split(len(self.groups[0][self.trained[0]]))
-        losses, gradients = zip(*self.workers.run(work, list(zip(self.groups, orders, strict=True))), strict=True)
+        together = len(self.groups[0][self.trained[0]])
+        each = [None] * len(self.groups) if changes is None else changes.split(together)
+        jobs = list(zip(self.groups, order.split(together), each, strict=True))
+        losses, gradients = zip(*self.workers.run(work, jobs), strict=True)
         return torch.cat(losses), torch.cat(gradients)
 
 
@@ -199,3 +222,36 @@ def cosine(done: float) -> float:
 
 SCHEDULES = {"constant": constant, "linear": linear, "cosine": cosine}
 """Share of the learning rate when a share `done` of the steps is done."""
+
+
+SHIFT = 4  # pixels
+
+
+def _changes(rng: np.random.Generator, count: int) -> np.ndarray:
+    """(count, 3): whether an image is flipped, and by how many pixels it is shifted down and right."""
+    shifts = rng.integers(-SHIFT, SHIFT, size=(count, 2), endpoint=True)
+    return np.concatenate([rng.integers(0, 2, size=(count, 1)), shifts], axis=1)
+
+
+def flip_and_shift(images: Tensor, changes: Tensor) -> Tensor:
+    """Mirror half of the images left to right and shift each by up to 4 pixels, zeros coming in.
+
+    Args:
+        images: (N, batch, height, width, channels).
+        changes: (N, batch, 3), see `_changes`.
+
+    Source: He et al. 2016, section 4.2.
+    """
+    networks, batch, height, width, _ = images.shape
+    flipped, down, right = (part[..., None] for part in changes.unbind(-1))
+    rows, columns = torch.arange(height, device=images.device), torch.arange(width, device=images.device)
+    rows = rows - down + SHIFT  # (N, batch, height), into the padded image
+    columns = torch.where(flipped.bool(), width - 1 - columns, columns) - right + SHIFT
+    padded = functional.pad(images, (0, 0, SHIFT, SHIFT, SHIFT, SHIFT))
+    first = torch.arange(networks, device=images.device).view(-1, 1, 1, 1)
+    second = torch.arange(batch, device=images.device).view(-1, 1, 1)
+    return padded[first, second, rows[..., None], columns[..., None, :]]
+
+
+AUGMENTATIONS = {"none": None, "flip_and_shift": flip_and_shift}
+"""(inputs, changes) → inputs, drawn anew in each epoch."""

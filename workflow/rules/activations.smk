@@ -17,7 +17,7 @@ rule activations:
         runtime=60,
         gpu=GPU,
     params:
-        requests=lambda w: as_argument(study.cohorts[w.cohort].activations),
+        requests=lambda w: as_argument(study.requests(w.cohort)),
         device=study.config["device"],
         code=code("activations:extract"),
     message:

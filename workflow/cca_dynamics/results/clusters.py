@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 
 from cca_dynamics import statistics
+from cca_dynamics.architectures import layers
 from cca_dynamics.claims import INCONCLUSIVE, NOT_REPRODUCED, REPRODUCED, Claim, exceeds
 from cca_dynamics.results.inputs import Inputs, final_performance
 from cca_dynamics.results.tables import distance_matrix, distance_table, tidy
@@ -32,7 +33,7 @@ def check(study: Study) -> None:
     """Refuse a layer the network does not have, and networks too shallow to ablate."""
     options, network = study.options("clusters"), study.network("clusters")
     study.require_layer(f"{KEY}.layer", options["layer"], network)
-    if len(network["channels"]) < ABLATED_LAYERS:
+    if len(_hidden_layers(network)) < ABLATED_LAYERS:
         raise ConfigError(
             f"{KEY}.network.channels", f"the last {ABLATED_LAYERS} layers are ablated; give the network that many"
         )
@@ -44,7 +45,6 @@ def check(study: Study) -> None:
 def cohorts(study: Study) -> list[Cohort]:
     """One cohort of all networks; the learning rate changes from group to group."""
     options, network = study.options("clusters"), study.network("clusters")
-    layers = [f"conv{i + 1}" for i in range(len(network["channels"]))]
     rates = [rate for rate in options["learning_rates"] for _ in range(options["networks"])]
     return [
         Cohort(
@@ -53,9 +53,13 @@ def cohorts(study: Study) -> list[Cohort]:
             network=network,
             training={**study.training("clusters"), "learning_rate": rates},
             activations=({"epochs": "final", "splits": ["train"], "layers": [options["layer"]]},),
-            ablation={"layers": layers[-ABLATED_LAYERS:], **options["ablation"]},
+            ablation={"layers": _hidden_layers(network)[-ABLATED_LAYERS:], **options["ablation"]},
         )
     ]
+
+
+def _hidden_layers(network: dict) -> list[str]:
+    return [layer for layer in layers(network) if layer != "softmax"]
 
 
 def compute(inputs: Inputs, options: dict) -> pd.DataFrame:

@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 
 from cca_dynamics import statistics
+from cca_dynamics.architectures import widened
 from cca_dynamics.claims import MISSED, Claim, all_of, below, exceeds
 from cca_dynamics.results.inputs import Inputs, final_performance
 from cca_dynamics.results.tables import distance_matrix, distance_table, tidy
@@ -28,7 +29,7 @@ def check(study: Study) -> None:
     """Refuse more filters than the narrowest network has."""
     options = study.options("width")
     for multiplier in options["multipliers"]:
-        network = _scaled(study.network("width"), multiplier)
+        network = widened({**study.network("width"), "multiplier": multiplier})
         filters = study.require_layer(f"{KEY}.layer", options["layer"], network)
         if filters is None:
             raise ConfigError(f"{KEY}.layer", "softmax does not grow with width; choose a convolutional layer")
@@ -47,17 +48,13 @@ def cohorts(study: Study) -> list[Cohort]:
         Cohort(
             name=f"width-{multiplier:g}",
             networks=options["networks"],
-            network=_scaled(study.network("width"), multiplier),
+            network=widened({**study.network("width"), "multiplier": multiplier}),
             training=study.training("width"),
             checkpoints=(0,),
             activations=({"epochs": "all", "splits": ["train"], "layers": [options["layer"]]},),
         )
         for multiplier in sorted(options["multipliers"])
     ]
-
-
-def _scaled(network: dict, multiplier: float) -> dict:
-    return {**network, "channels": [max(1, round(channels * multiplier)) for channels in network["channels"]]}
 
 
 def compute(inputs: Inputs, options: dict) -> pd.DataFrame:

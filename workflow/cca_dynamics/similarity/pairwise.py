@@ -49,7 +49,7 @@ MEASURES: dict[str, Callable] = {
 """Every measure takes (x, y, **options) and returns a result with `distance` and `reverse`. Adding one: a function
 and its line here. Those in `KERNELS` are also computed from shared cross-products."""
 
-MEMORY = 2e9  # bytes of bases in memory at once
+MEMORY = 1e9  # bytes of bases in memory at once
 
 
 def _stacked(tensors: list[Tensor]) -> Tensor:
@@ -117,7 +117,7 @@ def pairwise(
         representations: N arrays (n, d), widths may differ, or Factors to share between calls.
         measure: key of `MEASURES`.
         device: "cpu" (as many threads as torch.get_num_threads()) or "cuda".
-        block: representations whose bases are in memory at once; default: as many as fit in 2 GB. Memory beyond the
+        block: representations whose bases are in memory at once; default: as many as fit in 1 GB. Memory beyond the
             representations is about (block + 1)·n·d numbers of the precision, and block·d² in float64.
         precision: of the cross-products, "float64" or "float32". Decompositions are float64 either way; float32 is
             about twice as fast and moves distances by about 1e-6 (benchmarks/similarity.py prints by how much).

@@ -1,0 +1,270 @@
+"""Architectures: what layers a network has, how wide they are and how data flows through them.
+
+Nothing here computes: `networks` brings the weights and does the arithmetic, many networks at a time. So a study can
+ask for a layer's width, or for a network's cost, without loading PyTorch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
+from math import prod
+
+
+@dataclass(frozen=True)
+class Convolution:
+    """One convolution with its batch norm.
+
+    Attributes:
+        name: of its weight; the batch norm is called the same with "norm" for "conv".
+        inputs, outputs: channels.
+        kernel: odd width of the filters; the padding keeps the shape at stride 1.
+        stride: step between output positions.
+        space: shape of the output, (length,) or (height, width).
+    """
+
+    name: str
+    inputs: int
+    outputs: int
+    kernel: int
+    stride: int
+    space: tuple[int, ...]
+
+    @property
+    def norm(self) -> str:
+        """Name of its batch norm."""
+        return self.name.replace("conv", "norm")
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the weight: (outputs, inputs, *kernel)."""
+        return (self.outputs, self.inputs, *(self.kernel,) * len(self.space))
+
+    @property
+    def operations(self) -> int:
+        """Floating-point operations for one example, a multiply-add counted as two."""
+        return 2 * prod(self.shape) * prod(self.space)
+
+
+class Architecture:
+    """What all architectures share: convolutions with ReLU, the mean over space, a linear head.
+
+    A subclass is a frozen dataclass with in_channels, space, classes and its own options; it lists its convolutions and
+    says how data flows through them.
+    """
+
+    in_channels: int
+    space: tuple[int, ...]
+    classes: int
+    batch_norm = True
+
+    @property
+    def convolutions(self) -> tuple[Convolution, ...]:
+        """Every convolution, in the order of `forward`."""
+        raise NotImplementedError
+
+    @property
+    def widths(self) -> dict[str, int]:
+        """Layer → neurons of its representation, from the input on, "softmax" last."""
+        raise NotImplementedError
+
+    def forward(self, x, convolve: Callable, tap: Callable):
+        """What the head sees the mean over space of.
+
+        Args:
+            x: inputs, in whatever layout `convolve` takes.
+            convolve: (convolution, x, relu) → its output after batch norm (and ReLU).
+            tap: (layer, x) → x, called with each layer's output; what it returns is passed on.
+        """
+        raise NotImplementedError
+
+    @property
+    def layers(self) -> list[str]:
+        """Names of the representations."""
+        return list(self.widths)
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shape of each parameter of one network, named and laid out as in a plain torch.nn.Module."""
+        result: dict[str, tuple[int, ...]] = {}
+        for convolution in self.convolutions:
+            result[f"{convolution.name}.weight"] = convolution.shape
+            if self.batch_norm:
+                result[f"{convolution.norm}.weight"] = (convolution.outputs,)
+            name = convolution.norm if self.batch_norm else convolution.name
+            result[f"{name}.bias"] = (convolution.outputs,)
+        result["head.weight"] = (self.classes, self.convolutions[-1].outputs)
+        result["head.bias"] = (self.classes,)
+        return result
+
+    @property
+    def parameters(self) -> int:
+        """Trained numbers of one network."""
+        return sum(prod(shape) for shape in self.shapes().values())
+
+    @property
+    def operations(self) -> int:
+        """Floating-point operations of one example's forward pass, convolutions and head."""
+        return sum(c.operations for c in self.convolutions) + 2 * prod(self.shapes()["head.weight"])
+
+    @property
+    def training_operations(self) -> int:
+        """Of one example's forward and backward pass: three forward passes, less the gradient of the input."""
+        return 3 * self.operations - self.convolutions[0].operations
+
+    @property
+    def activations(self) -> int:
+        """Numbers that one example's convolutions put out."""
+        return sum(c.outputs * prod(c.space) for c in self.convolutions)
+
+
+def _after(space: Sequence[int], stride: int) -> tuple[int, ...]:
+    """Spatial shape after a padded convolution of odd kernel."""
+    return tuple((size - 1) // stride + 1 for size in space)
+
+
+@dataclass(frozen=True)
+class ConvNet(Architecture):
+    """Convolutions one after the other.
+
+    Attributes:
+        in_channels: channels of the input.
+        space: its spatial shape, (length,) or (height, width).
+        classes: outputs.
+        channels, strides: one per convolution.
+        kernel: odd width of the filters.
+        batch_norm: batch norm after each convolution (which then has no bias).
+
+    Source: Morcos et al. 2018, appendix A.4, with 11 convolutions.
+    """
+
+    in_channels: int
+    space: tuple[int, ...]
+    classes: int
+    channels: tuple[int, ...]
+    strides: tuple[int, ...]
+    kernel: int = 3
+    batch_norm: bool = True
+
+    @property
+    def convolutions(self) -> tuple[Convolution, ...]:
+        """conv1, conv2, ..."""
+        result, inputs, space = [], self.in_channels, self.space
+        for i, (outputs, stride) in enumerate(zip(self.channels, self.strides, strict=True), start=1):
+            space = _after(space, stride)
+            result.append(Convolution(f"conv{i}", inputs, outputs, self.kernel, stride, space))
+            inputs = outputs
+        return tuple(result)
+
+    @property
+    def widths(self) -> dict[str, int]:
+        """conv1, conv2, ..., softmax."""
+        return {f"conv{i}": width for i, width in enumerate(self.channels, start=1)} | {"softmax": self.classes}
+
+    def forward(self, x, convolve: Callable, tap: Callable):
+        """See `Architecture.forward`."""
+        for convolution in self.convolutions:
+            x = tap(convolution.name, convolve(convolution, x, relu=True))
+        return x
+
+
+@dataclass(frozen=True)
+class ResNet(Architecture):
+    """The residual network for CIFAR: a convolution, then stages of blocks of two convolutions and a shortcut.
+
+    Each stage but the first halves the spatial shape. Where the shape changes the shortcut is a 1 × 1 convolution.
+
+    Attributes:
+        in_channels, space, classes: as in ConvNet.
+        channels: one per stage; the published network has 16, 32, 64.
+        blocks: of each stage; with three stages the depth is 6·blocks + 2, so 3 is ResNet-20.
+
+    Source: He, Zhang, Ren & Sun 2016, section 4.2, with their projection shortcuts (option B).
+    """
+
+    in_channels: int
+    space: tuple[int, ...]
+    classes: int
+    channels: tuple[int, ...]
+    blocks: int = 3
+
+    @property
+    def convolutions(self) -> tuple[Convolution, ...]:
+        """conv1, then block1.conv1, block1.conv2, and block1.conv3 where the shortcut is a convolution, ..."""
+        result = [Convolution("conv1", self.in_channels, self.channels[0], 3, 1, self.space)]
+        for block in self._blocks():
+            result += block
+        return tuple(result)
+
+    def _blocks(self) -> list[list[Convolution]]:
+        result, inputs, space = [], self.channels[0], self.space
+        for stage, outputs in enumerate(self.channels):
+            for place in range(self.blocks):
+                name, stride = f"block{len(result) + 1}", 2 if stage and not place else 1
+                space = _after(space, stride)
+                block = [
+                    Convolution(f"{name}.conv1", inputs, outputs, 3, stride, space),
+                    Convolution(f"{name}.conv2", outputs, outputs, 3, 1, space),
+                ]
+                if stride > 1 or inputs != outputs:
+                    block.append(Convolution(f"{name}.conv3", inputs, outputs, 1, stride, space))
+                result.append(block)
+                inputs = outputs
+        return result
+
+    @property
+    def widths(self) -> dict[str, int]:
+        """conv1, block1, block2, ..., softmax."""
+        blocks = {f"block{i}": block[0].outputs for i, block in enumerate(self._blocks(), start=1)}
+        return {"conv1": self.channels[0], **blocks, "softmax": self.classes}
+
+    def forward(self, x, convolve: Callable, tap: Callable):
+        """See `Architecture.forward`."""
+        x = tap("conv1", convolve(self.convolutions[0], x, relu=True))
+        for i, (first, second, *shortcut) in enumerate(self._blocks(), start=1):
+            inside = convolve(second, convolve(first, x, relu=True), relu=False)
+            around = convolve(shortcut[0], x, relu=False) if shortcut else x
+            x = tap(f"block{i}", (inside + around).relu())
+        return x
+
+
+NETWORKS = {"convnet": ConvNet, "resnet": ResNet}
+"""Adding an architecture: one class as above, and one line here."""
+
+
+def describe(network: dict, in_channels: int, space: Sequence[int], classes: int) -> Architecture:
+    """The architecture that a config's `network` block describes, for a dataset's inputs.
+
+    The channels are multiplied by `multiplier`, if there is one. Keys of other architectures, which an overlay may
+    inherit, are ignored.
+    """
+    kind = NETWORKS[network["name"]]
+    known = {field.name for field in fields(kind)}
+    options = {key: tuple(v) if isinstance(v, list) else v for key, v in network.items() if key in known}
+    options["channels"] = tuple(widened(network)["channels"])
+    return kind(in_channels=in_channels, space=tuple(space), classes=classes, **options)
+
+
+def widened(network: dict) -> dict:
+    """A `network` block with its multiplier multiplied out."""
+    multiplier = network.get("multiplier", 1)
+    channels = [max(1, round(width * multiplier)) for width in network["channels"]]
+    return {**{key: value for key, value in network.items() if key != "multiplier"}, "channels": channels}
+
+
+def widths(network: dict) -> dict[str, int]:
+    """Layer → neurons of the network that a `network` block describes, softmax (of an unknown number) last."""
+    return describe(network, 1, (1,), 0).widths
+
+
+def layers(network: dict) -> list[str]:
+    """Its layers, softmax last."""
+    return list(widths(network))
+
+
+def missing_keys(network: dict) -> list[str]:
+    """Keys that the named architecture needs and the block lacks."""
+    from dataclasses import MISSING
+
+    given = {"in_channels", "space", "classes", *network}
+    kind = NETWORKS[network["name"]]
+    return [field.name for field in fields(kind) if field.default is MISSING and field.name not in given]

@@ -1,0 +1,199 @@
+"""Images: torchvision's datasets and folders of files, as arrays of bytes."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+
+from cca_dynamics.files import DamagedFile, read_tensors, replacing, write_tensors
+
+SUFFIXES = (".png", ".jpg", ".jpeg")
+SPLITS = ("train", "test")
+
+
+def torchvision_split(name: str, folder: str, train: bool) -> tuple[np.ndarray, np.ndarray]:
+    """One split of a dataset of torchvision, downloaded if it is not there.
+
+    Args:
+        name: "CIFAR10" or "FashionMNIST".
+        folder: where torchvision keeps it.
+        train: training or test split.
+
+    Returns:
+        (n, channels, height, width) uint8 and (n,) int64.
+
+    Raises:
+        ValueError: it is neither there nor can it be downloaded, or it is damaged; what to put where.
+    """
+    from torchvision import datasets
+
+    kind = getattr(datasets, name)
+    try:
+        data = kind(folder, train=train, download=True)
+        x, y = np.asarray(data.data), np.asarray(data.targets, dtype=np.int64)
+    except Exception as problem:  # torchvision and what it calls raise many kinds
+        reason = next(iter(str(problem).strip().splitlines()), "") or type(problem).__name__
+        raise ValueError(
+            f"dataset: {name} cannot be had from {folder} ({reason}); {_remedy(kind, Path(folder))}"
+        ) from None
+    x = x[:, None] if x.ndim == 3 else x.transpose(0, 3, 1, 2)
+    return np.ascontiguousarray(x), y
+
+
+def _remedy(kind: type, folder: Path) -> str:
+    """What a person without a network, or with a damaged file, does."""
+    if hasattr(kind, "base_folder"):  # CIFAR: one archive
+        there = [path for path in (folder / kind.filename, folder / kind.base_folder) if path.exists()]
+        wanted = f"put {kind.filename} (md5 {kind.tgz_md5}) from {kind.url.rpartition('/')[0]} into {folder}"
+    else:  # MNIST's kind: four files
+        raw = folder / kind.__name__ / "raw"
+        there = [raw] if raw.exists() else []
+        wanted = f"put {', '.join(name for name, _ in kind.resources)} from {kind.mirrors[0]} into {raw}"
+    delete = f"delete {' and '.join(map(str, there))}, " if there else ""
+    return f"{delete}connect to the internet, or {wanted}, or set dataset.folder to where it lies"
+
+
+def image_folder(
+    folder: Path, resize: int | None, cache: Path
+) -> tuple[tuple[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]:
+    """Images of <folder>/{train,test}/<class>/*.{png,jpg,jpeg}; classes are numbered in alphabetical order.
+
+    They are decoded once, on all cores, and kept as one tensor file in `cache`, named after what the folder holds: the
+    names, sizes and times of all files.
+
+    Args:
+        folder: the root.
+        resize: height and width to scale to, or None.
+        cache: folder to keep the tensor file in.
+
+    Returns:
+        (x, y) of train and of test: (n, 3, height, width) uint8 and (n,) int64.
+
+    Raises:
+        ValueError: no such folder, a class without images or in one split only, a file that is no image, images of
+            different sizes and no `resize`; the first one, by name.
+    """
+    files = _listing(folder)
+    digest = hashlib.sha256(repr(resize).encode())
+    for split in SPLITS:
+        for label, entries in files[split].items():
+            digest.update(repr((split, label, [(name, size, time) for _, name, size, time in entries])).encode())
+    kept = cache / f"images-{digest.hexdigest()[:16]}.safetensors"
+    tensors = _kept(kept)
+    if tensors is None:
+        tensors = _decoded(files, resize)
+        with replacing(kept) as temporary:
+            write_tensors(temporary, tensors, folder=str(folder), resize=resize, classes=list(files["train"]))
+    return tuple((tensors[f"{split}_x"].numpy(), tensors[f"{split}_y"].numpy()) for split in SPLITS)
+
+
+def _kept(path: Path) -> dict | None:
+    """Tensors of the cache, unless they are missing or damaged."""
+    if not path.exists():
+        return None
+    try:
+        return read_tensors(path)[0]
+    except DamagedFile:
+        return None
+
+
+def _listing(folder: Path) -> dict[str, dict[str, list[tuple[str, str, int, int]]]]:
+    """split → class → (path, name, bytes, modified) of its images, all sorted."""
+    files: dict[str, dict[str, list]] = {}
+    for split in SPLITS:
+        root = folder / split
+        if not root.is_dir():
+            raise ValueError(
+                f"dataset.folder: {root} is not a folder; images are expected in {folder}/{{train,test}}/<class>/"
+            )
+        classes = sorted(entry.name for entry in os.scandir(root) if entry.is_dir() and entry.name[0] != ".")
+        if not classes:
+            raise ValueError(f"dataset.folder: {root} has no class folders; put images in {root}/<class>/")
+        files[split] = {}
+        for label in classes:
+            entries = [
+                (entry.path, entry.name, entry.stat().st_size, entry.stat().st_mtime_ns)
+                for entry in os.scandir(root / label)
+                if entry.name.lower().endswith(SUFFIXES) and entry.name[0] != "."
+            ]
+            if not entries:
+                raise ValueError(
+                    f"dataset.folder: {root / label} holds no image ({', '.join(SUFFIXES)}); add some or delete it"
+                )
+            files[split][label] = sorted(entries)
+    train, test = (set(files[split]) for split in SPLITS)
+    if train != test:
+        lone = sorted(train ^ test)[0]
+        has, lacks = ("train", "test") if lone in train else ("test", "train")
+        raise ValueError(
+            f"dataset.folder: class {lone} is in {folder / has} but not in {folder / lacks}; add or delete it"
+        )
+    return files
+
+
+def _decoded(files: dict[str, dict[str, list]], resize: int | None) -> dict:
+    import torch
+
+    tensors, size = {}, (resize, resize) if resize else None
+    # Decoding lets other threads run; a few more than cores hide the waits for the disk.
+    with ThreadPoolExecutor((os.cpu_count() or 1) + 2) as pool:
+        for split in SPLITS:
+            paths = [entry[0] for entries in files[split].values() for entry in entries]
+            first = _decode(paths[0], resize)
+            size = size or first.shape[:2]
+            x = np.empty((len(paths), 3, *size), dtype=np.uint8)
+
+            def fill(start: int, paths: Sequence[str] = paths, x: np.ndarray = x, size: tuple = size) -> None:
+                for place, path in enumerate(paths[start : start + 256], start=start):
+                    image = _decode(path, resize)
+                    if image.shape[:2] != size:
+                        raise ValueError(
+                            f"dataset.resize: {path} is {image.shape[1]} × {image.shape[0]} pixels and the first image "
+                            f"{size[1]} × {size[0]}; set resize to scale them all"
+                        )
+                    x[place] = image.transpose(2, 0, 1)
+
+            try:
+                list(pool.map(fill, range(0, len(paths), 256)))
+            except ValueError:
+                pool.shutdown(cancel_futures=True)
+                raise
+            labels = [len(entries) for entries in files[split].values()]
+            tensors[f"{split}_x"] = torch.from_numpy(x)
+            tensors[f"{split}_y"] = torch.from_numpy(np.repeat(np.arange(len(labels)), labels))
+    return tensors
+
+
+def _decode(path: str, resize: int | None) -> np.ndarray:
+    """(height, width, 3) uint8."""
+    from PIL import Image
+
+    try:
+        with Image.open(path) as image:
+            image = image.convert("RGB")
+            if resize and image.size != (resize, resize):
+                image = image.resize((resize, resize), Image.Resampling.BILINEAR)
+            return np.asarray(image)
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as problem:
+        reason = next(iter(str(problem).strip().splitlines()), "") or type(problem).__name__
+        raise ValueError(
+            f"dataset.folder: {path} is not an image or damaged ({reason}); replace or delete it"
+        ) from None
+
+
+def channel_statistics(x: np.ndarray) -> dict[str, list[float]]:
+    """Mean and standard deviation of each channel over images and pixels, of values scaled to [0, 1].
+
+    Args:
+        x: (n, channels, height, width) uint8.
+    """
+    counts = np.stack([np.bincount(x[:, channel].ravel(), minlength=256) for channel in range(x.shape[1])])
+    values, total = np.arange(256) / 255, counts.sum(axis=1)
+    mean = counts @ values / total
+    std = np.sqrt(counts @ values**2 / total - mean**2)
+    return {"mean": mean.tolist(), "std": np.where(std > 0, std, 1.0).tolist()}
