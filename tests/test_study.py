@@ -2,7 +2,7 @@
 
 import pytest
 import yaml
-from cca_dynamics.study import ConfigError, Study
+from cca_dynamics.study import ConfigError, Study, read_config
 
 from tests.conftest import ROOT
 
@@ -44,6 +44,13 @@ def changed(config: dict, key: str, value: object) -> dict:
         ("study", "../up", "study", "Letters, digits"),
         ("study", "$(touch x)", "study", "Letters, digits"),
         ("seed", -1, "seed", "the least is 0"),
+        ("training.precision", "mixed", "training.precision", "use float32 for mnist1d"),
+        ("training.augmentation", "flip_and_shift", "training.augmentation", "use none for mnist1d"),
+        ("network.name", "resnet", "results.stability.layer", "conv1, block1 to block15 and softmax"),
+        ("results.stability.network", {"name": "resnet"}, "results.stability.network.channels", "a resnet needs it"),
+        ("dataset", {"name": "image_folder"}, "dataset.folder", "missing"),
+        ("dataset", {"name": "cifar10", "resize": 8}, "dataset.resize", "unknown key"),
+        ("data_points", 100, "data_points", "100 data points are too few for conv5 of stability"),
         ("targets", ["figure3"], "targets.0", "choose one of"),
     ],
 )
@@ -76,10 +83,25 @@ def test_every_key_of_the_default_study_is_in_the_schema_and_explained(default_c
 
 @pytest.mark.parametrize("overlay", sorted(path.stem for path in (ROOT / "studies").glob("*.yaml")))
 def test_overlays_are_valid(default_config, overlay):
+    """Alone, or on top of the one they are named after; read as Snakemake reads them."""
     from snakemake.utils import update_config
 
-    update_config(default_config, yaml.safe_load((ROOT / "studies" / f"{overlay}.yaml").read_text()))
-    assert Study(default_config).name == overlay
+    base = overlay.removesuffix("-folder")
+    paths = [ROOT / "studies" / f"{name}.yaml" for name in dict.fromkeys([base, overlay])]
+    for path in paths:
+        update_config(default_config, yaml.safe_load(path.read_text()))
+    assert Study(default_config).name == base
+    assert read_config(paths, ROOT / "config.yaml") == default_config
+
+
+@pytest.mark.parametrize("content", [None, "a: [1", "- 1", b"\xff\xfe"])
+def test_an_unreadable_overlay_is_named(tmp_path, content):
+    path = tmp_path / "mine.yaml"
+    if content is not None:
+        path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(ConfigError, match=r"mine\.yaml cannot be read") as problem:
+        read_config([path], ROOT / "config.yaml")
+    assert "\n" not in str(problem.value)
 
 
 def test_defaults_are_filled_in(default_config):

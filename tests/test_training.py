@@ -1,14 +1,18 @@
 """A cohort in lockstep trains the same networks as a plain loop over torch.nn.Module."""
 
+import shutil
+
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 from cca_dynamics import ablation, activations, checkpoints, training
+from cca_dynamics.architectures import describe
 from cca_dynamics.datasets import Dataset
 from cca_dynamics.files import DamagedFile, read_facts, read_tensors
-from cca_dynamics.networks import _fold, _unfold, build
+from cca_dynamics.networks import _fold, _train_alone, _train_in_lockstep, _unfold, build, channels_last
 from torch import nn
+from torch.nn import functional
 
 
 class Plain(nn.Module):
@@ -128,6 +132,146 @@ def test_lockstep_equals_a_plain_loop(tmp_path, dimensions, batch_norm, optimize
         for name, value in model.state_dict().items():
             if "num_batches" not in name:
                 torch.testing.assert_close(state[name][index], value, rtol=1e-3, atol=2e-4)
+
+
+@pytest.mark.parametrize("batch_norm", [True, False])
+@pytest.mark.parametrize("relu", [True, False])
+def test_both_ways_to_compute_agree(batch_norm, relu):
+    """Convolutions laid side by side against PyTorch's own, gradients and running statistics, on images."""
+    networks = build({"name": "convnet", "channels": [5], "strides": [2], "batch_norm": batch_norm}, 2, (6, 8), 3)
+    (convolution,) = networks.architecture.convolutions
+    x = torch.randn(1, 7, 6, 8, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    found = {}
+    for compute in (_train_in_lockstep, _train_alone):
+        state = {name: v.double() for name, v in networks.initialise([np.random.default_rng(0)]).items()}
+        trained = [tensor.requires_grad_() for name, tensor in state.items() if name in networks.shapes()][:-2]
+        x.grad = None
+        y = compute(convolution, state, x.requires_grad_(), relu)
+        gradients = torch.autograd.grad((y.sin() * torch.arange(5)).sum(), [x, *trained])
+        running = [state[f"norm1.running_{part}"] for part in ("mean", "var")] if batch_norm else []
+        found[compute] = [y, *gradients, *running]
+        assert (y < 0).any() != relu
+    for ours, theirs in zip(*found.values(), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-9)
+
+
+class PlainBlock(nn.Module):
+    """A residual block as in torchvision, for one or two dimensions."""
+
+    def __init__(self, conv, norm, incoming, outgoing, stride):
+        super().__init__()
+        self.conv1 = conv(incoming, outgoing, 3, stride, 1, bias=False)
+        self.norm1 = norm(outgoing)
+        self.conv2 = conv(outgoing, outgoing, 3, 1, 1, bias=False)
+        self.norm2 = norm(outgoing)
+        self.project = stride > 1 or incoming != outgoing
+        if self.project:
+            self.conv3 = conv(incoming, outgoing, 1, stride, bias=False)
+            self.norm3 = norm(outgoing)
+
+    def forward(self, x):
+        y = self.norm2(self.conv2(torch.relu(self.norm1(self.conv1(x)))))
+        return torch.relu(y + (self.norm3(self.conv3(x)) if self.project else x))
+
+
+class PlainResNet(nn.Module):
+    """ResNet for CIFAR of two stages of two blocks; parameter names match the cohort's."""
+
+    def __init__(self, channels, in_channels, dimensions, classes):
+        super().__init__()
+        conv, norm = (nn.Conv1d, nn.BatchNorm1d) if dimensions == 1 else (nn.Conv2d, nn.BatchNorm2d)
+        first, second = channels
+        self.conv1, self.norm1 = conv(in_channels, first, 3, 1, 1, bias=False), norm(first)
+        self.block1, self.block2 = (PlainBlock(conv, norm, first, first, 1) for _ in range(2))
+        self.block3 = PlainBlock(conv, norm, first, second, 2)
+        self.block4 = PlainBlock(conv, norm, second, second, 1)
+        self.head = nn.Linear(second, classes)
+
+    def forward(self, x, keep):
+        x = torch.relu(self.norm1(self.conv1(x)))
+        keep["conv1"] = x.flatten(2).mean(2)
+        for i in range(1, 5):
+            x = getattr(self, f"block{i}")(x)
+            keep[f"block{i}"] = x.flatten(2).mean(2)
+        logits = self.head(x.flatten(2).mean(2))
+        keep["softmax"] = logits.softmax(1)
+        return logits
+
+
+@pytest.mark.parametrize("dimensions", [1, 2])
+def test_resnet_is_a_plain_resnet(dimensions):
+    """Logits, gradients, running statistics and representations."""
+    data = dataset(dimensions)
+    block = {"name": "resnet", "channels": [4, 6], "blocks": 2}
+    networks = build(block, 2, data.train_x.shape[2:], 3)
+    state = networks.initialise(np.random.default_rng(i) for i in range(2))
+    model = PlainResNet([4, 6], 2, dimensions, 3)
+    missing, unexpected = model.load_state_dict({k: v[1].clone() for k, v in state.items()}, strict=False)
+    assert not unexpected and all("num_batches" in name for name in missing)
+    trained = [state[name].requires_grad_() for name in networks.shapes()]
+    logits = networks.logits(state, channels_last(data.train_x).expand(2, *channels_last(data.train_x).shape))
+    gradients = torch.autograd.grad(functional.cross_entropy(logits[1], data.train_y), trained)
+    kept = {}
+    expected = model(data.train_x, kept)
+    functional.cross_entropy(expected, data.train_y).backward()
+    torch.testing.assert_close(logits[1], expected, rtol=1e-4, atol=1e-5)
+    parameters = dict(model.named_parameters())
+    for name, gradient in zip(networks.shapes(), gradients, strict=True):
+        torch.testing.assert_close(gradient[1], parameters[name].grad, rtol=1e-3, atol=1e-5)
+    model.eval()
+    found = networks.representations(state, data.test_x, networks.layers, batch_size=7)
+    with torch.no_grad():
+        model(data.test_x, kept)
+    for layer in ("conv1", "block1", "block2", "block3", "block4", "softmax"):
+        torch.testing.assert_close(found[layer][1], kept[layer], rtol=1e-4, atol=1e-5)
+
+
+def test_published_sizes():
+    """ResNet-20 has 0.27 million parameters (He et al. 2016, table 6; projections add a few); the paper's network is
+    an 11-layer one of 64 to 512 filters, counted by hand."""
+    resnet = describe({"name": "resnet", "channels": [16, 32, 64], "blocks": 3}, 3, (32, 32), 10)
+    assert resnet.parameters == 272_474 and len(resnet.layers) == 11
+    channels, strides = [64] * 2 + [128] * 3 + [256] * 3 + [512] * 3, [1, 1, 2, 1, 1, 2, 1, 1, 2, 1, 1]
+    network = describe({"name": "convnet", "channels": channels, "strides": strides}, 3, (32, 32), 10)
+    incoming = [3, *channels[:-1]]
+    weights = sum(9 * a * b for a, b in zip(incoming, channels, strict=True))
+    assert network.parameters == weights + 2 * sum(channels) + 512 * 10 + 10
+    assert [c.space[0] for c in network.convolutions] == [32] * 2 + [16] * 3 + [8] * 3 + [4] * 3
+    quarter = describe(
+        {"name": "convnet", "channels": channels, "strides": strides, "multiplier": 0.25}, 3, (32, 32), 10
+    )
+    assert quarter.channels == tuple(c // 4 for c in channels)
+    by_hand = 3 * 64 * 32**2 + 64 * 64 * 32**2 + (64 * 128 + 2 * 128**2) * 16**2  # stage by stage
+    by_hand += (128 * 256 + 2 * 256**2) * 8**2 + (256 * 512 + 2 * 512**2) * 4**2
+    assert network.operations == 2 * 9 * by_hand + 2 * 5120
+
+
+def test_mixed_precision_trains_alike_and_stores_float32(tmp_path, monkeypatch):
+    """Convolutions in bfloat16 (3 digits) change a network, but not what it learns."""
+    data = dataset(2)
+    exact, history, _ = run(recipe(epochs=20), data, tmp_path / "exact")
+    monkeypatch.setattr(training, "has_bfloat16", lambda device: True)
+    state, mixed, _ = run(recipe(epochs=20, precision="mixed"), data, tmp_path / "mixed")
+    assert all(tensor.dtype == torch.float32 for tensor in state.values())
+    assert not torch.equal(state["conv1.weight"], exact["conv1.weight"])
+    final = [table[table["epoch"] == 20]["loss"].mean() for table in (history, mixed)]
+    assert final[1] < 0.5 * mixed["loss"].iloc[:3].mean() and abs(final[1] - final[0]) < 0.1
+    assert checkpoints.load_recipe(tmp_path / "mixed")["convolutions_in"] == "bfloat16"
+    monkeypatch.setattr(training, "has_bfloat16", lambda device: False)
+    without, _, _ = run(recipe(epochs=20, precision="mixed"), data, tmp_path / "without")
+    assert torch.equal(without["conv1.weight"], exact["conv1.weight"])
+    assert checkpoints.load_recipe(tmp_path / "without")["convolutions_in"] == "float32"
+
+
+def test_augmentation_is_each_network_s_own_and_reproducible(tmp_path):
+    data = dataset(2)
+    plain_state, _, _ = run(recipe(), data, tmp_path / "plain")
+    state, _, _ = run(recipe(augmentation="flip_and_shift"), data, tmp_path / "one")
+    again, _, _ = run(recipe(augmentation="flip_and_shift"), data, tmp_path / "two")
+    alone, _, _ = run(recipe((2,), augmentation="flip_and_shift"), data, tmp_path / "alone")
+    assert torch.equal(state["conv1.weight"], again["conv1.weight"])
+    torch.testing.assert_close(alone["conv1.weight"][0], state["conv1.weight"][2], rtol=1e-4, atol=1e-5)
+    assert not torch.equal(state["conv1.weight"], plain_state["conv1.weight"])
 
 
 @pytest.mark.parametrize("dimensions", [1, 2])
@@ -260,6 +404,20 @@ def test_activations_hold_every_layer_of_every_network(tmp_path):
     loaded = activations.load(path, "conv2")
     assert loaded.dtype == np.float32 and loaded.shape == (3, 20, 6)
     np.testing.assert_allclose(loaded, expected.numpy(), rtol=1e-5, atol=1e-6)
+
+
+def test_layers_can_be_compared_on_some_data_points(tmp_path):
+    data = dataset(1)
+    run(recipe(), data, tmp_path / "networks")
+    extract(tmp_path, data)
+    every = activations.load(tmp_path / "out/train/step-000009.safetensors", "conv2")
+    shutil.rmtree(tmp_path / "out")
+    extract(tmp_path, data, points=25)
+    some = activations.load(tmp_path / "out/train/step-000009.safetensors", "conv2")
+    assert some.shape == (3, 25, 6)
+    assert activations.load(tmp_path / "out/test/step-000009.safetensors", "conv2").shape == (3, 20, 6)
+    places = [np.flatnonzero(np.isclose(every[0], row).all(axis=1)) for row in some[0]]
+    assert all(len(place) == 1 for place in places) and (np.diff(np.concatenate(places)) > 0).all()
 
 
 @pytest.mark.parametrize(

@@ -4,8 +4,10 @@ import json
 import re
 import shutil
 
+import numpy as np
 import pandas as pd
 import pytest
+import yaml
 from cca_dynamics.claims import COLUMNS
 from safetensors import safe_open
 
@@ -213,3 +215,48 @@ def test_cuda_without_a_gpu_is_refused_in_one_line(tmp_path):
     log = (folder / "logs/smoke/train/width-1/0-1.log").read_text()
     assert run.returncode != 0 and "error: config key device: cuda, but PyTorch finds no GPU here" in log
     assert not (folder / "results/smoke/networks/width-1/0-1").exists()
+
+
+def test_images_from_a_folder_through_the_whole_chain(tmp_path):
+    """A residual network and a convnet in mixed precision, on images decoded from files."""
+    from PIL import Image
+
+    folder, rng = copy_workflow(tmp_path / "new"), np.random.default_rng(0)
+    for split, size in (("train", 30), ("test", 20)):
+        for label in range(3):
+            (folder / f"images/{split}/class {label}").mkdir(parents=True)
+            for i in range(size):
+                pixels = rng.integers(0, 120, (10, 12, 3)) + 60 * label
+                Image.fromarray(pixels.astype(np.uint8)).save(folder / f"images/{split}/class {label}/{i}.png")
+    overlay = {
+        "study": "images",
+        "targets": ["stability", "generalization"],
+        "networks_per_job": 2,
+        "data_points": 60,
+        "dataset": {"name": "image_folder", "folder": "images", "train_size": 90, "test_size": 60},
+        "network": {"multiplier": 1},
+        "training": {"batch_size": 30, "precision": "mixed", "augmentation": "none"},
+        "results": {
+            "stability": {"layer": "block2", "network": {"name": "resnet", "channels": [4, 8], "blocks": 1}},
+            "generalization": {"networks": 2},
+        },
+    }
+    (folder / "studies/images.yaml").write_text(yaml.safe_dump(overlay))
+    run = snakemake(folder, "--configfile", "studies/smoke.yaml", "studies/images.yaml", "--cores", "2")
+    assert run.returncode == 0, run.stdout + run.stderr
+    table = pd.read_parquet(folder / "results/images/generalization.parquet")
+    assert set(table["layer"].dropna()) == {"conv1", "conv2", "conv3", "conv4", "conv5", "softmax"}
+    assert table["n"].dropna().max() == 60
+    assert list(folder.glob("data/cache/images-*.safetensors"))
+    for result in ("stability", "generalization"):
+        assert (folder / f"figures/images/{result}.png").exists()
+
+
+def test_plan_says_what_a_run_leaves(finished):
+    """The target prints; disk is within a factor of two of what is there."""
+    run = snakemake(finished, *SMOKE, "plan")
+    assert run.returncode == 0 and "Good within a factor of two" in run.stdout, run.stdout + run.stderr
+    for rule, name in (("train", "networks"), ("activations", "activations")):
+        (row,) = re.findall(rf"^{rule} .*?([\d.]+) MB$", run.stdout, flags=re.MULTILINE)
+        files = (finished / f"results/smoke/{name}").rglob("*.safetensors")
+        assert 0.5 < sum(path.stat().st_size for path in files) / 1e6 / float(row) < 2

@@ -107,6 +107,16 @@ def verdicts(options: argparse.Namespace) -> None:
     show(options.study, options.since)
 
 
+def plan(options: argparse.Namespace) -> None:
+    """Print what a study will compute and what that takes on this machine, after measuring it for 20 seconds."""
+    device = _device(options)
+    from cca_dynamics import plan
+    from cca_dynamics.study import Study, read_config
+
+    config = options.config if options.config is not None else read_config(options.configfile)
+    plan.show(Study(config), device, plan.parallel_jobs(device, options.cores))
+
+
 def publish(options: argparse.Namespace) -> None:
     """Keep a finished study's figures, claims and runtimes in figures/reference/ and the README."""
     from cca_dynamics import reference
@@ -214,6 +224,11 @@ def _parser() -> argparse.ArgumentParser:
     added = command(verdicts)
     added.add_argument("study", help="name of a finished study, or the path of its claims.csv")
     added.add_argument("--since", type=float, help="only what was made after this time, in seconds since the epoch")
+
+    added = command(plan, device=True)
+    added.add_argument("--configfile", type=Path, nargs="*", default=[], help="overlays on config.yaml, in order")
+    added.add_argument("--config", type=json.loads, metavar="JSON", help="a whole config instead")
+    added.add_argument("--cores", type=int, help="jobs side by side on a CPU; default: all cores")
 
     added = command(publish)
     added.add_argument("study", help="name of a finished study")

@@ -189,6 +189,28 @@ def materialise(options: dict, seed: int, tensors: Path, datasheet: Path) -> Non
         temporary.write_text(json.dumps(sheet, indent=2) + "\n", encoding="utf-8")
 
 
+def shape_of(options: dict) -> tuple[tuple[int, int], tuple[int, ...], int]:
+    """What a dataset will be, without making it: ((train, test) sizes, (channels, *spatial), classes).
+
+    Args:
+        options: the config's `dataset` block.
+
+    Raises:
+        ValueError: an image folder that is not there.
+    """
+    name = options["name"]
+    if name == "image_folder":
+        sizes, shape, classes = images.shape_of_folder(Path(options["folder"]), options.get("resize"))
+    else:
+        sizes, shape, classes = {
+            "mnist1d": ((options.get("train_size"), options.get("test_size")), (1, 40), 10),
+            "cifar10": ((50_000, 10_000), (3, 32, 32), 10),
+            "fashion_mnist": ((60_000, 10_000), (1, 28, 28), 10),
+        }[name]
+    train, test = (options.get(key) or size for key, size in zip(("train_size", "test_size"), sizes, strict=True))
+    return (train, test), shape, classes
+
+
 def load(path: Path, device: str = "cpu") -> Dataset:
     """Read a materialised dataset.
 

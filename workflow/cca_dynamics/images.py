@@ -92,6 +92,19 @@ def image_folder(
     return tuple((tensors[f"{split}_x"].numpy(), tensors[f"{split}_y"].numpy()) for split in SPLITS)
 
 
+def shape_of_folder(folder: Path, resize: int | None) -> tuple[tuple[int, int], tuple[int, ...], int]:
+    """((train, test) sizes, (3, height, width), classes) of an image folder, by its file names and its first image.
+
+    Raises:
+        ValueError: as `image_folder`.
+    """
+    files = _listing(folder)
+    train, test = (sum(map(len, files[split].values())) for split in SPLITS)
+    first = next(iter(files["train"].values()))[0][0]
+    height, width = (resize, resize) if resize else _decode(first, None).shape[:2]
+    return (train, test), (3, height, width), len(files["train"])
+
+
 def _kept(path: Path) -> dict | None:
     """Tensors of the cache, unless they are missing or damaged."""
     if not path.exists():

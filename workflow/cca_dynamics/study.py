@@ -10,6 +10,7 @@ import copy
 import difflib
 import json
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -112,9 +113,14 @@ class Study:
         """The architecture of one result: the base with the result's own changes, the multiplier multiplied out.
 
         A result that names another architecture describes it wholly.
+
+        Raises:
+            ConfigError: a key is missing.
         """
         base, own = self.config["network"], self.config["results"][result].get("network", {})
-        return widened({**base, **own} if own.get("name", base["name"]) == base["name"] else own)
+        network = {**base, **own} if own.get("name", base["name"]) == base["name"] else own
+        self._require_keys(f"results.{result}.network", network)
+        return widened(network)
 
     def training(self, result: str) -> dict:
         """The training recipe of one result: the base with the result's own changes."""
@@ -165,10 +171,13 @@ class Study:
             raise ConfigError(key, f"the network has no {layer}; its layers are {names} and softmax")
         return None if layer == "softmax" else known[layer]
 
-    def _check_network(self, key: str, network: dict) -> None:
+    def _require_keys(self, key: str, network: dict) -> None:
         missing = missing_keys(network)
         if missing:
             raise ConfigError(f"{key}.{missing[0]}", f"missing; a {network['name']} needs it")
+
+    def _check_network(self, key: str, network: dict) -> None:
+        self._require_keys(key, network)
         if network["name"] == "convnet" and len(network["channels"]) != len(network["strides"]):
             raise ConfigError(
                 f"{key}.strides",
@@ -203,6 +212,31 @@ class Study:
                             f"{points} data points are too few for {layer} of {cohort.name}, which has {known[layer]} "
                             f"neurons; give more, several times the neurons",
                         )
+
+
+def read_config(overlays: Sequence[Path], base: Path = Path("config.yaml")) -> dict:
+    """config.yaml with overlays on top, merged key by key as Snakemake merges them.
+
+    Raises:
+        ConfigError: a file is missing or not YAML.
+    """
+    config: dict = {}
+    for path in (base, *overlays):
+        try:
+            _merge(config, yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {})
+        except (OSError, UnicodeDecodeError, AttributeError, yaml.YAMLError) as problem:
+            raise ConfigError(
+                "(file)", f"{path} cannot be read ({' '.join(str(problem).split())}); correct the path or the file"
+            ) from None
+    return config
+
+
+def _merge(config: dict, overlay: dict) -> None:
+    for key, value in overlay.items():
+        if isinstance(value, dict) and isinstance(config.get(key), dict):
+            _merge(config[key], value)
+        else:
+            config[key] = value
 
 
 def validated(config: dict) -> dict:

@@ -8,6 +8,8 @@ A result module has
     claims(table, options)  → the paper's statements about it, each with a computed verdict
     plot(table, claims, options) → the figure
 
+and, if it trains nothing, comparisons(options): how many layers of what size it compares, for `plan`.
+
 The first two run whenever the DAG is built, so the modules import torch and matplotlib only inside the others.
 Adding a result: one module and its line here, one block in config.yaml and its schema, one caption in workflow/report/.
 """

@@ -43,6 +43,12 @@ def cohorts(study: Study) -> list[Cohort]:
     return []
 
 
+def comparisons(options: dict) -> list[tuple[int, int, int]]:
+    """(how often, data points, neurons) of the comparisons that `compute` makes."""
+    times = options["draws"] * len(READINGS) * len(options["signal"]) * len(options["measures"])
+    return [(times, options["points"], options["neurons"])]
+
+
 def compute(inputs: Inputs, options: dict) -> pd.DataFrame:
     """Distances of all draws.
 

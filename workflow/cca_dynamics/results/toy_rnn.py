@@ -37,6 +37,14 @@ def cohorts(study: Study) -> list[Cohort]:
     return []
 
 
+def comparisons(options: dict) -> list[tuple[int, int, int]]:
+    """(how often, data points, neurons) of the comparisons that `compute` makes."""
+    kinds = (1 + len(options["alphas"])) * len(options["measures"])
+    return [
+        (options["networks"] * kinds * (options["steps"] // options["every"]), options["starts"], options["neurons"])
+    ]
+
+
 def compute(inputs: Inputs, options: dict) -> pd.DataFrame:
     """Distances of the states at every `every` steps to those at the last step.
 

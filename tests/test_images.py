@@ -1,0 +1,235 @@
+"""Images: decoded as they are, cached, drawn by class; whatever is wrong with them is named with its remedy."""
+
+import hashlib
+import json
+import os
+import pickle
+import re
+import subprocess
+import tarfile
+
+import numpy as np
+import pytest
+import torch
+from cca_dynamics import cli, datasets, images
+from PIL import Image
+
+CLASSES = ("cat", "dog", "owl")
+
+
+def make_folder(root, sizes=(6, 3), shape=(8, 10), suffix="png"):
+    """A folder of random images; returns split → (n, 3, height, width)."""
+    rng = np.random.default_rng(0)
+    made = {}
+    for split, size in zip(("train", "test"), sizes, strict=True):
+        pixels = rng.integers(0, 256, (len(CLASSES), size, *shape, 3), dtype=np.uint8)
+        for label, group in zip(CLASSES, pixels, strict=True):
+            (root / split / label).mkdir(parents=True)
+            for i, image in enumerate(group):
+                Image.fromarray(image).save(root / split / label / f"{i:02d}.{suffix}")
+        made[split] = pixels.reshape(-1, *shape, 3).transpose(0, 3, 1, 2)
+    return made
+
+
+def options(root, **changes) -> dict:
+    return {"name": "image_folder", "folder": str(root / "images"), "cache": str(root / "cache"), **changes}
+
+
+def materialise(root, seed=0, **changes):
+    tensors, sheet = root / "dataset.safetensors", root / "datasheet.json"
+    datasets.materialise(options(root, **changes), seed, tensors, sheet)
+    return datasets.load(tensors), json.loads(sheet.read_text())
+
+
+def test_a_folder_is_read_as_it_is(tmp_path):
+    made = make_folder(tmp_path / "images")
+    (train_x, train_y), (test_x, test_y) = images.image_folder(tmp_path / "images", None, tmp_path / "cache")
+    np.testing.assert_array_equal(train_x, made["train"])
+    np.testing.assert_array_equal(test_x, made["test"])
+    assert train_y.tolist() == [0] * 6 + [1] * 6 + [2] * 6 and test_y.tolist() == [0] * 3 + [1] * 3 + [2] * 3
+
+
+def test_training_images_are_normalised_and_test_images_alike(tmp_path):
+    made = make_folder(tmp_path / "images")
+    data, sheet = materialise(tmp_path)
+    mean, std = (made["train"] / 255).mean((0, 2, 3)), (made["train"] / 255).std((0, 2, 3))
+    assert sheet["mean"] == pytest.approx(mean) and sheet["std"] == pytest.approx(std)
+    expected = (made["test"] / 255 - mean[:, None, None]) / std[:, None, None]
+    np.testing.assert_allclose(data.test_x.numpy(), expected, rtol=1e-5, atol=1e-5)
+    assert data.train_x.mean((0, 2, 3)).abs().max() < 1e-5
+    assert data.train_x.std((0, 2, 3), correction=0).numpy() == pytest.approx(np.ones(3), abs=1e-5)
+
+
+def test_decoding_happens_once_until_the_folder_changes(tmp_path, monkeypatch):
+    make_folder(tmp_path / "images")
+    first = images.image_folder(tmp_path / "images", None, tmp_path / "cache")
+    decoded = []
+    decode = images._decode
+    monkeypatch.setattr(images, "_decode", lambda *arguments: decoded.append(arguments) or decode(*arguments))
+    again = images.image_folder(tmp_path / "images", None, tmp_path / "cache")
+    assert not decoded
+    np.testing.assert_array_equal(first[0][0], again[0][0])
+    Image.new("RGB", (10, 8)).save(tmp_path / "images/train/cat/00.png")
+    changed = images.image_folder(tmp_path / "images", None, tmp_path / "cache")
+    assert decoded and changed[0][0][0].max() == 0
+    assert len(list(tmp_path.glob("cache/*"))) == 2  # both are kept
+
+
+def test_a_damaged_cache_is_made_again(tmp_path):
+    made = make_folder(tmp_path / "images")
+    images.image_folder(tmp_path / "images", None, tmp_path / "cache")
+    (kept,) = tmp_path.glob("cache/*")
+    content = bytearray(kept.read_bytes())
+    content[-5] ^= 1
+    kept.write_bytes(content)
+    (x, _), _ = images.image_folder(tmp_path / "images", None, tmp_path / "cache")
+    np.testing.assert_array_equal(x, made["train"])
+
+
+def test_resize_scales_every_image(tmp_path):
+    make_folder(tmp_path / "images", suffix="jpg")
+    Image.new("L", (30, 5), 200).save(tmp_path / "images/test/owl/wide.jpeg")
+    (train_x, _), (test_x, _) = images.image_folder(tmp_path / "images", 6, tmp_path / "cache")
+    assert train_x.shape == (18, 3, 6, 6) and test_x.shape == (10, 3, 6, 6)
+    assert np.abs(test_x[-1].astype(int) - 200).max() <= 1  # grey becomes colour
+
+
+def test_a_subset_keeps_the_shares_of_the_classes(tmp_path):
+    rng = np.random.default_rng(0)
+    y = np.repeat([0, 1, 2], [60, 30, 10])
+    split = (np.arange(100)[:, None], y)
+    x, chosen = datasets._subset(split, 50, 1, "here")
+    assert np.bincount(chosen).tolist() == [30, 15, 5] and (np.diff(x[:, 0]) > 0).all()
+    np.testing.assert_array_equal(y[x[:, 0]], chosen)
+    for size in rng.integers(1, 100, 10):
+        _, chosen = datasets._subset(split, int(size), 1, "here")
+        assert len(chosen) == size
+        assert np.abs(np.bincount(chosen, minlength=3) - np.array([0.6, 0.3, 0.1]) * size).max() < 1
+    other, _ = datasets._subset(split, 50, 2, "here")
+    assert not np.array_equal(x, other)
+
+
+def cut(path, size):
+    path.write_bytes(path.read_bytes()[:size])
+
+
+@pytest.mark.parametrize(
+    ("spoil", "changes", "message"),
+    [
+        (
+            lambda root: cut(root / "train/dog/03.png", 60),
+            {},
+            r"train/dog/03\.png is not an image or damaged .*delete it",
+        ),
+        (lambda root: (root / "test/owl/01.png").write_text("no"), {}, r"test/owl/01\.png is not an image"),
+        (lambda root: (root / "test/owl/01.png").write_bytes(b""), {}, r"test/owl/01\.png is not an image"),
+        (
+            lambda root: os.rename(root / "test/owl", root / "test/fox"),
+            {},
+            r"class fox is in .*test but not in .*train",
+        ),
+        (lambda root: (root / "train/ant").mkdir(), {}, r"train/ant holds no image"),
+        (lambda root: os.rename(root / "test", root / "valid"), {}, r"test is not a folder; images are expected in"),
+        (lambda root: Image.new("RGB", (4, 4)).save(root / "test/cat/02.png"), {}, r"02\.png is 4 × 4 .* set resize"),
+        (lambda root: None, {"train_size": 19}, r"19 images are asked for and .*train has 18; lower train_size"),
+        (lambda root: None, {"folder": "/nowhere"}, r"/nowhere/train is not a folder"),
+    ],
+)
+def test_bad_images_are_named_and_nothing_is_left(tmp_path, capsys, spoil, changes, message):
+    make_folder(tmp_path / "images")
+    spoil(tmp_path / "images")
+    arguments = ["--options", json.dumps(options(tmp_path, **changes)), "--seed", "0"]
+    out = tmp_path / "out"
+    outputs = ["--tensors", str(out / "dataset.safetensors"), "--datasheet", str(out / "datasheet.json")]
+    assert cli.main(["dataset", *arguments, *outputs]) == 1
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and error.startswith("error: dataset")
+    assert re.search(message, error)
+    assert not out.exists() and not list(tmp_path.glob("cache/.*"))
+
+
+def test_a_full_disk_is_named_and_nothing_half_written_stays(tmp_path):
+    """On a file system of its own with no room, where the system lets us have one."""
+    make_folder(tmp_path / "images", sizes=(60, 20), shape=(32, 32))
+    small = tmp_path / "small"
+    small.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", small], capture_output=True).returncode:
+        pytest.skip("no permission to mount a small file system")
+    try:
+        with pytest.raises(OSError, match=r"free disk space|No space left"):
+            images.image_folder(tmp_path / "images", None, small)
+        assert list(small.iterdir()) == []
+    finally:
+        subprocess.run(["umount", small], check=True)
+
+
+@pytest.fixture
+def cifar(tmp_path, monkeypatch):
+    """A tiny CIFAR-10 in torchvision's layout, with checksums to match, and no network."""
+    from torchvision import datasets as theirs
+    from torchvision.datasets import utils
+
+    rng, lists = np.random.default_rng(0), {"train": [], "test": []}
+    base = tmp_path / "made" / "cifar-10-batches-py"
+    base.mkdir(parents=True)
+
+    def write(name, content) -> str:
+        (base / name).write_bytes(pickle.dumps(content))
+        return hashlib.md5((base / name).read_bytes()).hexdigest()
+
+    for name, split in (("data_batch_1", "train"), ("test_batch", "test")):
+        data = rng.integers(0, 256, (60, 3072), dtype=np.uint8)
+        lists[split].append([name, write(name, {"data": data, "labels": [i % 10 for i in range(60)]})])
+    meta = write("batches.meta", {"label_names": list("abcdefghij")})
+    archive = tmp_path / "cifar-10-python.tar.gz"
+    with tarfile.open(archive, "w:gz") as file:
+        file.add(base, "cifar-10-batches-py")
+    monkeypatch.setattr(theirs.CIFAR10, "train_list", lists["train"])
+    monkeypatch.setattr(theirs.CIFAR10, "test_list", lists["test"])
+    monkeypatch.setattr(theirs.CIFAR10, "meta", {"filename": "batches.meta", "key": "label_names", "md5": meta})
+    monkeypatch.setattr(theirs.CIFAR10, "tgz_md5", hashlib.md5(archive.read_bytes()).hexdigest())
+
+    def offline(*arguments, **options):
+        raise OSError("Temporary failure in name resolution")
+
+    monkeypatch.setattr(utils, "_urlretrieve", offline)
+    return archive
+
+
+def test_cifar10_is_unpacked_from_its_archive(tmp_path, cifar):
+    folder = tmp_path / "data"
+    folder.mkdir()
+    os.rename(cifar, folder / cifar.name)
+    (train_x, train_y), (test_x, _) = datasets.cifar10(folder=str(folder), train_size=50)
+    assert train_x.shape == (50, 3, 32, 32) and train_x.dtype == np.uint8 and len(test_x) == 60
+    assert np.bincount(train_y).tolist() == [5] * 10
+
+
+@pytest.mark.parametrize("damage", ["nothing there", "a broken archive", "a broken batch"])
+def test_without_cifar10_the_remedy_is_named(tmp_path, cifar, damage):
+    folder = tmp_path / "data"
+    folder.mkdir()
+    if damage == "a broken archive":
+        (folder / cifar.name).write_bytes(cifar.read_bytes()[:-100])
+    if damage == "a broken batch":
+        os.rename(cifar.parent / "made/cifar-10-batches-py", folder / "cifar-10-batches-py")
+        cut(folder / "cifar-10-batches-py/test_batch", 500)
+    with pytest.raises(ValueError, match=r"CIFAR10 cannot be had from .*put cifar-10-python\.tar\.gz \(md5") as problem:
+        datasets.cifar10(folder=str(folder))
+    assert "\n" not in str(problem.value) and str(folder) in str(problem.value)
+    assert ("delete " in str(problem.value)) == (damage != "nothing there")
+
+
+def test_augmented_images_are_shifted_and_mirrored():
+    from cca_dynamics.training import SHIFT, flip_and_shift
+
+    images_ = torch.arange(2 * 3 * 6 * 7 * 1, dtype=torch.float32).view(2, 3, 6, 7, 1) + 1
+    changes = torch.zeros(2, 3, 3, dtype=torch.long)
+    torch.testing.assert_close(flip_and_shift(images_, changes), images_)
+    changes[0, 0] = torch.tensor([1, 0, 0])
+    changes[1, 2] = torch.tensor([0, 2, -SHIFT])
+    found = flip_and_shift(images_, changes)
+    torch.testing.assert_close(found[0, 0], images_[0, 0].flip(1))
+    torch.testing.assert_close(found[1, 2, 2:, : 7 - SHIFT], images_[1, 2, :-2, SHIFT:])
+    assert (found[1, 2, :2] == 0).all() and (found[1, 2, :, 7 - SHIFT :] == 0).all()
+    torch.testing.assert_close(found[0, 1:], images_[0, 1:])

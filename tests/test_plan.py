@@ -1,0 +1,107 @@
+"""What a study costs: counted as the workflow will run it."""
+
+import json
+import re
+
+import pytest
+from cca_dynamics import plan
+from cca_dynamics.study import Study, read_config
+
+from tests.conftest import ROOT
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    monkeypatch.setattr(plan, "CALIBRATION", 5.0)
+
+
+def works(config: dict) -> dict[str, plan.Work]:
+    return {work.rule: work for work in plan.estimate(Study(config), "cpu", lambda line: None)}
+
+
+def smoke(**training) -> dict:
+    config = read_config([ROOT / "studies/smoke.yaml"], ROOT / "config.yaml")
+    config["targets"] = ["width", "clusters", "toy_noise"]
+    for name in config["targets"][:2]:
+        config["results"][name]["training"].update(training)
+    return config
+
+
+def test_jobs_and_networks_are_those_of_the_study(quick):
+    config = smoke() | {"networks_per_job": 4}
+    study, found = Study(config), works(config)
+    cohorts = [cohort for target in study.targets for cohort in study.cohorts_of(target)]
+    parts = sum(len(study.parts(cohort.name)) for cohort in cohorts)
+    assert parts == 3 + 3  # three widths of 2 networks, a sweep of 10 by 4
+    assert found["train"].jobs == found["activations"].jobs == parts and found["ablation"].jobs == 3
+    assert found["train"].networks == 16 and found["ablation"].networks == 10
+    assert found["compute"].jobs == 3 and found["dataset"].jobs == 1
+    assert found["test_claims, plot, claims"].jobs == 7
+    for work in found.values():
+        assert 0 < work.longest <= work.seconds and work.disk >= 0
+
+
+def test_operations_and_disk_are_counted(quick):
+    once, twice = works(smoke(epochs=2, evaluate_every=100)), works(smoke(epochs=4, evaluate_every=100))
+    study = Study(smoke())
+    trained = evaluated = disk = 0
+    for cohort in (cohort for target in study.targets for cohort in study.cohorts_of(target)):
+        network = plan.describe(cohort.network, 1, (40,), 10)
+        trained += cohort.networks * 2 * 400 * network.training_operations
+        evaluated += cohort.networks * 2 * (400 + 200) * network.operations  # before and after
+        disk += cohort.networks * (1 + len(cohort.checkpoints)) * network.parameters * 4
+    assert once["train"].operations == trained + evaluated
+    assert twice["train"].operations == 2 * trained + evaluated
+    assert once["train"].disk == disk
+
+
+def test_memory_grows_with_networks_and_width():
+    def memory(networks: int, width: int, device: str) -> float:
+        block = {"name": "convnet", "channels": [width] * 2, "strides": [1, 1]}
+        network = plan.describe(block, 3, (32, 32), 10)
+        return plan.training_memory(network, {"batch_size": 32, "optimizer": "adam"}, networks, device, False)
+
+    assert memory(1, 128, "cuda") < memory(2, 128, "cuda") < memory(2, 256, "cuda")
+    # A CPU holds what the backward pass needs of one network at a time, and all of their parameters.
+    parameters = (3 * 64 * 9 + 64 * 64 * 9 + 4 * 64 + 650) * 4 * 5
+    assert memory(3, 64, "cpu") - memory(2, 64, "cpu") == pytest.approx(parameters, rel=0.01)
+
+
+def test_what_cannot_be_measured_in_time_is_extrapolated(monkeypatch):
+    monkeypatch.setattr(plan, "CALIBRATION", 5.0)
+    keys = {}
+    for width in (4, 8, 4096):
+        block = {"name": "convnet", "channels": [width] * 2, "strides": [1, 1]}
+        keys[plan.describe(block, 3, (32, 32), 10), 16, False] = block
+    machine = plan.measure("cpu", keys, [(1, 100, 10)])
+    small, middle, huge = keys
+    assert set(machine.step) == {small, middle}
+    ratio = huge[0].training_operations / middle[0].training_operations
+    assert machine.step_seconds(huge) == pytest.approx(machine.step[middle] * ratio)
+    assert machine.evaluation_seconds(huge[0]) > machine.evaluation_seconds(middle[0]) > 0
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(5, "5 s"), (600, "10 min"), (7200, "2 h"), (400_000, "4.6 days"), (0.2, "0 s")]
+)
+def test_durations_read_well(seconds, text):
+    assert plan.duration(seconds) == text
+
+
+def test_the_whole_run_is_no_shorter_than_its_chain():
+    works = [plan.Work("train", 4, seconds=40, longest=25), plan.Work("compute", 1, seconds=3, longest=3)]
+    assert plan.wall_clock(works, 1) == 43 and plan.wall_clock(works, 4) == 28
+
+
+def test_command_and_target_print_the_table(capsys, monkeypatch, quick):
+    from cca_dynamics import cli
+
+    monkeypatch.chdir(ROOT)
+    assert cli.main(["plan", "--configfile", "studies/smoke.yaml", "--device", "cpu", "--cores", "2"]) == 0
+    text = capsys.readouterr().out
+    for rule in ("dataset", "train", "activations", "ablation", "compute", "the whole run"):
+        assert re.search(rf"^{rule} ", text, re.MULTILINE)
+    assert "2 jobs side by side" in text
+    assert cli.main(["plan", "--config", json.dumps({"study": "x"}), "--device", "cpu"]) == 1
+    assert cli.main(["plan", "--configfile", "studies/nowhere.yaml", "--device", "cpu"]) == 1
+    assert "studies/nowhere.yaml cannot be read" in capsys.readouterr().err

@@ -1,0 +1,432 @@
+"""Know the cost before paying it: what a study computes, and what that takes on this machine.
+
+The work is counted from the config. How fast this machine is at it is measured: for a few seconds each, steps and
+evaluations of the study's own networks, comparisons of layers of their sizes, and the start of a job.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+
+from cca_dynamics.architectures import Architecture, describe
+from cca_dynamics.datasets import shape_of
+from cca_dynamics.networks import Networks, build, channels_last
+from cca_dynamics.results import RESULTS
+from cca_dynamics.study import Cohort, Study
+from cca_dynamics.workers import has_bfloat16, keep_memory
+
+CALIBRATION = 20.0
+"""Seconds of measuring in all."""
+FIRST_GUESS = {"cpu": 5e10, "cuda": 2e13}
+"""Operations a second a network trains with at least, only to skip what would take too long to measure."""
+OPTIMIZER_STATE = {"sgd": 1, "adam": 2}
+
+
+@dataclass
+class Work:
+    """What one rule does in a study.
+
+    Attributes:
+        rule: its name.
+        jobs: how many.
+        networks: networks it handles, summed over jobs.
+        operations: floating-point operations of networks' forward and backward passes.
+        seconds: of all jobs, one after the other.
+        longest: seconds of the longest job.
+        memory: bytes the largest job holds on the device.
+        disk: bytes its outputs take.
+    """
+
+    rule: str
+    jobs: int = 0
+    networks: int = 0
+    operations: float = 0.0
+    seconds: float = 0.0
+    longest: float = 0.0
+    memory: float = 0.0
+    disk: float = 0.0
+
+    def add(self, *, networks: int = 0, operations: float = 0, seconds: float = 0, memory: float = 0, disk: float = 0):
+        """One more job."""
+        self.jobs += 1
+        self.networks += networks
+        self.operations += operations
+        self.seconds += seconds
+        self.longest = max(self.longest, seconds)
+        self.memory = max(self.memory, memory)
+        self.disk += disk
+
+
+@dataclass
+class Machine:
+    """How fast this machine is, measured on what the study computes.
+
+    Attributes:
+        device: "cpu" or "cuda".
+        start: seconds until a job computes.
+        light: seconds until a job that needs no PyTorch does.
+        step: (architecture, batch, mixed) → seconds of one network's training step, or None: extrapolate.
+        evaluate: architecture → seconds of one network's evaluation of one data point, or None.
+        compare: seconds of one comparison of two layers for each operation of their cross-product, and for each of the
+            eigenproblem.
+    """
+
+    device: str
+    start: float = 0.0
+    light: float = 0.0
+    step: dict = field(default_factory=dict)
+    evaluate: dict = field(default_factory=dict)
+    compare: tuple[float, float] = (0.0, 0.0)
+
+    def step_seconds(self, key: tuple[Architecture, int, bool]) -> float:
+        """Of one network; beyond what could be measured, by operations from the largest that was."""
+        if key in self.step:
+            return self.step[key]
+        known = max(self.step, key=lambda other: _step_operations(other) * (1 + (other[2] == key[2])))
+        return self.step[known] * _step_operations(key) / _step_operations(known)
+
+    def evaluation_seconds(self, architecture: Architecture) -> float:
+        """Of one network and data point."""
+        if architecture in self.evaluate:
+            return self.evaluate[architecture]
+        known = max(self.evaluate, key=lambda other: other.operations)
+        return self.evaluate[known] * architecture.operations / known.operations
+
+
+def estimate(study: Study, device: str, report: Callable[[str], None] = print) -> list[Work]:
+    """What each rule of a study does and takes.
+
+    Args:
+        study: the study.
+        device: "cpu" or "cuda", where it would run; measured here.
+        report: called with one line.
+
+    Returns:
+        One `Work` per rule, in the order of the workflow.
+
+    Raises:
+        ValueError: the dataset is a folder that is not there.
+    """
+    (train_size, test_size), shape, classes = shape_of(study.config["dataset"])
+    cohorts = [
+        study.cohorts[name] for name in dict.fromkeys(c.name for t in study.targets for c in study.cohorts_of(t))
+    ]
+
+    def architecture(cohort: Cohort) -> Architecture:
+        return describe(cohort.network, shape[0], shape[1:], classes)
+
+    def mixed(cohort: Cohort) -> bool:
+        return cohort.training.get("precision") == "mixed" and has_bfloat16(device)
+
+    comparisons = [item for target in study.targets for item in _comparisons(study, target, train_size, test_size)]
+    report(f"measuring this machine ({device}), about {CALIBRATION:.0f} s ...")
+    keys = {(architecture(c), c.training["batch_size"], mixed(c)): c.network for c in cohorts}
+    machine = measure(device, keys, comparisons)
+
+    dataset, train, ablation, activations, compute, light = map(
+        Work, ("dataset", "train", "ablation", "activations", "compute", "test_claims, plot, claims")
+    )
+    pixels = (train_size + test_size) * math.prod(shape)
+    dataset.add(seconds=machine.light + pixels * 5e-9, disk=pixels * (1 if len(shape) == 3 else 4), memory=pixels * 4)
+    points = study.config.get("data_points") or math.inf
+    sizes = {"train": min(points, train_size), "test": min(points, test_size)}
+    for cohort in cohorts:
+        network, options = architecture(cohort), cohort.training
+        steps = options["epochs"] * (train_size // options["batch_size"])
+        evaluations = 2 + options["epochs"] // options["evaluate_every"]
+        checkpoints = len({*cohort.checkpoints, options["epochs"]})
+        step = machine.step_seconds((network, options["batch_size"], mixed(cohort)))
+        evaluation = machine.evaluation_seconds(network)
+        for part in study.parts(cohort.name):
+            first, last = map(int, part.split("-"))
+            count = last - first + 1
+            evaluated = evaluations * (train_size + test_size)
+            train.add(
+                networks=count,
+                operations=count
+                * (steps * options["batch_size"] * network.training_operations + evaluated * network.operations),
+                seconds=machine.start + count * (steps * step + evaluated * evaluation),
+                memory=pixels * 4 + training_memory(network, options, count, device, mixed(cohort)),
+                disk=checkpoints * count * network.parameters * 4,
+            )
+            extracted = {
+                (epoch, split): request["layers"]
+                for request in cohort.activations
+                for split in request["splits"]
+                for epoch in _epochs(request["epochs"], checkpoints)
+            }
+            if extracted:
+                seen = sum(sizes[split] for _, split in extracted)
+                kept = sum(
+                    sizes[split] * sum(width for layer, width in network.widths.items() if _wanted(layer, layers))
+                    for (_, split), layers in extracted.items()
+                )
+                activations.add(
+                    networks=count,
+                    operations=count * seen * network.operations,
+                    seconds=machine.start + count * (seen * evaluation + kept * 4e-9),
+                    memory=pixels * 4 + count * kept / len(extracted) * 4,
+                    disk=count * kept * 4,
+                )
+            if cohort.ablation:
+                masked = _operations_after(network, cohort.ablation["layers"][0])
+                ways = cohort.ablation["orders"] * cohort.ablation["levels"] * cohort.ablation["points"]
+                ablation.add(
+                    networks=count,
+                    operations=count * ways * masked,
+                    seconds=machine.start + count * ways * evaluation * masked / network.operations,
+                    memory=pixels * 4 + 40 * 50 * network.activations * 4,
+                    disk=count * cohort.ablation["orders"] * cohort.ablation["levels"] * 8,
+                )
+    for target in study.targets:
+        own = _comparisons(study, target, train_size, test_size)
+        gemm, eigen = machine.compare
+        compute.add(
+            seconds=machine.start + sum(count * (n * d * d * gemm + d**3 * eigen) for count, n, d in own),
+            memory=max((8 * n * d * 20 for _, n, d in own), default=0),
+        )
+        light.add(seconds=1.5 * machine.light)
+        light.add(seconds=2 * machine.light)
+    light.add(seconds=machine.light / 4)
+    return [work for work in (dataset, train, activations, ablation, compute, light) if work.jobs]
+
+
+def wall_clock(works: list[Work], parallel: int) -> float:
+    """Seconds of the whole run with so many jobs side by side: no shorter than its longest chain of jobs."""
+    return max(sum(work.seconds for work in works) / parallel, sum(work.longest for work in works))
+
+
+def training_memory(architecture: Architecture, options: dict, networks: int, device: str, mixed: bool) -> float:
+    """Bytes that training so many networks holds on the device, without the dataset and PyTorch itself: parameters,
+    gradients, optimiser, and what the backward pass needs of the networks that are in one pass."""
+    from cca_dynamics.training import TOGETHER_ON_CPU
+
+    networks_ = Networks(architecture, device, mixed)
+    together = networks if device == "cuda" else min(networks, TOGETHER_ON_CPU if networks_.lockstep else 1)
+    parameters = networks * architecture.parameters * 4 * (3 + OPTIMIZER_STATE[options["optimizer"]])
+    kept = 3 * architecture.activations  # convolution, batch norm with ReLU, gradient
+    if networks_.lockstep:
+        kept += sum(2 * math.prod(c.space) * c.inputs * c.kernel ** len(c.space) for c in architecture.convolutions)
+    return parameters + together * options["batch_size"] * kept * (2 if mixed else 4)
+
+
+def measure(device: str, keys: dict, comparisons: list[tuple[int, int, int]]) -> Machine:
+    """Time what the study computes, for `CALIBRATION` seconds in all."""
+    machine = Machine(device, start=_job_start("torch", "pandas"), light=_job_start("pandas", "matplotlib.pyplot"))
+    keep_memory()
+    each = (CALIBRATION - 4) / (2 * len(keys) + 2)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # as the jobs of the workflow
+    try:
+        for key in sorted(keys, key=_step_operations):
+            if machine.step and _step_operations(key) / FIRST_GUESS[device] > each:
+                continue
+            architecture, batch, mixed = key
+            networks = build(
+                keys[key], architecture.in_channels, architecture.space, architecture.classes, device, mixed
+            )
+            machine.step[key] = _time_step(networks, batch, device, each)
+            machine.evaluate[architecture] = _time_evaluation(networks, device, each)
+        sizes = [(n, d) for _, n, d in comparisons]
+        machine.compare = _time_comparison(sizes, device, 2 * each) if sizes else (0.0, 0.0)
+    finally:
+        torch.set_num_threads(threads)
+    return machine
+
+
+def _time_step(networks: Networks, batch: int, device: str, seconds: float) -> float:
+    from cca_dynamics import training
+
+    count = 8 if networks.lockstep else 1
+    data = channels_last(torch.randn(batch, networks.architecture.in_channels, *networks.architecture.space))
+    labels = torch.randint(networks.architecture.classes, (batch,)).to(device)
+    data, order = data.to(device), torch.arange(batch, device=device).expand(count, batch)
+    stacked = networks.initialise(np.random.default_rng(i) for i in range(count))
+    state = training._Parameters({name: tensor.to(device) for name, tensor in stacked.items()}, networks)
+    update = training.adam(state.values, {})
+    rates = torch.full((count, 1), 1e-3, device=device)
+
+    def step() -> None:
+        _, gradients = state.gradients(networks, data, labels, order)
+        update(state.values, gradients, rates)
+
+    return _repeated(step, device, seconds) / count
+
+
+def _time_evaluation(networks: Networks, device: str, seconds: float) -> float:
+    points = 100
+    data = torch.randn(points, networks.architecture.in_channels, *networks.architecture.space).to(device)
+    count = 8 if networks.lockstep else 1
+    stacked = networks.initialise(np.random.default_rng(i) for i in range(count))
+    state = {name: tensor.to(device) for name, tensor in stacked.items()}
+    labels = torch.zeros(points, dtype=torch.long, device=device)
+    return _repeated(lambda: networks.evaluate(state, data, labels), device, seconds) / (points * count)
+
+
+def _time_comparison(sizes: list[tuple[int, int]], device: str, seconds: float) -> tuple[float, float]:
+    """Seconds for each n·d² and each d³ of a comparison, from a wide and from a narrow shape."""
+    from cca_dynamics.similarity import pairwise
+
+    d = min(128, max(d for _, d in sizes))
+    found = []
+    for n in (4 * d, 16 * d):
+        layers = [np.random.default_rng(i).normal(size=(n, d)).astype(np.float32) for i in range(6)]
+        found.append(_repeated(lambda layers=layers: pairwise(layers, device=device), device, seconds / 2) / 15)
+    slope = max((found[1] - found[0]) / (12 * d**3), 0.0)
+    return slope, max(found[0] / d**3 - 4 * slope, 0.0)
+
+
+def _repeated(work: Callable[[], object], device: str, seconds: float) -> float:
+    """Median seconds of a call, after one to warm up, for about so long."""
+    times: list[float] = []
+    begin = time.perf_counter()
+    while len(times) < 2 or (time.perf_counter() - begin < seconds and len(times) < 1000):
+        start = time.perf_counter()
+        work()
+        if device == "cuda":
+            torch.cuda.synchronize()
+        times.append(time.perf_counter() - start)
+        if len(times) == 2 and times[1] > seconds:
+            break
+    return float(np.median(times[1:]))
+
+
+def _job_start(*modules: str) -> float:
+    """Seconds that a fresh Python takes to import what a job does."""
+    start = time.perf_counter()
+    subprocess.run([sys.executable, "-c", f"import {', '.join(modules)}"], check=True)
+    return time.perf_counter() - start
+
+
+def _step_operations(key: tuple[Architecture, int, bool]) -> float:
+    architecture, batch, _ = key
+    return architecture.training_operations * batch
+
+
+def _comparisons(study: Study, target: str, train_size: int, test_size: int) -> list[tuple[int, int, int]]:
+    """(how often, data points, neurons) of the comparisons of layers that a result makes."""
+    options, module = study.options(target), RESULTS[target]
+    if hasattr(module, "comparisons"):
+        return module.comparisons(options)
+    points = study.config.get("data_points") or math.inf
+    sizes = {"train": min(points, train_size), "test": min(points, test_size)}
+    groups: dict[str, list[Cohort]] = {}
+    for cohort in study.cohorts_of(target):
+        groups.setdefault(repr(cohort.network), []).append(cohort)
+    measures, found = len(options.get("measures", ["pwcca"])), []
+    for cohorts in groups.values():
+        networks = sum(cohort.networks for cohort in cohorts)
+        widths = describe(cohorts[0].network, 1, (1,), 10).widths
+        checkpoints = len({*cohorts[0].checkpoints, cohorts[0].training["epochs"]})
+        for request in cohorts[0].activations:
+            times = measures * networks * (networks - 1) // 2 * len(list(_epochs(request["epochs"], checkpoints)))
+            for split in request["splits"]:
+                wanted = [width for layer, width in widths.items() if _wanted(layer, request["layers"])]
+                found += [(times, sizes[split], min(width, options.get("filters", width))) for width in wanted]
+    return found
+
+
+def _wanted(layer: str, layers: str | list[str]) -> bool:
+    return layers == "all" or layer in layers
+
+
+def _epochs(epochs: str | list[float], checkpoints: int) -> range:
+    return range({"all": checkpoints, "final": 1}.get(epochs, 0) if isinstance(epochs, str) else len(epochs))
+
+
+def _operations_after(architecture: Architecture, layer: str) -> int:
+    """Operations of one example's forward pass after a layer."""
+    names = [c.name for c in architecture.convolutions]
+    first = max(i for i, name in enumerate(names) if name.partition(".")[0] == layer)
+    return sum(c.operations for c in architecture.convolutions[first + 1 :]) + 2 * architecture.classes
+
+
+def show(study: Study, device: str, parallel: int) -> None:
+    """Print what a study computes and what it takes here.
+
+    Args:
+        study: the study.
+        device: "cpu" or "cuda".
+        parallel: jobs side by side.
+
+    Raises:
+        ValueError: the dataset is a folder that is not there.
+    """
+    from rich.console import Console
+    from rich.table import Table
+
+    from cca_dynamics.reference import hardware
+
+    console = Console(file=sys.stdout, width=None if sys.stdout.isatty() else 120, highlight=False)
+    works = estimate(study, device, console.print)
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    table.add_column("Rule", no_wrap=True)
+    memory = "GPU memory" if device == "cuda" else "Memory"
+    for name in ("Jobs", "Networks", "PFLOP", "Hours", "Longest job", f"{memory} of a job", "Disk"):
+        table.add_column(name, justify="right")
+    for work in works:
+        table.add_row(
+            work.rule,
+            f"{work.jobs}",
+            f"{work.networks or ''}",
+            _figures(work.operations / 1e15),
+            _figures(work.seconds / 3600),
+            duration(work.longest),
+            _size(work.memory),
+            _size(work.disk),
+        )
+    total = Work("the whole run")
+    seconds, operations = (sum(getattr(work, name) for work in works) for name in ("seconds", "operations"))
+    table.add_section()
+    table.add_row(
+        total.rule,
+        f"{sum(work.jobs for work in works)}",
+        "",
+        _figures(operations / 1e15),
+        _figures(seconds / 3600),
+        "",
+        _size(max(work.memory for work in works)),
+        _size(sum(work.disk for work in works)),
+    )
+    console.print(table)
+    side = f"{parallel} jobs side by side" if parallel > 1 else "one job after the other"
+    console.print(
+        f"About {duration(wall_clock(works, parallel))} on {hardware()}, {side}. Good within a factor of two."
+    )
+    trained = next((work for work in works if work.rule == "train"), None)
+    if trained:
+        console.print(f"Training: {trained.operations / trained.seconds / 1e9:,.0f} GFLOP/s a job.")
+    if device == "cpu":
+        console.print("Memory is without the 0.6 GB of Python with PyTorch.")
+
+
+def _figures(value: float) -> str:
+    """Two significant digits, in full."""
+    return f"{value:,.0f}" if value >= 10 else f"{value:.2g}" if value >= 0.001 else "0"
+
+
+def _size(count: float) -> str:
+    """Bytes, in MB or GB."""
+    return "" if not count else f"{_figures(count / 1e9)} GB" if count >= 1e9 else f"{_figures(count / 1e6)} MB"
+
+
+def duration(seconds: float) -> str:
+    """Seconds, minutes, hours or days, whichever reads best."""
+    for unit, size, most in (("s", 1, 90), ("min", 60, 90), ("h", 3600, 48)):
+        if seconds < most * size:
+            return f"{seconds / size:.0f} {unit}"
+    return f"{seconds / 86400:.1f} days"
+
+
+def parallel_jobs(device: str, cores: int | None) -> int:
+    """Jobs side by side: one a core, or one a GPU."""
+    return max(torch.cuda.device_count(), 1) if device == "cuda" else cores or os.cpu_count() or 1
