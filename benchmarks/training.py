@@ -10,7 +10,10 @@ Side by side on all cores, the sweep's networks and recipe, in turns:
 - bound: nothing but the matrix products of forward and backward, in a process of one thread per core.
 
     python benchmarks/training.py                 at the widths of the default study, about 2 minutes on 2 cores
-    python benchmarks/training.py --dimensions 2  on images of 32 × 32
+    python benchmarks/training.py --paper         the paper's 11 layers on images, at a quarter and half of their width,
+                                                  about 1 minute; there networks are computed one after the other:
+                                                  float32 and mixed precision, plain loops, and as the bound bare
+                                                  convolutions of PyTorch, forward and backward
     python benchmarks/training.py --device cuda --networks 40
 
 Results go to benchmarks/out/.
@@ -81,6 +84,37 @@ class Lockstep:
         self.update(self.state.values, gradients, self.rates)
 
 
+class Mixed(Lockstep):
+    """The same with convolutions in bfloat16."""
+
+    def __init__(self, network, count: int, device: str):
+        network.mixed = True
+        super().__init__(network, count, device)
+
+
+class Convolutions:
+    """PyTorch's convolutions of one network's step in float32: forward, to the inputs, to the weights."""
+
+    def __init__(self, network, count: int, device: str):
+        self.count, self.layers = count, []
+        for i, c in enumerate(network.architecture.convolutions):
+            space = network.architecture.space if not i else network.architecture.convolutions[i - 1].space
+            x, w, g = (
+                torch.randn(s, device=device)
+                for s in ((PAPER_BATCH, c.inputs, *space), c.shape, (PAPER_BATCH, c.outputs, *c.space))
+            )
+            x, w, g = (tensor.contiguous(memory_format=torch.channels_last) for tensor in (x, w, g))
+            self.layers.append((x, w, g, c.stride, i > 0))
+
+    def step(self, x, y, order) -> None:
+        for _ in range(self.count):
+            for inputs, weight, grad, stride, wanted in self.layers:
+                nn.functional.conv2d(inputs, weight, None, stride, 1)
+                torch.ops.aten.convolution_backward(
+                    grad, inputs, weight, None, [stride] * 2, [1] * 2, [1] * 2, False, [0] * 2, 1, [wanted, True, False]
+                )
+
+
 class Products:
     """The matrix products of one network's step: forward, to the inputs, to the weights."""
 
@@ -114,31 +148,41 @@ class Products:
 
 
 STEPPERS = {"lockstep": Lockstep, "loop": Loop, "loops": Loop, "bound": Products}
+PAPER_STEPPERS = {"float32": Lockstep, "mixed": Mixed, "loop": Loop, "loops": Loop, "bound": Convolutions}
+PAPER_BATCH = 64
+PAPER = {
+    "name": "convnet",
+    "channels": [64, 64, 128, 128, 128, 256, 256, 256, 512, 512, 512],
+    "strides": [1, 1, 2, 1, 1, 2, 1, 1, 2, 1, 1],
+}
 
 
-def architecture(width: int, dimensions: int):
-    """The default study's network at a width, on signals of length 40 or images of 32 × 32."""
+def architecture(width: float, paper: bool):
+    """The default study's network at a width, on signals of length 40; or the paper's at a multiplier, on images."""
+    if paper:
+        return build({**PAPER, "multiplier": width}, 3, (32, 32), 10)
     blocks = {
         "name": "convnet",
         "channels": [width, width, 2 * width, 2 * width, 4 * width],
         "strides": [1, 2, 1, 2, 1],
     }
-    return build(blocks, 1 if dimensions == 1 else 3, (40,) if dimensions == 1 else (32, 32), 10)
+    return build(blocks, 1, (40,), 10)
 
 
-def work(name: str, width: int, dimensions: int, count: int, threads: int, device: str, start, end) -> None:
+def work(name: str, width: float, paper: bool, count: int, threads: int, device: str, start, end) -> None:
     """A process: one step of its networks each time the parent says so."""
     torch.set_num_threads(threads)
     keep_memory()
-    network = architecture(width, dimensions)
-    size = 4000 if dimensions == 1 else 1000
+    network = architecture(width, paper)
+    size, batch = (1000, PAPER_BATCH) if paper else (4000, BATCH)
     x, y = (
         torch.randn(size, network.architecture.in_channels, *network.architecture.space).to(device),
         torch.randint(10, (size,)).to(device),
     )
-    x = channels_last(x) if name == "lockstep" else x
-    order = torch.stack([torch.randperm(size)[:BATCH] for _ in range(count)]).to(device)
-    stepper = STEPPERS[name](network, count, device)
+    kind = (PAPER_STEPPERS if paper else STEPPERS)[name]
+    x = channels_last(x) if issubclass(kind, Lockstep) else x
+    order = torch.stack([torch.randperm(size)[:batch] for _ in range(count)]).to(device)
+    stepper = kind(network, count, device)
     while True:
         start.wait()
         stepper.step(x, y, order)
@@ -147,14 +191,14 @@ def work(name: str, width: int, dimensions: int, count: int, threads: int, devic
         end.wait()
 
 
-def compare(width: int, dimensions: int, count: int, cores: int, device: str, rounds: int) -> dict:
+def compare(width: float, paper: bool, count: int, cores: int, device: str, rounds: int) -> dict:
     """Median milliseconds a network and step of each way, in turns."""
     context = multiprocessing.get_context("spawn")
     groups, everyone = {}, []
-    for name in STEPPERS:
+    for name in PAPER_STEPPERS if paper else STEPPERS:
         processes = 1 if name == "loop" else cores
         start, end = context.Barrier(processes + 1), context.Barrier(processes + 1)
-        arguments = (name, width, dimensions, count // processes, cores // processes, device, start, end)
+        arguments = (name, width, paper, count // processes, cores // processes, device, start, end)
         members = [context.Process(target=work, args=arguments, daemon=True) for _ in range(processes)]
         groups[name] = (start, end, count // processes * processes)
         everyone += members
@@ -170,38 +214,43 @@ def compare(width: int, dimensions: int, count: int, cores: int, device: str, ro
                 seconds[name].append((time.perf_counter() - begin) / networks)
     for member in everyone:
         member.kill()
-    row = {"width": width, "networks": count, "dimensions": dimensions}
-    row |= {name: 1e3 * statistics.median(values) for name, values in seconds.items()}
-    for name in ("loop", "loops"):
-        ratios = [a / b for a, b in zip(seconds[name], seconds["lockstep"], strict=True)]
-        row[f"{name} / lockstep"] = statistics.median(ratios)
-    row["lockstep / bound"] = row["lockstep"] / row["bound"]
-    row["GFLOP/s"] = Products(architecture(width, dimensions), 1, "cpu").flops / row["lockstep"] / 1e6
+    ours = "float32" if paper else "lockstep"
+    row = {"width": width, "networks": count} | {name: 1e3 * statistics.median(v) for name, v in seconds.items()}
+    for name in seconds:
+        if name in ("loop", "loops"):
+            ratios = [a / b for a, b in zip(seconds[name], seconds[ours], strict=True)]
+            row[f"{name} / {ours}"] = statistics.median(ratios)
+    row[f"{ours} / bound"] = row[ours] / row["bound"]
+    operations = architecture(width, paper).architecture.training_operations * (PAPER_BATCH if paper else BATCH)
+    row |= {f"GFLOP/s {name}": operations / row[name] / 1e6 for name in seconds if not name.startswith("loop")}
     return row
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
-    parser.add_argument("--networks", type=int, default=100)
+    parser.add_argument("--networks", type=int, help="default: 100, and 2 with --paper")
     parser.add_argument("--widths", type=int, nargs="+", default=[4, 8, 16, 32])
-    parser.add_argument("--dimensions", type=int, choices=[1, 2], default=1)
+    parser.add_argument("--paper", action="store_true", help="the paper's network on images")
+    parser.add_argument("--multipliers", type=float, nargs="+", default=[0.25, 0.5], help="of its width")
     parser.add_argument("--rounds", type=int, default=7)
     chosen = parser.parse_args()
     cores = 1 if chosen.device == "cuda" else torch.get_num_threads()
     OUT.mkdir(exist_ok=True)
     name = torch.cuda.get_device_name() if chosen.device == "cuda" else hardware()
+    batch = PAPER_BATCH if chosen.paper else BATCH
     print(
-        f"{name}, PyTorch {torch.__version__}, {time.strftime('%Y-%m-%d')}; ms a network and step of {BATCH} examples\n"
+        f"{name}, PyTorch {torch.__version__}, {time.strftime('%Y-%m-%d')}; ms a network and step of {batch} examples\n"
     )
-    rows = []
-    for width in chosen.widths:
-        rows.append(compare(width, chosen.dimensions, chosen.networks, cores, chosen.device, chosen.rounds))
+    rows, count = [], chosen.networks or (2 if chosen.paper else 100)
+    for width in chosen.multipliers if chosen.paper else chosen.widths:
+        rows.append(compare(width, chosen.paper, count, cores, chosen.device, chosen.rounds))
         cells = [f"{value:.2f}" if isinstance(value, float) else str(value) for value in rows[-1].values()]
-        if width == chosen.widths[0]:
+        if len(rows) == 1:
             print("| " + " | ".join(rows[0]) + " |\n|" + " --- |" * len(cells))
         print("| " + " | ".join(cells) + " |", flush=True)
-    pd.DataFrame(rows).to_csv(OUT / f"training-{chosen.device}-{chosen.dimensions}d.csv", index=False)
+    kind = "-paper" if chosen.paper else ""
+    pd.DataFrame(rows).to_csv(OUT / f"training{kind}-{chosen.device}.csv", index=False)
 
 
 if __name__ == "__main__":
