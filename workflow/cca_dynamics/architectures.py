@@ -227,6 +227,69 @@ class ResNet(Architecture):
         return x
 
 
+@dataclass(frozen=True)
+class LanguageModel:
+    """Embedded tokens, LSTM layers one on the other, a linear head.
+
+    Attributes:
+        vocabulary: tokens it knows.
+        embedding: numbers a token is embedded in.
+        sizes: units of each layer.
+        tied: the head's weights are the embedding's (the last layer has `embedding` units then).
+    """
+
+    vocabulary: int
+    embedding: int
+    sizes: tuple[int, ...]
+    tied: bool = False
+
+    @property
+    def widths(self) -> dict[str, int]:
+        """lstm1, lstm2, ... → units."""
+        return {f"lstm{i}": size for i, size in enumerate(self.sizes, start=1)}
+
+    @property
+    def layers(self) -> list[str]:
+        """Names of the representations."""
+        return list(self.widths)
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shape of each parameter of one network; a layer's bias is the sum of PyTorch's two."""
+        result: dict[str, tuple[int, ...]] = {"embedding.weight": (self.vocabulary, self.embedding)}
+        inputs = self.embedding
+        for layer, units in self.widths.items():
+            result[f"{layer}.weight_ih"] = (4 * units, inputs)
+            result[f"{layer}.weight_hh"] = (4 * units, units)
+            result[f"{layer}.bias"] = (4 * units,)
+            inputs = units
+        if not self.tied:
+            result["head.weight"] = (self.vocabulary, inputs)
+        result["head.bias"] = (self.vocabulary,)
+        return result
+
+    @property
+    def parameters(self) -> int:
+        """Trained numbers of one network."""
+        return sum(prod(shape) for shape in self.shapes().values())
+
+    @property
+    def operations(self) -> int:
+        """Floating-point operations of one token's forward pass: the products with every matrix but the embedding."""
+        matrices = [shape for name, shape in self.shapes().items() if len(shape) == 2 and name != "embedding.weight"]
+        head = [(self.vocabulary, self.embedding)] if self.tied else []
+        return sum(2 * prod(shape) for shape in [*matrices, *head])
+
+    @property
+    def training_operations(self) -> int:
+        """Of one token's forward and backward pass."""
+        return 3 * self.operations
+
+
+def describe_language_model(block: dict, vocabulary: int) -> LanguageModel:
+    """The architecture that a config's `language_model` block describes."""
+    return LanguageModel(vocabulary, block["embedding"], tuple(block["sizes"]), block.get("tied", False))
+
+
 NETWORKS = {"convnet": ConvNet, "resnet": ResNet}
 """Adding an architecture: one class as above, and one line here."""
 

@@ -37,21 +37,37 @@ def dataset(options: argparse.Namespace) -> None:
     datasets.materialise(options.options, options.seed, options.tensors, options.datasheet)
 
 
+def corpus(options: argparse.Namespace) -> None:
+    """Materialise the corpus."""
+    from cca_dynamics import corpora
+
+    corpora.materialise(options.options, options.tensors, options.datasheet)
+
+
 def train(options: argparse.Namespace) -> None:
     """Train one part of a cohort."""
     device = _device(options)
-    from cca_dynamics import datasets, training
+    recipe = options.recipe
+    if recipe["data"] == "corpus":
+        from cca_dynamics import corpora, language
 
-    training.train(options.recipe, datasets.load(options.data), options.out, device=device, report=_report)
+        language.train(recipe, corpora.load(options.data), options.out, device=device, report=_report)
+    else:
+        from cca_dynamics import datasets, training
+
+        training.train(recipe, datasets.load(options.data), options.out, device=device, report=_report)
 
 
 def activations(options: argparse.Namespace) -> None:
     """Extract activations from the checkpoints of one part of a cohort."""
     device = _device(options)
-    from cca_dynamics import activations, datasets
+    from cca_dynamics import activations, checkpoints, corpora, datasets, language
 
-    data = datasets.load(options.data)
-    activations.extract(options.networks, data, options.out, requests=options.requests, device=device, report=_report)
+    arguments = {"requests": options.requests, "device": device, "report": _report}
+    if checkpoints.load_recipe(options.networks)["data"] == "corpus":
+        language.extract(options.networks, corpora.load(options.data), options.out, **arguments)
+    else:
+        activations.extract(options.networks, datasets.load(options.data), options.out, **arguments)
 
 
 def ablation(options: argparse.Namespace) -> None:
@@ -177,19 +193,24 @@ def _parser() -> argparse.ArgumentParser:
     added.add_argument("--tensors", type=Path, required=True, help="output, safetensors")
     added.add_argument("--datasheet", type=Path, required=True, help="output, JSON")
 
+    added = command(corpus)
+    added.add_argument("--options", type=json.loads, required=True, metavar="JSON", help="the config's corpus block")
+    added.add_argument("--tensors", type=Path, required=True, help="output, safetensors")
+    added.add_argument("--datasheet", type=Path, required=True, help="output, JSON")
+
     added = command(train, device=True)
-    added.add_argument("--data", type=Path, required=True, help="the materialised dataset")
+    added.add_argument("--data", type=Path, required=True, help="the materialised dataset or corpus")
     added.add_argument("--recipe", type=json.loads, required=True, metavar="JSON", help="see study.Cohort.recipe")
     added.add_argument("--out", type=Path, required=True, help="output folder")
 
     added = command(activations, device=True)
-    added.add_argument("--data", type=Path, required=True, help="the materialised dataset")
+    added.add_argument("--data", type=Path, required=True, help="the materialised dataset or corpus")
     added.add_argument("--networks", type=Path, required=True, help="a folder written by train")
     added.add_argument("--requests", type=json.loads, required=True, metavar="JSON", help="epochs, splits, layers")
     added.add_argument("--out", type=Path, required=True, help="output folder")
 
     added = command(ablation, device=True)
-    added.add_argument("--data", type=Path, required=True, help="the materialised dataset")
+    added.add_argument("--data", type=Path, required=True, help="the materialised dataset or corpus")
     added.add_argument("--networks", type=Path, required=True, help="a folder written by train")
     added.add_argument(
         "--request", type=json.loads, required=True, metavar="JSON", help="layers, orders, levels, points"

@@ -148,7 +148,7 @@ def _resolve(module: str, name: str):
     found = _module(module)
     if name in found.definitions:
         yield module, name
-    elif name in found.imports:
+    elif found.imports.get(name, (module, name)) != (module, name):  # else it is a submodule
         yield from _resolve(*found.imports[name])
 
 

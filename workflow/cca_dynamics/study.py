@@ -43,6 +43,7 @@ class Cohort:
         checkpoints: epochs (fractions allowed) after which the networks are stored; the end is always stored.
         activations: what of them is extracted: dicts of epochs, splits, layers.
         ablation: how they are ablated at the end, see `ablation.ablate`; None: not at all.
+        data: what they are trained on, the study's "dataset" or its "corpus".
     """
 
     name: str
@@ -53,6 +54,7 @@ class Cohort:
     checkpoints: tuple[float, ...] = ()
     activations: tuple[dict, ...] = ()
     ablation: dict | None = None
+    data: str = "dataset"
 
     def parts(self, networks_per_job: int) -> list[str]:
         """How the cohort is split over jobs: "0-49", "50-99", ... (first and last network of each part)."""
@@ -67,6 +69,7 @@ class Cohort:
             training["learning_rate"] = training["learning_rate"][first : last + 1]
         return {
             "cohort": self.name,
+            "data": self.data,
             "seed": seed,
             "networks": list(range(first, last + 1)),
             "labels": self.labels,
@@ -99,6 +102,7 @@ class Study:
             self._check_training(f"results.{name}.training", self.training(name))
             RESULTS[name].check(self)
         self._check_data_points()
+        self._check_language_model()
 
     @property
     def configured(self) -> list[str]:
@@ -145,15 +149,16 @@ class Study:
 
     def requests(self, cohort: str) -> list[dict]:
         """The activations that are wanted of a cohort, as `activations.extract` takes them."""
-        return [{**request, "points": self.config.get("data_points")} for request in self.cohorts[cohort].activations]
+        points = {"points": self.config.get("data_points")}
+        return [points | request for request in self.cohorts[cohort].activations]
 
     def selected(self) -> list[str]:
         """Registry keys this study uses: its dataset, networks, optimisers and measures (see `provenance`)."""
-        names = {self.config["dataset"]["name"]}
+        names = {self.config["dataset"]["name"], self.config["corpus"]["name"]}
         for cohort in self.cohorts.values():
             training = cohort.training
-            names |= {cohort.network["name"], training["optimizer"], training.get("schedule", "constant")}
-            names.add(training.get("augmentation", "none"))
+            names |= {training["optimizer"], training.get("schedule", "constant"), training.get("augmentation", "none")}
+            names |= {cohort.network["name"]} if "name" in cohort.network else set()
         for block in self.config["results"].values():
             names |= set(block.get("measures", ["pwcca"]))
         return sorted(names)
@@ -197,12 +202,23 @@ class Study:
                 if training.get(name, plain) != plain:
                     raise ConfigError(f"{key}.{name}", f"{training[name]} is for images; use {plain} for mnist1d")
 
+    def _check_language_model(self) -> None:
+        block = self.config["language_model"]
+        if block["tied"] and block["sizes"][-1] != block["embedding"]:
+            raise ConfigError(
+                "language_model.tied",
+                f"the last layer has {block['sizes'][-1]} units and the embedding {block['embedding']} numbers; make "
+                "them equal or do not tie them",
+            )
+
     def _check_data_points(self) -> None:
         """Layers as wide as there are data points correlate with everything."""
         sizes = [self.config["dataset"].get("train_size"), self.config.get("data_points")]
         points = min((size for size in sizes if size is not None), default=None)
         key = "data_points" if points == sizes[1] else "dataset.train_size"
         for cohort in self.cohorts.values() if points else ():
+            if cohort.data != "dataset":
+                continue
             known = widths(cohort.network)
             for request in cohort.activations:
                 for layer in known if request["layers"] == "all" else request["layers"]:
@@ -257,13 +273,15 @@ def validated(config: dict) -> dict:
 
 
 def _with_registries(schema: object) -> object:
-    """The schema with `registry: "module:NAME"` replaced by `enum:`."""
+    """The schema with `registry: "module:NAME"` (or several, with " + ") replaced by `enum:`."""
     if isinstance(schema, list):
         return [_with_registries(item) for item in schema]
     if not isinstance(schema, dict):
         return schema
     expanded = {key: _with_registries(value) for key, value in schema.items() if key != "registry"}
-    return expanded | ({"enum": registry_keys(schema["registry"])} if isinstance(schema.get("registry"), str) else {})
+    if isinstance(schema.get("registry"), str):
+        expanded["enum"] = [key for entry in schema["registry"].split(" + ") for key in registry_keys(entry)]
+    return expanded
 
 
 def _readable(error) -> ConfigError:

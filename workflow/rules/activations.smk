@@ -1,7 +1,7 @@
 rule activations:
     """Extract what the results need of each checkpoint: one file a checkpoint and split, one tensor a layer."""
     input:
-        data=rules.dataset.output.tensors,
+        data=data_of,
         networks=rules.train.output.networks,
     output:
         activations=directory(f"{RESULTS}/activations/{{cohort}}/{{part}}"),
@@ -19,7 +19,7 @@ rule activations:
     params:
         requests=lambda w: as_argument(study.requests(w.cohort)),
         device=study.config["device"],
-        code=code("activations:extract"),
+        code=lambda w: code(CODE_OF[study.cohorts[w.cohort].data, "extract"]),
     message:
         "activations {wildcards.cohort} {wildcards.part}"
     shell:

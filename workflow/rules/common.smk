@@ -34,6 +34,20 @@ def code(*entries):
     return code_fingerprint(*entries, selected=study.selected())
 
 
+# The functions behind training and extraction, which differ with what the networks of a cohort read.
+CODE_OF = {
+    ("dataset", "train"): "training:train",
+    ("dataset", "extract"): "activations:extract",
+    ("corpus", "train"): "language:train",
+    ("corpus", "extract"): "language:extract",
+}
+
+
+def data_of(wildcards):
+    """What the networks of a cohort read."""
+    return f"{RESULTS}/data/{study.cohorts[wildcards.cohort].data}.safetensors"
+
+
 def folders_of(result, kind):
     """The folders ("networks" or "activations") of all parts of all cohorts of a result."""
     return [f"{RESULTS}/{kind}/{c.name}/{part}" for c in study.cohorts_of(result) for part in study.parts(c.name)]

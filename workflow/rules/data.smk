@@ -1,5 +1,6 @@
 localrules:
     dataset,
+    corpus,
 
 
 rule dataset:
@@ -26,3 +27,28 @@ rule dataset:
     shell:
         "cca-dynamics dataset --options {params.options:q} --seed {params.seed}"
         " --tensors {output.tensors} --datasheet {output.datasheet} &> {log}"
+
+
+rule corpus:
+    """Materialise the text that language models read."""
+    output:
+        tensors=f"{RESULTS}/data/corpus.safetensors",
+        datasheet=f"{RESULTS}/data/corpus.json",
+    log:
+        f"{LOGS}/corpus.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/corpus.tsv"
+    conda:
+        "../../envs/environment.yaml"
+    threads: 1
+    resources:
+        mem_mb=1000,
+        runtime=10,
+    params:
+        options=as_argument(study.config["corpus"]),
+        code=code("corpora:materialise"),
+    message:
+        "corpus"
+    shell:
+        "cca-dynamics corpus --options {params.options:q} --tensors {output.tensors} --datasheet {output.datasheet}"
+        " &> {log}"

@@ -1,7 +1,7 @@
 rule train:
     """Train one part of a cohort in lockstep: checkpoints, history table, recipe."""
     input:
-        data=rules.dataset.output.tensors,
+        data=data_of,
     output:
         networks=directory(f"{RESULTS}/networks/{{cohort}}/{{part}}"),
     log:
@@ -19,7 +19,7 @@ rule train:
     params:
         recipe=lambda w: as_argument(study.cohorts[w.cohort].recipe(w.part, study.seed)),
         device=study.config["device"],
-        code=code("training:train"),
+        code=lambda w: code(CODE_OF[study.cohorts[w.cohort].data, "train"]),
     message:
         "train {wildcards.cohort} {wildcards.part}"
     shell:

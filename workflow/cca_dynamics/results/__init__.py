@@ -14,7 +14,16 @@ The first two run whenever the DAG is built, so the modules import torch and mat
 Adding a result: one module and its line here, one block in config.yaml and its schema, one caption in workflow/report/.
 """
 
-from cca_dynamics.results import clusters, generalization, stability, toy_noise, toy_rnn, width
+from cca_dynamics.results import (
+    clusters,
+    generalization,
+    recurrent_sequence,
+    recurrent_training,
+    stability,
+    toy_noise,
+    toy_rnn,
+    width,
+)
 
 RESULTS = {
     "stability": stability,
@@ -22,5 +31,7 @@ RESULTS = {
     "generalization": generalization,
     "width": width,
     "clusters": clusters,
+    "recurrent_training": recurrent_training,
+    "recurrent_sequence": recurrent_sequence,
     "toy_rnn": toy_rnn,
 }

@@ -53,6 +53,16 @@ class Inputs:
         files = [part / split / f"step-{step:06d}.safetensors" for part in self.activations[cohort]]
         return np.concatenate([np.asarray(load(file, layer)) for file in files])
 
+    def file(self, cohort: str, step: int, split: str = "train") -> Path:
+        """The file of activations of the first part of a cohort."""
+        return self.activations[cohort][0] / split / f"step-{step:06d}.safetensors"
+
+    def layers(self, cohort: str, step: int, split: str = "train") -> list[str]:
+        """The layers whose activations are stored, in order."""
+        from cca_dynamics.activations import layers
+
+        return layers(self.file(cohort, step, split))
+
     def history(self, cohort: str) -> pd.DataFrame:
         """Columns step, epoch, network, loss, train_accuracy, test_accuracy.
 

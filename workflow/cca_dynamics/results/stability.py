@@ -15,6 +15,7 @@ import pandas as pd
 
 from cca_dynamics import statistics
 from cca_dynamics.claims import Claim, exceeds
+from cca_dynamics.results import recurrent
 from cca_dynamics.results.inputs import Inputs
 from cca_dynamics.results.tables import tidy
 from cca_dynamics.study import Cohort, ConfigError, Study
@@ -22,61 +23,96 @@ from cca_dynamics.study import Cohort, ConfigError, Study
 KEY = "results.stability"
 
 
+KINDS = {
+    "convolutional": ("stability", "train", "test_accuracy", "Accuracy"),
+    "recurrent": (recurrent.SHALLOW, "valid", "valid_loss", "Loss"),
+}
+"""Kind of network → cohort, split of its activations, the quantity by which its performance has converged."""
+
+
+def settings(options: dict, kind: str) -> dict:
+    """The options of one kind of network: the recurrent block replaces those it has."""
+    return {**options, **options["recurrent"]} if kind == "recurrent" else options
+
+
+def kinds(options: dict) -> list[str]:
+    """The kinds of networks a study follows."""
+    return [kind for kind in KINDS if kind != "recurrent" or options["recurrent"]]
+
+
 def check(study: Study) -> None:
     """Refuse directions that do not fit the layer, and early times at or after half of training."""
-    options, epochs = study.options("stability"), study.training("stability")["epochs"]
+    options = study.options("stability")
     neurons = study.require_layer(f"{KEY}.layer", options["layer"], study.network("stability"))
     if neurons is None:
         raise ConfigError(f"{KEY}.layer", "softmax has too few neurons to follow; choose a convolutional layer")
+    _check_times(KEY, options, neurons, study.training("stability")["epochs"])
+    if options["recurrent"]:
+        own, sizes = settings(options, "recurrent"), study.config["language_model"]["sizes"]
+        layers = recurrent.layers(sizes)
+        if own["layer"] not in layers:
+            raise ConfigError(f"{KEY}.recurrent.layer", f"the model has no {own['layer']}; its layers are {layers}")
+        epochs = study.config["language_training"]["epochs"]
+        _check_times(f"{KEY}.recurrent", own, sizes[layers.index(own["layer"])], epochs)
+
+
+def _check_times(key: str, options: dict, neurons: int, epochs: int) -> None:
     if 2 * options["directions"] > neurons:
         raise ConfigError(
-            f"{KEY}.directions",
+            f"{key}.directions",
             f"two sets of {options['directions']} directions do not fit in {options['layer']}, which has {neurons} "
             f"neurons; use {neurons // 2} or fewer",
         )
     if options["early_epoch"] >= epochs / 2:
         raise ConfigError(
-            f"{KEY}.early_epoch",
+            f"{key}.early_epoch",
             f"t_early ({options['early_epoch']}) is not before T/2 (epoch {epochs / 2:g}); lower it or train longer",
         )
 
 
 def cohorts(study: Study) -> list[Cohort]:
-    """One cohort, stored every `checkpoint_every` epochs and at t_early, T/2 and T."""
+    """One cohort, stored every `checkpoint_every` epochs and at t_early, T/2 and T; and the language models."""
     options, training = study.options("stability"), study.training("stability")
     epochs, every = training["epochs"], options["checkpoint_every"]
     regular = [round(i * every, 6) for i in range(math.floor(epochs / every) + 1)]
     checkpoints = sorted({0, *regular, options["early_epoch"], epochs / 2, epochs})
-    return [
-        Cohort(
-            name="stability",
-            networks=options["networks"],
-            network=study.network("stability"),
-            training=training,
-            checkpoints=tuple(checkpoints),
-            activations=({"epochs": "all", "splits": ["train"], "layers": [options["layer"]]},),
-        )
-    ]
+    convolutional = Cohort(
+        name="stability",
+        networks=options["networks"],
+        network=study.network("stability"),
+        training=training,
+        checkpoints=tuple(checkpoints),
+        activations=({"epochs": "all", "splits": ["train"], "layers": [options["layer"]]},),
+    )
+    return [convolutional, *(recurrent.cohorts(study)[:1] if options["recurrent"] else [])]
 
 
 def compute(inputs: Inputs, options: dict) -> pd.DataFrame:
-    """Correlations with the end, distances of the two sets, and accuracies.
+    """Correlations with the end, distances of the two sets, and performance.
 
     Returns:
         Tidy rows. quantity "correlation": value is ρ number `index` (1 is the largest) between `step` and T, with
         rank_a, rank_b, n and the floor of 1 − mean(ρ). quantity "distance": value is the distance of `set` ("stable",
         "unstable") to the layer at `step`, for steps from t_early. quantity "train_accuracy", "test_accuracy",
-        "loss". Each with network, step, epoch.
+        "loss" ("valid_loss" of recurrent networks). Each with kind, network, step, epoch.
     """
+    tables = [_dynamics(inputs, kind, settings(options, kind)).assign(kind=kind) for kind in kinds(options)]
+    return tidy(tables)
+
+
+def _dynamics(inputs: Inputs, kind: str, options: dict) -> pd.DataFrame:
     from cca_dynamics.similarity import cca
 
-    steps = inputs.checkpoints("stability")
+    cohort, split, _, _ = KINDS[kind]
+    steps = inputs.checkpoints(cohort, split)
     early = _nearest(steps, options["early_epoch"])
     half, end = _nearest(steps, steps[-1][1] / 2), steps[-1][0]
     layer, k = options["layer"], options["directions"]
 
-    final = inputs.representations("stability", layer, end)
-    at_early, at_half = (inputs.representations("stability", layer, step) for step in (early, half))
+    def states(step: int) -> np.ndarray:
+        return inputs.representations(cohort, layer, step, split)
+
+    final, at_early, at_half = states(end), states(early), states(half)
     sets = []
     for network in range(len(final)):
         variates = cca(at_early[network], at_half[network], variates=True).variates_x
@@ -89,7 +125,7 @@ def compute(inputs: Inputs, options: dict) -> pd.DataFrame:
 
     tables = []
     for step, epoch in steps:
-        now = inputs.representations("stability", layer, step)
+        now = states(step)
         for network in range(len(final)):
             place = {"network": network, "step": step, "epoch": epoch}
             result = cca(now[network], final[network])
@@ -116,7 +152,7 @@ def compute(inputs: Inputs, options: dict) -> pd.DataFrame:
                         {**place, "quantity": "distance", "set": distances.keys(), "value": distances.values()}
                     )
                 )
-    history = inputs.history("stability")
+    history = inputs.history(cohort)
     tables.append(history.melt(id_vars=["network", "step", "epoch"], var_name="quantity"))
     return tidy(tables)
 
@@ -125,19 +161,21 @@ def _nearest(steps: list[tuple[int, float]], epoch: float) -> int:
     return min(steps, key=lambda pair: abs(pair[1] - epoch))[0]
 
 
-def convergence_epoch(table: pd.DataFrame, within: float) -> float:
-    """First epoch from which test accuracy, the median over networks, stays within a distance of its final value."""
-    accuracy = table[table["quantity"] == "test_accuracy"].groupby("epoch")["value"].median()
-    away = (accuracy - accuracy.iloc[-1]).abs() > within
+def convergence_epoch(table: pd.DataFrame, within: float, quantity: str = "test_accuracy") -> float:
+    """First epoch from which performance, the median over networks, stays within a distance of its final value."""
+    performance = table[table["quantity"] == quantity].groupby("epoch")["value"].median()
+    away = (performance - performance.iloc[-1]).abs() > within
     return float(
-        accuracy.index[-1] if away.iloc[-1] else accuracy.index[np.flatnonzero(away).max() + 1 if away.any() else 0]
+        performance.index[-1]
+        if away.iloc[-1]
+        else performance.index[np.flatnonzero(away).max() + 1 if away.any() else 0]
     )
 
 
-def unconverged(table: pd.DataFrame, options: dict) -> tuple[float, pd.Series]:
-    """The first checkpoint once accuracy has converged, and each network's share of ρ below the threshold there."""
+def unconverged(table: pd.DataFrame, options: dict, quantity: str = "test_accuracy") -> tuple[float, pd.Series]:
+    """The first checkpoint once performance has converged, and each network's share of ρ below the threshold there."""
     correlations = table[table["quantity"] == "correlation"]
-    converged = convergence_epoch(table, options["converged_within"])
+    converged = convergence_epoch(table, options["converged_within"], quantity)
     epoch = min(value for value in correlations["epoch"].unique() if value >= converged)
     there = correlations[correlations["epoch"] == epoch]
     below = there["value"] < options["unconverged_below"]
@@ -156,8 +194,19 @@ def set_distances(table: pd.DataFrame) -> dict[str, pd.DataFrame]:
 
 def claims(table: pd.DataFrame, options: dict) -> list[Claim]:
     """The claims of figure 1, each with one value per network and a sign test over networks."""
-    seed = options["seed"]
-    epoch, share = unconverged(table, options)
+    found = []
+    for kind in kinds(options):
+        found += _claims(table[table["kind"] == kind], settings(options, kind), kind)
+    return found
+
+
+def _claims(table: pd.DataFrame, options: dict, kind: str) -> list[Claim]:
+    seed, quantity = options["seed"], KINDS[kind][2]
+    performance, prefix, of = {
+        "convolutional": ("accuracy", "", ""),
+        "recurrent": ("the loss", "recurrent_", ", in a recurrent network"),
+    }[kind]
+    epoch, share = unconverged(table, options, quantity)
     sets = set_distances(table)
     stable, unstable = sets["stable"], sets["unstable"]
     epochs = np.array(stable.columns)
@@ -176,9 +225,9 @@ def claims(table: pd.DataFrame, options: dict) -> list[Claim]:
         values = np.asarray(values, dtype=float)
         p, ci = statistics.sign_test(values - threshold), statistics.bootstrap_mean(values, seed)
         return Claim(
-            claim=f"stability.{name}",
+            claim=f"stability.{prefix}{name}",
             figure="1",
-            statement=statement,
+            statement=f"{statement}{of}.",
             statistic=f"{statistic}; mean of {n} networks, sign test",
             value=float(values.mean()),
             ci_low=ci[0],
@@ -191,7 +240,7 @@ def claims(table: pd.DataFrame, options: dict) -> list[Claim]:
     return [
         claim(
             "unconverged",
-            "When accuracy has converged, many directions have not.",
+            f"When {performance} has converged, many directions have not",
             f"share of correlations with the end below {options['unconverged_below']:g} at epoch {epoch:g} (many: over "
             f"{options['many']:g})",
             share.to_numpy(),
@@ -199,21 +248,21 @@ def claims(table: pd.DataFrame, options: dict) -> list[Claim]:
         ),
         claim(
             "stable_set",
-            "Directions that settle early stay closer to the layer than the others at every later step.",
+            "Directions that settle early stay closer to the layer than the others at every later step",
             "smallest gap in distance, unstable minus stable set, over all later checkpoints but T/2",
             gap,
             0.0,
         ),
         claim(
             "stable_stays",
-            "Directions that settle early are still there at the end.",
+            "Directions that settle early are still there at the end",
             "similarity (mean ρ) of the stable set to the layer at T (over 0.5)",
             1 - drift,
             0.5,
         ),
         claim(
             "unstable_set",
-            "The other directions decorrelate at once.",
+            "The other directions decorrelate at once",
             "distance of the unstable set at the first checkpoint after t_early, as a share of its mean later distance "
             "(over 0.5)",
             quick,
@@ -221,7 +270,7 @@ def claims(table: pd.DataFrame, options: dict) -> list[Claim]:
         ),
         claim(
             "spike",
-            "The unstable set is farthest at T/2, the step it was chosen against.",
+            "The unstable set is farthest at T/2, the step it was chosen against",
             "distance at T/2 minus the mean of the checkpoints before and after",
             spike,
             0.0,
@@ -230,29 +279,42 @@ def claims(table: pd.DataFrame, options: dict) -> list[Claim]:
 
 
 def plot(table: pd.DataFrame, claims: pd.DataFrame, options: dict):
-    """Panels: correlations with the end over training, distances of the two sets, accuracy (figures 1a, 1d, A1)."""
+    """A row a kind of network: correlations with the end over training, distances of the two sets, performance."""
     from cca_dynamics import figures
 
-    figure, (left, middle, right) = figures.panels(1, 3, height=2.5, ratios=[1.3, 1, 1])
-    converged = convergence_epoch(table, options["converged_within"])
+    rows = kinds(options)
+    figure, axes = figures.panels(len(rows), 3, height=2.5, ratios=[1.3, 1, 1])
+    for row, kind in enumerate(rows):
+        _draw(figure, axes[3 * row : 3 * row + 3], table[table["kind"] == kind], settings(options, kind), kind)
+    figures.letters(*axes)
+    return figure
+
+
+def _draw(figure, axes, table: pd.DataFrame, options: dict, kind: str) -> None:
+    from cca_dynamics import figures
+
+    left, middle, right = axes
+    quantity, name_of = KINDS[kind][2:]
+    converged = convergence_epoch(table, options["converged_within"], quantity)
+    judged_at = unconverged(table, options, quantity)[0]
 
     correlations = table[table["quantity"] == "correlation"]
     epochs = sorted(correlations["epoch"].unique())
-    shown = _spread(epochs, 7, keep=unconverged(table, options)[0])
+    shown = _spread(epochs, 7, keep=judged_at)
     curves = correlations[correlations["epoch"].isin(shown)].groupby(["epoch", "index"])["value"].mean()
     colour_of = figures.epoch_bar(figure, left, epochs)
     for epoch, mean in curves.groupby("epoch"):
-        at_convergence = epoch == unconverged(table, options)[0]
+        at_convergence = epoch == judged_at
         left.plot(
             mean.index.get_level_values("index"),
             mean,
             color=colour_of(epoch),
             linewidth=2.2 if at_convergence else 1.2,
             linestyle="--" if at_convergence else "-",
-            label=f"epoch {epoch:g}, accuracy converged" if at_convergence else None,
+            label=f"epoch {epoch:g}, {name_of.lower()} converged" if at_convergence else None,
         )
     left.axhline(options["unconverged_below"], color=figures.GREY, linewidth=0.7, linestyle=":")
-    left.set(xlabel="Direction (sorted)", ylabel="Canonical correlation with the end")
+    left.set(xlabel=f"Direction of {options['layer']} (sorted)", ylabel="Canonical correlation with the end")
     left.legend(loc="upper left")
     figures.headroom(left)
 
@@ -268,19 +330,22 @@ def plot(table: pd.DataFrame, claims: pd.DataFrame, options: dict):
     middle.legend(loc="upper left")
     figures.headroom(middle)
 
-    for quantity, colour, label in (
-        ("train_accuracy", figures.GREEN, "train"),
-        ("test_accuracy", figures.PURPLE, "test"),
+    accuracy = kind == "convolutional"
+    for measured, colour, label in (
+        ("train_accuracy" if accuracy else "loss", figures.GREEN, "train"),
+        (quantity, figures.PURPLE, "test" if accuracy else "held out"),
     ):
-        wide = table[table["quantity"] == quantity].pivot_table(index="network", columns="epoch", values="value")
+        wide = table[table["quantity"] == measured].pivot_table(index="network", columns="epoch", values="value")
         figures.mean_and_std(right, wide.columns, wide.to_numpy(), colour, None, label)
-    right.vlines(converged, 0, 1, color=figures.GREY, linewidth=0.7, linestyle="--")
+    right.axvline(converged, color=figures.GREY, linewidth=0.7, linestyle="--")
     right.annotate("converged", (converged, 0), xytext=(3, 4), textcoords="offset points", color=figures.GREY)
-    right.set(xlabel="Epoch", ylabel="Accuracy")
-    right.legend(loc="upper left", ncols=2)
-    figures.headroom(right)
-    figures.letters(left, middle, right)
-    return figure
+    right.set(xlabel="Epoch", ylabel="Accuracy" if accuracy else "Loss (nats a token)")
+    if accuracy:
+        right.legend(loc="upper left", ncols=2)
+        figures.headroom(right)
+    else:
+        right.legend(loc="upper right")
+        right.set_ylim(0, None)
 
 
 def _spread(values: list[float], count: int, keep: float) -> list[float]:

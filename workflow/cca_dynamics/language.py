@@ -1,0 +1,370 @@
+"""Train language models in lockstep, and collect their hidden states.
+
+Text is cut into as many columns as a batch has rows; windows of them are read one after the other and the hidden state
+is carried from window to window (truncated backpropagation through time). All networks of a cohort read the same
+windows; they differ in initial weights and dropout.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from cca_dynamics import checkpoints
+from cca_dynamics.architectures import describe_language_model
+from cca_dynamics.corpora import Corpus
+from cca_dynamics.files import read_tensors, replacing, write_tensors
+from cca_dynamics.recurrent import Dropout, LanguageModels
+from cca_dynamics.training import OPTIMIZERS, SCHEDULES, WEIGHTS, generator
+
+MASKS, WINDOWS = 4, 5  # streams of random numbers, beside those of `training`
+STREAMS = 20  # columns that held-out text is read in
+
+
+def train(
+    recipe: dict, corpus: Corpus, out: Path, *, device: str = "cpu", report: Callable[[str], None] = print
+) -> None:
+    """Train the language models of one recipe and write them to a folder.
+
+    Args:
+        recipe: as made by `study.Cohort.recipe`.
+        corpus: the text.
+        out: folder to write, whole or not at all: step-NNNNNN.safetensors (stacked parameters), history.parquet (step,
+            epoch, network, loss and valid_loss in nats a token), recipe.json.
+        device: "cpu" or "cuda".
+        report: called with one line an epoch.
+
+    Raises:
+        ValueError: the text is shorter than a window.
+    """
+    options, members = recipe["training"], recipe["networks"]
+    networks = LanguageModels(describe_language_model(recipe["network"], corpus.vocabulary))
+    batch, window = options["batch_size"], options["window"]
+    text, valid = columns(corpus.train, batch, "train").to(device), columns(corpus.valid, STREAMS, "valid").to(device)
+    if len(text) <= window:
+        raise ValueError(
+            f"language_training.window: the training text has {len(corpus.train)} tokens, {len(text)} in each of "
+            f"{batch} columns, which is no longer than a window of {window}; lower batch_size or window"
+        )
+    stacked = networks.initialise(generator(recipe["seed"], recipe["cohort"], i, WEIGHTS) for i in members)
+    state = _Parameters({name: tensor.to(device) for name, tensor in stacked.items()})
+    update = (OPTIMIZERS | AVERAGING)[options["optimizer"]](state.values, options)
+    schedule, dropout = SCHEDULES[options.get("schedule", "constant")], Dropout(**options.get("dropout", {}))
+    epochs, stored_after = options["epochs"], {*recipe["checkpoints"], options["epochs"]}
+    history, step, start = [], 0, time.monotonic()
+
+    with replacing(out) as folder:
+        folder.mkdir()
+        checkpoints.save_recipe(recipe, folder)
+
+        def finish(epoch: int, losses: Tensor) -> Tensor:
+            """Evaluate after an epoch, and store what is to be kept."""
+            with state.averaged(update):
+                held_out = evaluate_loss(networks, state.tensors, valid, window)
+                if epoch in stored_after:
+                    checkpoints.save(state.tensors, folder, step=step, epoch=epoch, recipe=recipe)
+            columns = {"loss": losses.double().cpu().numpy(), "valid_loss": held_out.double().cpu().numpy()}
+            history.append(pd.DataFrame({"step": step, "epoch": epoch, "network": members, **columns}))
+            return held_out
+
+        finish(0, torch.full((len(members),), math.nan))
+        for epoch in range(epochs):
+            rng = generator(recipe["seed"], recipe["cohort"], 0, WINDOWS, epoch)
+            seeds = [generator(recipe["seed"], recipe["cohort"], i, MASKS, epoch).integers(2**62) for i in members]
+            generators = [torch.Generator().manual_seed(int(seed)) for seed in seeds]
+            carried, total = networks.zero_state(len(members), batch, device), torch.zeros(len(members), device=device)
+            for first, last in windows(len(text), window, rng if options.get("vary_windows") else None):
+                inputs, targets = text[first:last], text[first + 1 : last + 1]
+                losses, gradients, carried = state.gradients(
+                    networks, inputs, targets, carried, options, dropout, generators
+                )
+                if options.get("clip"):
+                    norm = gradients.norm(dim=1, keepdim=True)
+                    gradients.mul_((options["clip"] / (norm + 1e-6)).clamp(max=1))
+                rate = options["learning_rate"] * schedule((epoch + first / (len(text) - 1)) / epochs)
+                longer = (last - first) / window if options.get("vary_windows") else 1.0
+                update(state.values, gradients, torch.tensor(rate * longer, device=device))
+                total, step = total + losses * (last - first), step + 1
+            total /= len(text) - 1
+            held_out = finish(epoch + 1, total)
+            if isinstance(update, NonMonotonicAveraging):
+                update.validated(held_out, state.values)
+            left = (time.monotonic() - start) / (epoch + 1) * (epochs - epoch - 1)
+            report(
+                f"epoch {epoch + 1}/{epochs} · loss {total.mean():.3f} · valid {held_out.mean():.3f} · "
+                f"{math.ceil(left)} s left"
+            )
+        pd.concat(history, ignore_index=True).to_parquet(folder / "history.parquet", index=False)
+
+
+def columns(tokens: Tensor, count: int, split: str) -> Tensor:
+    """(positions, count): the text in so many columns, each going on where it goes on in the text; the rest is dropped.
+
+    Raises:
+        ValueError: there are fewer than two tokens a column.
+    """
+    positions = len(tokens) // count
+    if positions < 2:
+        raise ValueError(
+            f"corpus.{split}: {len(tokens)} tokens are too few for {count} columns of text; give at least {2 * count}"
+        )
+    return tokens[: positions * count].view(count, positions).T.contiguous()
+
+
+def windows(length: int, window: int, rng: np.random.Generator | None) -> Iterator[tuple[int, int]]:
+    """(first, last) of the windows of a text of so many positions; targets lie one further on.
+
+    With `rng` their lengths vary: normal around the window (half of it, one time in 20) with standard deviation 5.
+
+    Source: Merity, Keskar & Socher 2017, section 5.
+    """
+    first = 0
+    while first < length - 1:
+        size = window
+        if rng is not None:
+            mean = window if rng.random() < 0.95 else window / 2
+            size = max(5, int(rng.normal(mean, 5)))
+        last = min(first + size, length - 1)
+        yield first, last
+        first = last
+
+
+@torch.no_grad()
+def evaluate_loss(networks: LanguageModels, state: dict[str, Tensor], text: Tensor, window: int) -> Tensor:
+    """Mean cross-entropy of each network on held-out text, nats a token.
+
+    Args:
+        networks, state: the models, N of them.
+        text: (positions, columns).
+        window: positions at a time; the result does not depend on it.
+
+    Returns:
+        (N,)
+    """
+    count = len(state["embedding.weight"])
+    carried = networks.zero_state(count, text.shape[1], text.device)
+    total = torch.zeros(count, device=text.device)
+    for first, last in windows(len(text), window, None):
+        _, seen, carried = networks.outputs(state, text[first:last], carried)
+        total += _losses(networks.logits(state, seen), text[first + 1 : last + 1]).sum(dim=1)
+    return total / ((len(text) - 1) * text.shape[1])
+
+
+def _losses(logits: Tensor, targets: Tensor) -> Tensor:
+    """(N, tokens) cross-entropy."""
+    flat = targets.flatten().expand(len(logits), -1)
+    losses = functional.cross_entropy(logits.flatten(0, 2), flat.flatten(), reduction="none")
+    return losses.view(len(logits), -1)
+
+
+class _Parameters:
+    """Stacked parameters that are views of one (N, parameters) matrix, so that the optimiser needs few operations."""
+
+    def __init__(self, state: dict[str, Tensor]):
+        self.names = list(state)
+        self.values = torch.cat([state[name].flatten(1) for name in self.names], dim=1)
+        sizes = [state[name][0].numel() for name in self.names]
+        views = zip(self.names, self.values.split(sizes, dim=1), strict=True)
+        self.tensors = {name: view.unflatten(1, state[name].shape[1:]) for name, view in views}
+        for tensor in self.tensors.values():
+            tensor.requires_grad_()
+
+    def gradients(self, networks, inputs, targets, carried, options, dropout, generators):
+        """Each network's mean loss on a window (N,), the gradients of all parameters (N, parameters), state after."""
+        hidden, seen, carried = networks.outputs(self.tensors, inputs, carried, dropout, generators)
+        loss = _losses(networks.logits(self.tensors, seen), targets).mean(dim=1)
+        objective = loss
+        if options.get("activation_penalty"):
+            objective = objective + options["activation_penalty"] * seen.square().mean(dim=(1, 2, 3))
+        if options.get("change_penalty") and len(inputs) > 1:
+            changes = hidden[-1].diff(dim=1).square().mean(dim=(1, 2, 3))
+            objective = objective + options["change_penalty"] * changes
+        found = torch.autograd.grad(objective.sum(), [self.tensors[name] for name in self.names])
+        return loss.detach(), torch.cat([gradient.flatten(1) for gradient in found], dim=1), carried
+
+    def averaged(self, update: Callable) -> _Swapped:
+        """While it lasts, the parameters are what the optimiser averaged, if it does."""
+        return _Swapped(self.values, getattr(update, "averages", None))
+
+
+class _Swapped:
+    def __init__(self, values: Tensor, others: Tensor | None):
+        self.values, self.others = values, others
+
+    def __enter__(self) -> None:
+        if self.others is not None:
+            self.kept = self.values.clone()
+            self.values.data.copy_(self.others)
+
+    def __exit__(self, *problem: object) -> None:
+        if self.others is not None:
+            self.values.data.copy_(self.kept)
+
+
+class NonMonotonicAveraging:
+    """Stochastic gradient descent that averages a network's weights from when its validation loss no longer falls.
+
+    Source: NT-ASGD, Merity, Keskar & Socher 2017, algorithm 1, checked once an epoch.
+    """
+
+    def __init__(self, values: Tensor, options: dict):
+        self.decay, self.patience = options.get("weight_decay", 0.0), options.get("patience", 5)
+        self.averages = values.detach().clone()
+        self.count = torch.zeros(len(values), 1, device=values.device)  # of averaged updates; 0: not triggered
+        self.losses: list[Tensor] = []
+
+    def __call__(self, values: Tensor, gradients: Tensor, rates: Tensor) -> None:
+        """One update."""
+        if self.decay:
+            gradients.add_(values, alpha=self.decay)
+        values.data.add_(-rates * gradients)
+        self.count += self.count > 0
+        step = torch.where(self.count > 0, 1 / self.count.clamp(min=1), 1.0)
+        self.averages.lerp_(values.detach(), step.expand_as(values))
+
+    def validated(self, losses: Tensor, values: Tensor) -> None:
+        """After an epoch: networks begin to average whose loss exceeds the best of all but the last epochs."""
+        if len(self.losses) > self.patience:
+            best = torch.stack(self.losses[: -self.patience]).amin(dim=0)
+            self.count[(losses > best) & (self.count[:, 0] == 0)] = 1
+        self.losses.append(losses)
+
+
+AVERAGING = {"nt_asgd": NonMonotonicAveraging}
+"""Optimisers that evaluate and store averages of the weights."""
+
+
+def extract(
+    networks: Path,
+    corpus: Corpus,
+    out: Path,
+    *,
+    requests: Sequence[dict],
+    device: str = "cpu",
+    report: Callable[[str], None] = print,
+) -> None:
+    """Run held-out text through stored language models and keep their hidden states.
+
+    Args:
+        networks: a folder written by `train`.
+        corpus: the text.
+        out: folder to write, whole or not at all: one file a checkpoint and request, laid out as by
+            `activations.extract`: valid/step-NNNNNN.safetensors holds (networks, points, units) for each layer;
+            repeats/step-NNNNNN.safetensors holds (networks, sequences·repeats, units) for each "lstmL@START", sequence
+            by sequence.
+        requests: dicts of splits (["valid"], ["sequence"] or ["repeats"]), epochs ("all" or "final"), layers ("all"
+            or a list); points and positions: see `valid_states`; for repeats: see `repeated_states`.
+        device: "cpu" or "cuda".
+        report: called with one line a checkpoint.
+
+    Raises:
+        DamagedFile: a checkpoint cannot be read.
+        ValueError: the valid text is too short.
+    """
+    recipe = checkpoints.load_recipe(networks)
+    models = LanguageModels(describe_language_model(recipe["network"], corpus.vocabulary))
+    files = [file for _, file in checkpoints.stored(networks)]
+    with replacing(out) as folder:
+        for request in requests:
+            (split,) = request["splits"]
+            layers = models.architecture.layers if request["layers"] == "all" else request["layers"]
+            for count, file in enumerate(chosen := files if request["epochs"] == "all" else files[-1:], start=1):
+                state, facts = read_tensors(file, device=device)
+                if split == "repeats":
+                    found = repeated_states(models, state, corpus.valid.to(device), layers, request)
+                else:
+                    block = request.get("positions", 1)
+                    found = valid_states(models, state, corpus.valid.to(device), layers, request["points"], block)
+                path = folder / split / file.name
+                path.parent.mkdir(parents=True, exist_ok=True)
+                write_tensors(path, found, **{**facts, "split": split, "checkpoint": facts["sha256"]})
+                report(f"checkpoint {count}/{len(chosen)} · step {facts['step']} · {split}")
+
+
+@torch.no_grad()
+def valid_states(
+    networks: LanguageModels,
+    state: dict[str, Tensor],
+    tokens: Tensor,
+    layers: Sequence[str],
+    points: int,
+    block: int = 1,
+) -> dict[str, Tensor]:
+    """Hidden states on held-out text.
+
+    Args:
+        networks, state: the models, N of them.
+        tokens: (tokens,) the text.
+        layers: whose.
+        points: how many positions; rounded up to a multiple of `STREAMS` and of `block`.
+        block: positions that belong together; a column has a whole number of them.
+
+    Returns:
+        layer → (N, points, units); the positions of a column follow each other.
+
+    Raises:
+        ValueError: the text is too short.
+    """
+    length = math.ceil(points / (STREAMS * block)) * block
+    if len(tokens) < length * STREAMS:
+        raise ValueError(
+            f"corpus.valid: {len(tokens)} tokens, but {points} data points are asked for (CCA needs several times as "
+            "many as a layer has units); give more text or lower data_points"
+        )
+    # Each column begins at its own place in the text, so that all of it is seen.
+    starts = torch.linspace(0, len(tokens) - length, STREAMS).long()
+    text = torch.stack([tokens[start : start + length] for start in starts], dim=1)
+    count = len(state["embedding.weight"])
+    hidden, _, _ = networks.outputs(state, text, networks.zero_state(count, STREAMS, tokens.device))
+    found = dict(zip(networks.architecture.layers, hidden, strict=True))
+    return {layer: found[layer].transpose(1, 2).flatten(1, 2) for layer in layers}
+
+
+@torch.no_grad()
+def repeated_states(
+    networks: LanguageModels, state: dict[str, Tensor], tokens: Tensor, layers: Sequence[str], request: dict
+) -> dict[str, Tensor]:
+    """Hidden states while one token is repeated, after so much of a sequence of other tokens.
+
+    Args:
+        networks, state: the models, N of them.
+        tokens: (tokens,) held-out text.
+        layers: whose.
+        request: sequences (how many, each from its own place in the text), length (tokens of each), starts (shares of
+            the length after which the repetition starts), repeats (how often the token there is read).
+
+    Returns:
+        "layer@start" → (N, sequences·repeats, units), the repeats of a sequence following each other; "layer@none" are
+        as many positions at the end of the sequences, without repetition.
+
+    Raises:
+        ValueError: the text is too short.
+    """
+    sequences, length, repeats = request["sequences"], request["length"], request["repeats"]
+    if len(tokens) < length + sequences:
+        raise ValueError(
+            f"corpus.valid: {len(tokens)} tokens are too few for {sequences} sequences of {length}; give more text or "
+            "lower results.recurrent_sequence.sequences"
+        )
+    starts = torch.linspace(0, len(tokens) - length, sequences).long()
+    text = torch.stack([tokens[start : start + length] for start in starts], dim=1)  # (length, sequences)
+    count, found = len(state["embedding.weight"]), {}
+    for share in [*request["starts"], None]:
+        before = length - repeats if share is None else min(max(round(share * length), 1), length - 1)
+        carried = networks.zero_state(count, sequences, tokens.device)
+        _, _, carried = networks.outputs(state, text[:before], carried)
+        after = text[before:] if share is None else text[before : before + 1].expand(repeats, -1)
+        hidden, _, _ = networks.outputs(state, after[:repeats], carried)
+        name = "none" if share is None else f"{share:g}"
+        for layer, states in zip(networks.architecture.layers, hidden, strict=True):
+            if layer in layers:
+                found[f"{layer}@{name}"] = states.transpose(1, 2).flatten(1, 2)
+    return found

@@ -1,0 +1,61 @@
+"""The language models that the recurrent results share."""
+
+from __future__ import annotations
+
+from cca_dynamics.study import Cohort, Study
+
+SHALLOW, DEEPER = "lstm", "lstm-deeper"
+
+
+def cohorts(study: Study) -> list[Cohort]:
+    """The language models of a study, stored after every epoch, with all that any result wants of them.
+
+    Every recurrent result asks for them here, so that they are trained and read once.
+    """
+    results, model = study.config["results"], study.config["language_model"]
+    training, whole = results.get("recurrent_training"), {"embedding": model["embedding"], "tied": model["tied"]}
+    sequence, stability = results.get("recurrent_sequence"), (results.get("stability") or {}).get("recurrent")
+    points = (training or {}).get("data_points", 5000)
+    curves = {"epochs": "all", "splits": ["valid"], "layers": "all", "points": points}
+    requests = [curves] if training or stability else []
+    if sequence:
+        positions = sequence["positions"]
+        requests.append(
+            {
+                "epochs": "final",
+                "splits": ["sequence"],
+                "layers": "all",
+                "points": positions * sequence["sequences"],
+                "positions": positions,
+            }
+        )
+        repeats = {key: sequence[key] for key in ("sequences", "length", "starts")} | {"repeats": positions}
+        requests.append({"epochs": "final", "splits": ["repeats"], "layers": "all", **repeats})
+    epochs = tuple(range(study.config["language_training"]["epochs"] + 1))
+    shared = {"training": study.config["language_training"], "checkpoints": epochs, "data": "corpus"}
+    found = [
+        Cohort(
+            name=SHALLOW,
+            networks=model["networks"],
+            network={**whole, "sizes": model["sizes"]},
+            activations=tuple(requests),
+            **shared,
+        )
+    ]
+    if training and training["deeper"]:
+        inner, last = model["sizes"][0], model["sizes"][-1]
+        found.append(
+            Cohort(
+                name=DEEPER,
+                networks=training["deeper_networks"],
+                network={**whole, "sizes": [inner] * (training["deeper"] - 1) + [last]},
+                activations=(curves,),
+                **shared,
+            )
+        )
+    return found
+
+
+def layers(sizes: list[int]) -> list[str]:
+    """lstm1, lstm2, ..."""
+    return [f"lstm{i + 1}" for i in range(len(sizes))]
