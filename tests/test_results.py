@@ -6,7 +6,17 @@ import numpy as np
 import pandas as pd
 import pytest
 from cca_dynamics.claims import INCONCLUSIVE, NOT_REPRODUCED, REPRODUCED
-from cca_dynamics.results import RESULTS, clusters, generalization, stability, toy_noise, toy_rnn, width
+from cca_dynamics.results import (
+    RESULTS,
+    clusters,
+    generalization,
+    recurrent_sequence,
+    recurrent_training,
+    stability,
+    toy_noise,
+    toy_rnn,
+    width,
+)
 from cca_dynamics.results.inputs import Inputs
 from cca_dynamics.results.tables import tidy
 from cca_dynamics.study import Study
@@ -139,7 +149,7 @@ def stability_table(options, *, correlation=0.5, stable=0.1, unstable=0.8, spike
     rng = np.random.default_rng(2)
     for network in range(5):
         for epoch in range(0, 41, 2):
-            place = {"network": network, "epoch": float(epoch), "step": 31 * epoch}
+            place = {"kind": "convolutional", "network": network, "epoch": float(epoch), "step": 31 * epoch}
             settled = 1.0 if epoch == 40 else correlation
             rows += [
                 {**place, "quantity": "correlation", "index": i, "value": settled if i > 40 else 1.0}
@@ -296,6 +306,89 @@ def planted_rates(rng):
     return places, 0.1 + groups, groups
 
 
+def recurrent_training_table(order=1, others=0.5) -> pd.DataFrame:
+    """Layers that converge one after the other (order -1: top down), seen as clearly by `others` than by PWCCA."""
+    rows, rng = [], np.random.default_rng(3)
+    for cohort, networks, depth in (("lstm", 5, 3), ("lstm-deeper", 5, 5)):
+        for network in range(networks):
+            for epoch in range(7):
+                place = {"cohort": cohort, "network": network, "epoch": float(epoch), "step": 10 * epoch}
+                rows += [
+                    {**place, "quantity": quantity, "value": 3.0 - epoch / 6} for quantity in ("loss", "valid_loss")
+                ]
+                for layer in range(depth):
+                    for measure in ("pwcca", "mean_cca", "cosine", "euclidean"):
+                        rate = 1 + 0.2 * order * layer * (1 if measure == "pwcca" else others) + 0.001 * rng.normal()
+                        rows.append(
+                            {
+                                **place,
+                                "quantity": "distance",
+                                "layer": f"lstm{layer + 1}",
+                                "layer_index": layer,
+                                "measure": measure,
+                                "value": rate * (1 - epoch / 6),
+                            }
+                        )
+    return pd.DataFrame(rows)
+
+
+@pytest.mark.parametrize(
+    ("change", "claim", "verdict"),
+    [
+        ({}, None, REPRODUCED),
+        ({"order": -1}, "bottom_up", NOT_REPRODUCED),
+        ({"order": -1}, "bottom_up_deeper", NOT_REPRODUCED),
+        ({"others": 1.5}, "unweighted_blurs", NOT_REPRODUCED),
+        ({"others": 1.5}, "clearer_than_raw", NOT_REPRODUCED),
+        ({"others": 0}, "bottom_up_cosine", INCONCLUSIVE),
+    ],
+)
+def test_recurrent_training_claims_follow_the_data(options, change, claim, verdict):
+    table = recurrent_training_table(**change)
+    found = verdicts(recurrent_training, table, options["recurrent_training"])
+    if claim is None:
+        assert set(found.values()) == {verdict} and len(found) == 6
+    else:
+        assert found[claim] == verdict
+    areas = recurrent_training.areas(recurrent_training_table(), "lstm", "pwcca")
+    assert areas.shape == (5, 3) and areas.mean(axis=0) == pytest.approx([0.5, 0.6, 0.7], abs=0.01)
+
+
+def recurrent_sequence_table(far=0.7, late=0.3, repeats=(0.1, 0.5), raw=(0.5, 0.5)) -> pd.DataFrame:
+    rows, rng, starts = [], np.random.default_rng(4), (0.01, 0.08, 0.24, 0.48, 0.81)
+    for network in range(5):
+        for layer in range(3):
+            for position in range(19):
+                for measure in ("pwcca", "cosine", "euclidean"):
+                    place = {"network": network, "layer": f"lstm{layer + 1}", "layer_index": layer, "measure": measure}
+                    place |= {"position": position, "quantity": "distance", "floor": 0.9}
+                    value = (late if position == 18 else far) + 0.001 * rng.normal()
+                    rows.append({**place, "input": "text", "start": -1.0, "value": value})
+                    first, last = repeats if measure == "pwcca" else raw
+                    for i, start in enumerate((*starts, -1.0)):
+                        value = first + (last - first) * min(i, 4) / 4 + 0.001 * rng.normal()
+                        rows.append({**place, "input": "repeat", "start": start, "value": value})
+    return pd.DataFrame(rows)
+
+
+@pytest.mark.parametrize(
+    ("change", "claim", "verdict"),
+    [
+        ({}, None, REPRODUCED),
+        ({"far": 0.2, "late": 0.1}, "little_similarity", NOT_REPRODUCED),
+        ({"late": 0.8}, "until_late", NOT_REPRODUCED),
+        ({"repeats": (0.5, 0.1)}, "early_repeats", NOT_REPRODUCED),
+        ({"raw": (0.1, 0.5)}, "raw_insensitive", NOT_REPRODUCED),
+    ],
+)
+def test_recurrent_sequence_claims_follow_the_data(options, change, claim, verdict):
+    found = verdicts(recurrent_sequence, recurrent_sequence_table(**change), options["recurrent_sequence"])
+    if claim is None:
+        assert set(found.values()) == {verdict} and len(found) == 4
+    else:
+        assert found[claim] == verdict
+
+
 @pytest.mark.parametrize("result", list(RESULTS))
 def test_figures_name_their_axes_and_draw_what_the_paper_published(options, result, rng):
     import matplotlib.pyplot as plt
@@ -307,6 +400,8 @@ def test_figures_name_their_axes_and_draw_what_the_paper_published(options, resu
         "clusters": lambda: sweep_table(*planted_rates(rng)),
         "toy_noise": lambda: toy_noise.compute(Inputs.from_paths([], []), options["toy_noise"]),
         "toy_rnn": lambda: toy_rnn.compute(Inputs.from_paths([], []), options["toy_rnn"]),
+        "recurrent_training": recurrent_training_table,
+        "recurrent_sequence": recurrent_sequence_table,
     }
     options["toy_noise"] |= {"draws": 2, "signal": [4, 8], "neurons": 16, "points": 100}
     options["toy_rnn"] |= {"networks": 2, "neurons": 4, "starts": 20, "steps": 10, "every": 5}

@@ -153,3 +153,16 @@ def test_verdict_on_equivalence():
     assert equivalent(0.05, [(-0.01, 0.02), (0.06, 0.08)]) == NOT_REPRODUCED
     assert all_of([REPRODUCED, INCONCLUSIVE]) == INCONCLUSIVE
     assert all_of([REPRODUCED, INCONCLUSIVE, NOT_REPRODUCED]) == NOT_REPRODUCED
+
+
+def test_jonckheere_counts_rising_pairs_and_permutes_levels_within_networks():
+    rising = np.array([[1.0, 2, 3], [0, 5, 9], [2, 3, 4]])
+    assert statistics.ordered_pairs(rising).tolist() == [1, 1, 1]
+    assert statistics.ordered_pairs(-rising).tolist() == [0, 0, 0]
+    assert statistics.ordered_pairs(np.array([[1.0, 1, 2]]))[0] == pytest.approx(2.5 / 3)
+    assert statistics.jonckheere_p(rising, 0) == pytest.approx(1 / 216)  # one of (3!)³ orders
+    assert statistics.jonckheere_p(-rising, 0) == 1
+    many = np.arange(40.0).reshape(5, 8)  # too many orders to enumerate
+    assert statistics.jonckheere_p(many, 0) < 0.001
+    uniform = [statistics.jonckheere_p(np.random.default_rng(i).normal(size=(3, 3)), 0) for i in range(200)]
+    assert np.mean(np.array(uniform) <= 0.05) < 0.1

@@ -260,3 +260,13 @@ def test_plan_says_what_a_run_leaves(finished):
         (row,) = re.findall(rf"^{rule} .*?([\d.]+) MB$", run.stdout, flags=re.MULTILINE)
         files = (finished / f"results/smoke/{name}").rglob("*.safetensors")
         assert 0.5 < sum(path.stat().st_size for path in files) / 1e6 / float(row) < 2
+
+
+def test_recurrent_results_are_targets(finished):
+    """Language models on the text that Python ships; both results and the recurrent panels share one cohort."""
+    run = snakemake(finished, *SMOKE, "recurrent_training", "recurrent_sequence")
+    assert run.returncode == 0, run.stdout + run.stderr
+    for result in ("recurrent_training", "recurrent_sequence"):
+        assert len(pd.read_parquet(finished / f"results/smoke/{result}.parquet"))
+        assert (finished / f"figures/smoke/{result}.png").exists()
+    assert len(list((finished / "results/smoke/networks").glob("lstm*"))) == 2

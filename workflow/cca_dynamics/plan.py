@@ -320,7 +320,7 @@ def _comparisons(study: Study, target: str, train_size: int, test_size: int) -> 
     points = study.config.get("data_points") or math.inf
     sizes = {"train": min(points, train_size), "test": min(points, test_size)}
     groups: dict[str, list[Cohort]] = {}
-    for cohort in study.cohorts_of(target):
+    for cohort in [cohort for cohort in study.cohorts_of(target) if cohort.data == "dataset"]:
         groups.setdefault(repr(cohort.network), []).append(cohort)
     measures, found = len(options.get("measures", ["pwcca"])), []
     for cohorts in groups.values():

@@ -1,0 +1,308 @@
+"""Language models: text as numbers, an LSTM that is PyTorch's, and what is trained and collected."""
+
+import itertools
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from cca_dynamics import activations, cli, corpora, language
+from cca_dynamics.architectures import LanguageModel
+from cca_dynamics.corpora import Corpus
+from cca_dynamics.files import read_tensors
+from cca_dynamics.recurrent import Dropout, LanguageModels, lstm
+from torch import nn
+
+
+def text(folder, **files):
+    folder.mkdir()
+    for name, content in files.items():
+        path = folder / f"{name}.txt"
+        path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    return folder
+
+
+def made(tmp_path, **options):
+    tensors, sheet = tmp_path / "corpus.safetensors", tmp_path / "corpus.json"
+    corpora.materialise(options, tensors, sheet)
+    return corpora.load(tensors), json.loads(sheet.read_text())
+
+
+def test_words_are_numbered_by_frequency_and_lines_end(tmp_path):
+    folder = text(tmp_path / "text", train="b a b\n\nb c\n", valid="a d b\n")
+    corpus, sheet = made(tmp_path, name="text_folder", folder=str(folder), vocabulary=None)
+    assert sheet["words"] == ["<eos>", "b", "a", "c", "<unk>"] and corpus.vocabulary == 5
+    assert corpus.train.tolist() == [1, 2, 1, 0, 0, 1, 3, 0] and corpus.valid.tolist() == [2, 4, 1, 0]
+    assert sheet["unknown"] == {"train": 0.0, "valid": 0.25}
+    few, sheet = made(tmp_path, name="text_folder", folder=str(folder), vocabulary=3)
+    assert sheet["words"] == ["<eos>", "b", "<unk>"] and few.train.tolist() == [1, 2, 1, 0, 0, 1, 2, 0]
+    letters, sheet = made(tmp_path, name="text_folder", folder=str(folder), level="character", vocabulary=None)
+    assert len(letters.train) == len("b a b\n\nb c\n") and "\n" in sheet["words"]
+
+
+def test_pydoc_is_python_s_own_text_and_always_split_alike(tmp_path):
+    from pydoc_data.topics import topics
+
+    train, valid = corpora.pydoc()
+    assert (train, valid) == corpora.pydoc()
+    assert len(train) + len(valid) == sum(len(topic) + 1 for topic in topics.values())
+    assert 0.02 < len(valid) / len(train) < 0.4
+
+
+@pytest.mark.parametrize(
+    ("files", "options", "message"),
+    [
+        ({"train": "a b\n"}, {}, r"corpus\.valid: .*valid\.txt cannot be read .*correct corpus\.folder"),
+        ({"train": "a b\n", "valid": " \n"}, {}, r"valid\.txt is empty"),
+        ({"train": b"a b \xff c", "valid": "a"}, {}, r"train\.txt is not UTF-8 \(byte 4: 0xff\)"),
+        ({"train": "a b\n", "valid": "a"}, {"vocabulary": 9}, r"corpus\.vocabulary: 9 is more than the 4 distinct"),
+    ],
+)
+def test_bad_text_is_named_with_its_remedy(tmp_path, capsys, files, options, message):
+    folder = text(tmp_path / "text", **files)
+    chosen = json.dumps({"name": "text_folder", "folder": str(folder), "vocabulary": None, **options})
+    out = tmp_path / "out"
+    arguments = ["--options", chosen, "--tensors", str(out / "c.safetensors"), "--datasheet", str(out / "c.json")]
+    assert cli.main(["corpus", *arguments]) == 1 and not out.exists()
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    with pytest.raises(ValueError, match=message):
+        raise ValueError(error)
+
+
+def test_lstm_is_pytorch_s(rng):
+    """Hidden states, last states and all gradients, of two networks at once."""
+    networks, positions, batch, inputs, units = 2, 5, 3, 4, 6
+    generator = torch.Generator().manual_seed(0)
+
+    def draw(*shape):
+        return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+    x, h, c = draw(networks, positions, batch, inputs).requires_grad_(), *(draw(networks, batch, units) for _ in "hc")
+    theirs = [nn.LSTM(inputs, units).double() for _ in range(networks)]
+    stacked = [torch.stack([getattr(m, f"weight_{way}_l0") for m in theirs]).detach() for way in ("ih", "hh")]
+    stacked.append(torch.stack([m.bias_ih_l0 + m.bias_hh_l0 for m in theirs]).detach())
+    ours = [tensor.requires_grad_() for tensor in stacked]
+    y, h_after, c_after = lstm(x, h, c, *ours)
+    expected = [m(x[i], (h[i][None], c[i][None])) for i, m in enumerate(theirs)]
+    weight = draw(*y.shape)
+    for i, (states, (last_h, last_c)) in enumerate(expected):
+        for mine, other in ((y[i], states), (h_after[i], last_h[0]), (c_after[i], last_c[0])):
+            torch.testing.assert_close(mine, other)
+    found = torch.autograd.grad((y * weight).sum() + 2 * h_after.sum() + 3 * c_after.sum(), [x, *ours])
+    loss = sum((e[0] * weight[i]).sum() + 2 * e[1][0].sum() + 3 * e[1][1].sum() for i, e in enumerate(expected))
+    parts = [[getattr(m, name) for m in theirs] for name in ("weight_ih_l0", "weight_hh_l0", "bias_ih_l0")]
+    for mine, other in zip(found, [[x], *parts], strict=True):
+        gradients = torch.autograd.grad(loss, other, retain_graph=True)
+        torch.testing.assert_close(mine, gradients[0] if other[0] is x else torch.stack(gradients))
+
+
+def corpus(size=3000, valid=1200) -> Corpus:
+    """A text whose next token follows from the last two, most of the time."""
+    rng = np.random.default_rng(0)
+    tokens = [0, 1]
+    while len(tokens) < size + valid:
+        tokens.append(int((tokens[-1] + 2 * tokens[-2] + 1) % 7) if rng.random() < 0.9 else int(rng.integers(7)))
+    tokens = torch.tensor(tokens)
+    return Corpus("made", 7, tokens[:size], tokens[size:])
+
+
+def recipe(networks=(0, 1), sizes=(8, 8), tied=False, **changes) -> dict:
+    options = {"optimizer": "adam", "learning_rate": 0.01, "batch_size": 10, "window": 16, "epochs": 4, "clip": 1.0}
+    network = {"embedding": 8, "sizes": list(sizes), "tied": tied}
+    return {
+        "cohort": "test",
+        "data": "corpus",
+        "seed": 1,
+        "networks": list(networks),
+        "network": network,
+        "training": {**options, **changes},
+        "checkpoints": [0, 2],
+    }
+
+
+def run(chosen, out, data=None):
+    language.train(chosen, data or corpus(), out, report=lambda line: None)
+    state, _ = read_tensors(max(out.glob("step-*.safetensors")))
+    return state, pd.read_parquet(out / "history.parquet")
+
+
+class Plain(nn.Module):
+    """The same model as anyone would write it."""
+
+    def __init__(self, state, index, sizes, tied):
+        super().__init__()
+        self.embedding = nn.Embedding(7, 8)
+        self.layers = nn.ModuleList(nn.LSTM(a, b) for a, b in zip((8, *sizes), sizes, strict=False))
+        self.head = nn.Linear(sizes[-1], 7)
+        with torch.no_grad():
+            self.embedding.weight.copy_(state["embedding.weight"][index])
+            for k, layer in enumerate(self.layers, start=1):
+                layer.weight_ih_l0.copy_(state[f"lstm{k}.weight_ih"][index])
+                layer.weight_hh_l0.copy_(state[f"lstm{k}.weight_hh"][index])
+                layer.bias_ih_l0.copy_(state[f"lstm{k}.bias"][index])
+                layer.bias_hh_l0.zero_()
+            if tied:
+                self.head.weight = self.embedding.weight
+            else:
+                self.head.weight.copy_(state["head.weight"][index])
+            self.head.bias.copy_(state["head.bias"][index])
+        for layer in self.layers:
+            layer.bias_hh_l0.requires_grad_(False)
+
+    def forward(self, tokens, carried):
+        x, after = self.embedding(tokens), []
+        for layer, state in zip(self.layers, carried, strict=True):
+            x, state = layer(x, state)
+            after.append(tuple(part.detach() for part in state))
+        return self.head(x), after
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_a_cohort_trains_as_a_plain_loop_does(tmp_path, tied):
+    """Truncated backpropagation with carried state and clipped gradients, against torch.nn and torch.optim."""
+    data, chosen = corpus(), recipe(tied=tied, epochs=2)
+    state, history = run(chosen, tmp_path / "out", data)
+    networks = LanguageModels(LanguageModel(7, 8, (8, 8), tied))
+    initial, _ = read_tensors(tmp_path / "out/step-000000.safetensors")
+    assert set(initial) == set(networks.architecture.shapes())
+    for index in range(2):
+        model = Plain(initial, index, (8, 8), tied)
+        optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=0.01)
+        columns = data.train[:3000].view(10, 300).T
+        for _ in range(2):
+            carried = [(torch.zeros(1, 10, 8), torch.zeros(1, 10, 8)) for _ in range(2)]
+            total = 0.0
+            for first in range(0, 299, 16):
+                last = min(first + 16, 299)
+                logits, carried = model(columns[first:last], carried)
+                loss = nn.functional.cross_entropy(logits.flatten(0, 1), columns[first + 1 : last + 1].flatten())
+                optimizer.zero_grad()
+                loss.backward()
+                nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+                optimizer.step()
+                total += loss.item() * (last - first) / 299
+        ours = history[(history["network"] == index) & (history["epoch"] == 2)]["loss"].item()
+        assert ours == pytest.approx(total, rel=1e-4)
+        torch.testing.assert_close(state["lstm2.weight_hh"][index], model.layers[1].weight_hh_l0, rtol=1e-3, atol=1e-4)
+
+
+def test_models_learn_and_do_not_depend_on_their_cohort(tmp_path):
+    changes = {"epochs": 6, "learning_rate": 0.03}
+    state, history = run(recipe((0, 1, 2), **changes), tmp_path / "together")
+    alone, _ = run(recipe((2,), **changes), tmp_path / "alone")
+    final = history[history["epoch"] == 6]["valid_loss"]
+    assert final.max() < history[history["epoch"] == 0]["valid_loss"].min() - 0.2
+    for name in alone:
+        torch.testing.assert_close(alone[name][0], state[name][2], rtol=1e-3, atol=1e-4)
+    assert sorted(history["epoch"].unique()) == list(range(7)) and history["loss"].isna().sum() == 3
+
+
+def test_dropout_is_each_network_s_own_and_reproducible(tmp_path):
+    rates = dict.fromkeys(("embedding", "input", "hidden", "output", "weight"), 0.2)
+    changes = {"dropout": rates, "vary_windows": True, "activation_penalty": 2.0, "change_penalty": 1.0}
+    one, _ = run(recipe(**changes), tmp_path / "one")
+    two, _ = run(recipe(**changes), tmp_path / "two")
+    alone, _ = run(recipe((1,), **changes), tmp_path / "alone")
+    without, _ = run(recipe(), tmp_path / "without")
+    assert torch.equal(one["lstm1.weight_hh"], two["lstm1.weight_hh"])
+    torch.testing.assert_close(alone["lstm1.weight_hh"][0], one["lstm1.weight_hh"][1], rtol=1e-3, atol=1e-4)
+    assert not torch.allclose(one["lstm1.weight_hh"], without["lstm1.weight_hh"])
+
+
+def test_masks_are_locked_over_positions_and_keep_the_mean():
+    networks = LanguageModels(LanguageModel(5, 400, (400,)))
+    state = networks.initialise(np.random.default_rng(i) for i in range(2))
+    state["embedding.weight"].fill_(1)
+    tokens, generators = torch.zeros(6, 3, dtype=torch.long), [torch.Generator().manual_seed(i) for i in range(2)]
+    from cca_dynamics.recurrent import _Masks
+
+    masks = _Masks(Dropout(input=0.25), generators, 2)
+    x = masks.locked(networks._embedded(state, tokens, masks), 0.25)
+    assert x.unique().tolist() == pytest.approx([0, 4 / 3])
+    assert (x == x[:, :1]).all() and not (x[0] == x[1]).all() and x.mean().item() == pytest.approx(1, abs=0.1)
+
+
+def test_averaging_begins_when_the_validation_loss_no_longer_falls():
+    values = torch.zeros(2, 1)
+    update = language.NonMonotonicAveraging(values, {"patience": 2})
+    path, averages = [], []
+    for epoch, losses in enumerate([(5.0, 5.0), (4.0, 4.0), (4.5, 3.0), (4.6, 2.0), (4.7, 1.0), (4.8, 0.5)]):
+        update(values, -torch.ones(2, 1) * (epoch + 1), torch.tensor(1.0))
+        path.append(values.clone())
+        averages.append(update.averages.clone())
+        update.validated(torch.tensor(losses), values)
+    # After the fifth epoch the first network's 4.7 exceeds 4.0, the best of all but the last two; its average then
+    # runs over the weights of that moment and those that follow.
+    assert update.count[1] == 0 and update.count[0] > 0
+    assert torch.equal(averages[-1][1], path[-1][1])
+    assert averages[-1][0].item() == pytest.approx((path[-2][0] + path[-1][0]).item() / 2)
+
+
+def test_windows_cover_the_text_once():
+    for rng in (None, np.random.default_rng(0)):
+        found = list(language.windows(500, 30, rng))
+        assert found[0][0] == 0 and found[-1][1] == 499
+        assert all(a[1] == b[0] for a, b in itertools.pairwise(found))
+    assert {last - first for first, last in language.windows(91, 30, None)} == {30}
+
+
+def test_held_out_loss_does_not_depend_on_the_window():
+    networks = LanguageModels(LanguageModel(7, 4, (5,)))
+    state = networks.initialise(np.random.default_rng(i) for i in range(2))
+    columns = language.columns(corpus().valid, 4, "valid")
+    losses = [language.evaluate_loss(networks, state, columns, window) for window in (7, 64, 1000)]
+    torch.testing.assert_close(losses[0], losses[1])
+    torch.testing.assert_close(losses[0], losses[2])
+    assert losses[0].mean().item() == pytest.approx(np.log(7), abs=0.2)
+
+
+def test_states_are_collected_where_they_belong(tmp_path):
+    """The states of a text, and of repeats after a part of it, against running the model by hand."""
+    data = corpus()
+    state, _ = run(recipe(), tmp_path / "networks", data)
+    request = {"sequences": 12, "length": 10, "starts": [0.1, 0.5], "repeats": 4}
+    requests = [
+        {"epochs": "all", "splits": ["valid"], "layers": "all", "points": 100},
+        {"epochs": "final", "splits": ["sequence"], "layers": "all", "points": 240, "positions": 6},
+        {"epochs": "final", "splits": ["repeats"], "layers": ["lstm2"], **request},
+    ]
+    language.extract(tmp_path / "networks", data, tmp_path / "out", requests=requests, report=lambda line: None)
+    files = sorted(path.relative_to(tmp_path / "out").as_posix() for path in (tmp_path / "out").rglob("*.safetensors"))
+    assert [file.split("/")[0] for file in files] == ["repeats", "sequence", "valid", "valid", "valid"]
+    model = Plain(state, 1, (8, 8), False)
+
+    def states(tokens):
+        x = model.embedding(tokens)
+        for layer in model.layers:
+            x, _ = layer(x)
+        return x.detach().numpy()
+
+    sequence = activations.load(tmp_path / "out" / files[1], "lstm2")[1].reshape(20, 12, 8)
+    np.testing.assert_allclose(sequence[0], states(data.valid[:12]), rtol=1e-4, atol=1e-5)
+    repeats = activations.load(tmp_path / "out" / files[0], "lstm2@0.5")[1].reshape(12, 4, 8)
+    tokens = torch.cat([data.valid[:5], data.valid[5:6].expand(4)])
+    np.testing.assert_allclose(repeats[0], states(tokens)[5:], rtol=1e-4, atol=1e-5)
+    none = activations.load(tmp_path / "out" / files[0], "lstm2@none")[1].reshape(12, 4, 8)
+    np.testing.assert_allclose(none[0], states(data.valid[:10])[6:], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("changes", "size", "message"),
+    [
+        ({"window": 400}, 3000, r"language_training\.window: .*no longer than a window of 400"),
+        ({"batch_size": 2000}, 3000, r"corpus\.train: 3000 tokens are too few for 2000 columns .*at least 4000"),
+    ],
+)
+def test_too_little_text_is_named(tmp_path, changes, size, message):
+    with pytest.raises(ValueError, match=message):
+        run(recipe(**changes), tmp_path / "out", corpus(size))
+    assert not (tmp_path / "out").exists()
+
+
+def test_too_little_held_out_text_for_cca_is_named(tmp_path):
+    run(recipe(), tmp_path / "networks")
+    requests = [{"epochs": "final", "splits": ["valid"], "layers": "all", "points": 5000}]
+    with pytest.raises(ValueError, match=r"corpus\.valid: 1200 tokens, but 5000 data points are asked for"):
+        language.extract(tmp_path / "networks", corpus(), tmp_path / "out", requests=requests)
