@@ -24,11 +24,11 @@ from tests.conftest import BIN, snakemake
 LOGGER = ("--cores", "2", "--logger", "cca-dynamics", "--config")  # a logger's name must not be followed by a target
 TOY = r"""
 NAMES = ["generalizing", "memorizing"]
-print("said while the Snakefile is read")
+print("said while the Snakefile is read", flush=True)
 if "sede" in config:
     raise WorkflowError("config key sede: unknown key; did you mean seed?")
 onsuccess:
-    print("| claim | verdict |")
+    print("| claim | verdict |", flush=True)
     shell("echo '| width.1 | reproduced |'")
 rule all:
     input: expand("plots/{name}", name=NAMES)
