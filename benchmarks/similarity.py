@@ -207,8 +207,8 @@ def large(device: str, blocks: int | None) -> None:
 
     def counting(columns: np.ndarray, path: Path) -> None:
         keep(columns, path)
-        print(f"block {len(list(path.parent.glob('*.npy')))} done", flush=True)
-        if len(list(path.parent.glob("*.npy"))) == blocks:
+        print(f"block {len(list(path.parent.glob('*.safetensors')))} done", flush=True)
+        if len(list(path.parent.glob("*.safetensors"))) == blocks:
             raise Enough
 
     module._keep = counting

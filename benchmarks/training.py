@@ -76,7 +76,7 @@ class Lockstep:
         stacked = network.initialise(np.random.default_rng(i) for i in range(count))
         tensors = {name: tensor.to(device) for name, tensor in stacked.items()}
         self.network, self.state = network, training._Parameters(tensors, network)
-        self.update = training.sgd(self.state.values, {"momentum": MOMENTUM})
+        self.update = training.SGD(self.state.values, {"momentum": MOMENTUM})
         self.rates = torch.full((count, 1), RATE, device=device)
 
     def step(self, x, y, order) -> None:

@@ -125,7 +125,9 @@ def test_a_killed_run_goes_on_from_its_finished_blocks(rng, tmp_path, monkeypatc
     with pytest.raises(Killed):
         pairwise(members, block=2, store=tmp_path)
     kept = sorted(path.name for path in tmp_path.iterdir())
-    assert len(kept) == 3 and all(name.endswith(".npy") for name in kept)  # blocks of pairs 1, 5 and 9: 15 of 21
+    assert len(kept) == 3 and all(
+        name.endswith(".safetensors") for name in kept
+    )  # blocks of pairs 1, 5 and 9: 15 of 21
 
     solved.clear()
     limit = 100
@@ -145,12 +147,16 @@ def test_stored_blocks_of_other_data_or_options_are_not_used(rng, tmp_path):
     )
 
 
-@pytest.mark.parametrize("damage", [b"", b"\x93NUMPY\x01", b"no array at all"])
+def flipped(content: bytes) -> bytes:
+    return content[:-5] + bytes([content[-5] ^ 1]) + content[-4:]
+
+
+@pytest.mark.parametrize("damage", [lambda _: b"", lambda _: b"no tensors at all", lambda c: c[:-8], flipped])
 def test_a_damaged_block_is_computed_again(rng, tmp_path, damage):
     members = cohort(rng)
     expected = pairwise(members, store=tmp_path)
     for path in tmp_path.iterdir():
-        path.write_bytes(damage)
+        path.write_bytes(damage(path.read_bytes()))
     np.testing.assert_array_equal(pairwise(members, store=tmp_path), expected)
 
 

@@ -4,7 +4,7 @@ import json
 import re
 
 import pytest
-from cca_dynamics import plan
+from cca_dynamics import corpora, plan
 from cca_dynamics.study import Study, read_config
 
 from tests.conftest import ROOT
@@ -55,6 +55,32 @@ def test_operations_and_disk_are_counted(quick):
     assert once["train"].disk == disk
 
 
+def test_language_models_are_counted(quick):
+    config = smoke() | {"targets": ["recurrent_training", "recurrent_sequence"]}
+    study, found = Study(config), works(config)
+    tokens, held_out, vocabulary = corpora.size_of(study.config["corpus"])
+    epochs = study.config["language_training"]["epochs"]
+    trained = evaluated = disk = 0
+    for cohort in study.cohorts_of("recurrent_training"):
+        model = plan.describe_language_model(cohort.network, vocabulary)
+        trained += cohort.networks * epochs * tokens * model.training_operations
+        evaluated += cohort.networks * (epochs + 1) * held_out * model.operations
+        disk += cohort.networks * (epochs + 1) * model.parameters * 4
+    assert found["train"].operations == trained + evaluated and found["train"].disk == disk
+    assert found["corpus"].jobs == 1 and "dataset" not in found
+    assert found["train"].seconds > 0 and found["compute"].jobs == 2
+    # hidden states: 200 tokens of every epoch, 5 positions of 50 sequences, 5 repeats after two starts and after none
+    shallow, deeper = 2 * (6 + 6), 2 * (6 + 6 + 6)
+    numbers = 5 * 200 * (shallow + deeper) + 250 * shallow + 3 * 250 * shallow
+    assert found["activations"].disk == 4 * numbers
+
+
+def test_a_language_model_too_large_to_measure_is_measured_on_a_short_window():
+    model = plan.describe_language_model({"embedding": 512, "sizes": [1024]}, 2000)
+    seconds = plan._time_token(model, 64, 10_000, "cpu", 0.5)
+    assert model.training_operations / 1e13 < seconds < model.training_operations / 1e8
+
+
 def test_memory_grows_with_networks_and_width():
     def memory(networks: int, width: int, device: str) -> float:
         block = {"name": "convnet", "channels": [width] * 2, "strides": [1, 1]}
@@ -73,7 +99,7 @@ def test_what_cannot_be_measured_in_time_is_extrapolated(monkeypatch):
     for width in (4, 8, 4096):
         block = {"name": "convnet", "channels": [width] * 2, "strides": [1, 1]}
         keys[plan.describe(block, 3, (32, 32), 10), 16, False] = block
-    machine = plan.measure("cpu", keys, [(1, 100, 10)])
+    machine = plan.measure("cpu", keys, [], [(1, 100, 10)])
     small, middle, huge = keys
     assert set(machine.step) == {small, middle}
     ratio = huge[0].training_operations / middle[0].training_operations

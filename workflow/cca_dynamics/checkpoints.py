@@ -7,13 +7,13 @@ from pathlib import Path
 
 from torch import Tensor
 
-from cca_dynamics.files import DamagedFile, write_tensors
+from cca_dynamics.files import DamagedFile, replacing, write_tensors
 
 
 def save(state: dict[str, Tensor], folder: Path, *, step: int, epoch: float, recipe: dict) -> None:
     """Write step-NNNNNN.safetensors: stacked tensors named as in a plain torch.nn.Module, network first."""
-    path = folder / f"step-{step:06d}.safetensors"
-    write_tensors(path, state, step=step, epoch=epoch, cohort=recipe["cohort"], networks=recipe["networks"])
+    with replacing(folder / f"step-{step:06d}.safetensors") as path:
+        write_tensors(path, state, step=step, epoch=epoch, cohort=recipe["cohort"], networks=recipe["networks"])
 
 
 def save_recipe(recipe: dict, folder: Path) -> None:

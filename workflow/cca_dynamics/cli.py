@@ -1,7 +1,7 @@
 """`cca-dynamics`: one subcommand per stage of the workflow. The Snakemake rules call these; so can you.
 
 A problem with an input ends the program with status 1 and one line, `error: ...`, that names the file or key and the
-remedy.
+remedy. A job that is told to stop (SIGTERM, SIGINT) keeps what it has and ends with status 75.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import argparse
 import errno
 import json
 import os
+import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,16 +18,19 @@ from pathlib import Path
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a subcommand; returns the exit status."""
+    from cca_dynamics.resume import INTERRUPTED, Interrupted, told_to_stop
+
     options = _parser().parse_args(arguments)
     try:
-        options.run(options)
+        with told_to_stop():
+            options.run(options)
+    except Interrupted:
+        print("interrupted; what is done is kept, and the same command goes on from there", file=sys.stderr)
+        return INTERRUPTED
     except (ValueError, OSError) as problem:
         remedy = "; free disk space and run again" if getattr(problem, "errno", None) == errno.ENOSPC else ""
         print("error: " + " ".join(str(problem).split()) + remedy, file=sys.stderr)
         return 1
-    except KeyboardInterrupt:
-        print("error: interrupted", file=sys.stderr)
-        return 130
     return 0
 
 
@@ -46,16 +50,16 @@ def corpus(options: argparse.Namespace) -> None:
 
 def train(options: argparse.Namespace) -> None:
     """Train one part of a cohort."""
-    device = _device(options)
+    arguments = {"device": _device(options), "report": _report, **_saving(options)}
     recipe = options.recipe
     if recipe["data"] == "corpus":
         from cca_dynamics import corpora, language
 
-        language.train(recipe, corpora.load(options.data), options.out, device=device, report=_report)
+        language.train(recipe, corpora.load(options.data), options.out, **arguments)
     else:
         from cca_dynamics import datasets, training
 
-        training.train(recipe, datasets.load(options.data), options.out, device=device, report=_report)
+        training.train(recipe, datasets.load(options.data), options.out, **arguments)
 
 
 def activations(options: argparse.Namespace) -> None:
@@ -72,11 +76,10 @@ def activations(options: argparse.Namespace) -> None:
 
 def ablation(options: argparse.Namespace) -> None:
     """Ablate the trained networks of one part of a cohort."""
-    device = _device(options)
+    arguments = {"request": options.request, "device": _device(options), "report": _report, **_saving(options)}
     from cca_dynamics import ablation, datasets
 
-    data = datasets.load(options.data)
-    ablation.ablate(options.networks, data, options.out, request=options.request, device=device, report=_report)
+    ablation.ablate(options.networks, datasets.load(options.data), options.out, **arguments)
 
 
 def compute(options: argparse.Namespace) -> None:
@@ -86,10 +89,12 @@ def compute(options: argparse.Namespace) -> None:
     from cca_dynamics.results import RESULTS
     from cca_dynamics.results.inputs import Inputs
 
-    inputs = Inputs.from_paths(options.networks, options.activations, options.ablations, device)
+    kept = options.out.with_name(f".{options.out.name}.unfinished")  # finished blocks of comparisons, of a killed job
+    inputs = Inputs.from_paths(options.networks, options.activations, options.ablations, device, kept)
     table = RESULTS[options.result].compute(inputs, options.options)
     with replacing(options.out) as temporary:
         table.to_parquet(temporary, index=False, compression="zstd")
+    shutil.rmtree(kept, ignore_errors=True)
 
 
 def claims(options: argparse.Namespace) -> None:
@@ -171,6 +176,10 @@ def _device(options: argparse.Namespace) -> str:
     return options.device
 
 
+def _saving(options: argparse.Namespace) -> dict:
+    return {"save_minutes": options.save_minutes, "save_steps": options.save_steps or None}
+
+
 def _report(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
@@ -179,12 +188,15 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="cca-dynamics", description=__doc__.splitlines()[0])
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    def command(run, *, device: bool = False) -> argparse.ArgumentParser:
+    def command(run, *, device: bool = False, resumes: bool = False) -> argparse.ArgumentParser:
         added = commands.add_parser(run.__name__, help=run.__doc__.splitlines()[0], description=run.__doc__)
         added.set_defaults(run=run)
         if device:
             added.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
             added.add_argument("--threads", type=int, default=os.cpu_count(), help="CPU threads")
+        if resumes:
+            added.add_argument("--save-minutes", type=float, default=5.0, help="at most so long between two saves")
+            added.add_argument("--save-steps", type=int, default=0, help="and at most so many steps; 0: any number")
         return added
 
     added = command(dataset)
@@ -198,7 +210,7 @@ def _parser() -> argparse.ArgumentParser:
     added.add_argument("--tensors", type=Path, required=True, help="output, safetensors")
     added.add_argument("--datasheet", type=Path, required=True, help="output, JSON")
 
-    added = command(train, device=True)
+    added = command(train, device=True, resumes=True)
     added.add_argument("--data", type=Path, required=True, help="the materialised dataset or corpus")
     added.add_argument("--recipe", type=json.loads, required=True, metavar="JSON", help="see study.Cohort.recipe")
     added.add_argument("--out", type=Path, required=True, help="output folder")
@@ -209,7 +221,7 @@ def _parser() -> argparse.ArgumentParser:
     added.add_argument("--requests", type=json.loads, required=True, metavar="JSON", help="epochs, splits, layers")
     added.add_argument("--out", type=Path, required=True, help="output folder")
 
-    added = command(ablation, device=True)
+    added = command(ablation, device=True, resumes=True)
     added.add_argument("--data", type=Path, required=True, help="the materialised dataset or corpus")
     added.add_argument("--networks", type=Path, required=True, help="a folder written by train")
     added.add_argument(

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from cca_dynamics.files import read_tensors, replacing, write_tensors
+from cca_dynamics.files import checksum, read_tensors, replacing, write_tensors
 
 UNKNOWN, END = "<unk>", "<eos>"
 SPLITS = ("train", "valid")
@@ -22,13 +22,15 @@ SPLITS = ("train", "valid")
 class Corpus:
     """A text in memory.
 
-    train, valid: (tokens,) int64 torch tensors of indices into a vocabulary of `vocabulary` entries.
+    train, valid: (tokens,) int64 torch tensors of indices into a vocabulary of `vocabulary` entries. checksum: of the
+    file it was read from.
     """
 
     name: str
     vocabulary: int
     train: object
     valid: object
+    checksum: str = ""
 
 
 def pydoc(*, valid_share: float = 0.1) -> tuple[list[str], list[str]]:
@@ -101,8 +103,7 @@ def materialise(options: dict, tensors: Path, datasheet: Path) -> None:
     """
     import torch
 
-    arguments = {key: value for key, value in options.items() if key not in ("name", "vocabulary")}
-    train, valid = CORPORA[options["name"]](**arguments)
+    train, valid, arguments = _read(options)
     words = vocabulary(train, options.get("vocabulary"))
     place = {word: i for i, word in enumerate(words)}
     unknown = place[UNKNOWN]
@@ -128,6 +129,25 @@ def materialise(options: dict, tensors: Path, datasheet: Path) -> None:
     }
     with replacing(datasheet) as temporary:
         temporary.write_text(json.dumps(sheet, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def size_of(options: dict) -> tuple[int, int, int]:
+    """Tokens of the training and of the validation text, and entries of the vocabulary.
+
+    Args:
+        options: the config's `corpus` block.
+
+    Raises:
+        ValueError: as `materialise`.
+    """
+    train, valid, _ = _read(options)
+    return len(train), len(valid), len(vocabulary(train, options.get("vocabulary")))
+
+
+def _read(options: dict) -> tuple[list[str], list[str], dict]:
+    """Training text, validation text, and what the corpus was made with."""
+    arguments = {key: value for key, value in options.items() if key not in ("name", "vocabulary")}
+    return *CORPORA[options["name"]](**arguments), arguments
 
 
 def vocabulary(tokens: list[str], size: int | None = None) -> list[str]:
@@ -161,4 +181,4 @@ def load(path: Path) -> Corpus:
         DamagedFile: the file is missing, truncated or corrupt, or lacks a tensor.
     """
     tensors, facts = read_tensors(path, SPLITS)
-    return Corpus(name=facts["name"], vocabulary=facts["vocabulary"], **tensors)
+    return Corpus(name=facts["name"], vocabulary=facts["vocabulary"], checksum=checksum(facts), **tensors)

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from cca_dynamics import images
-from cca_dynamics.files import read_tensors, replacing, write_tensors
+from cca_dynamics.files import checksum, read_tensors, replacing, write_tensors
 
 Split = tuple[np.ndarray, np.ndarray]
 """(n, channels, *spatial) inputs and (n,) int64 class indices. Images are uint8 and are normalised when they are
@@ -24,7 +24,7 @@ class Dataset:
     """A classification dataset in memory, as torch tensors.
 
     train_x (n, channels, *spatial) float32, images normalised; train_y, train_y_permuted (n,) int64; the same for
-    test_x, test_y.
+    test_x, test_y. checksum: of the file it was read from.
     train_y_permuted is one fixed random permutation of train_y (the labels memorizing networks are trained on).
     """
 
@@ -35,6 +35,7 @@ class Dataset:
     train_y_permuted: object
     test_x: object
     test_y: object
+    checksum: str = ""
 
 
 def mnist1d(*, train_size: int, test_size: int, seed: int) -> tuple[Split, Split]:
@@ -225,4 +226,4 @@ def load(path: Path, device: str = "cpu") -> Dataset:
         mean, std = (torch.tensor(facts[key], device=device).view(-1, 1, 1) for key in ("mean", "std"))
         for name in ("train_x", "test_x"):
             tensors[name] = tensors[name].float().div_(255).sub_(mean).div_(std)
-    return Dataset(name=facts["name"], classes=facts["classes"], **tensors)
+    return Dataset(name=facts["name"], classes=facts["classes"], checksum=checksum(facts), **tensors)

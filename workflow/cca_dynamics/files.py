@@ -30,8 +30,12 @@ class DamagedFile(ValueError):
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[Path]:
+def replacing(path: Path, *, durable: bool = False) -> Iterator[Path]:
     """A temporary sibling of `path` to write to; it takes the name `path` when the block ends without an exception.
+
+    Args:
+        path: the output, a file or a folder.
+        durable: see to it that the file's content is on the disk before its name is, whatever happens to the power.
 
     Raises:
         OSError: the folder cannot be written.
@@ -41,6 +45,9 @@ def replacing(path: Path) -> Iterator[Path]:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp{path.suffix}")
     try:
         yield temporary
+        if durable:
+            with open(temporary, "rb") as file:
+                os.fsync(file.fileno())
         os.replace(temporary, path)
     finally:
         if temporary.is_dir():
@@ -103,6 +110,11 @@ def read_facts(path: Path) -> dict[str, object]:
             return {**_facts(file), "tensors": list(file.keys())}
     except (SafetensorError, OSError, ValueError) as problem:
         raise DamagedFile(path, problem) from None
+
+
+def checksum(facts: dict[str, object]) -> str:
+    """One checksum of all tensors of a file, from its facts: 16 hexadecimal digits."""
+    return hashlib.sha256(json.dumps(facts["sha256"], sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _facts(file) -> dict[str, object]:

@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -23,16 +22,26 @@ from cca_dynamics.architectures import describe_language_model
 from cca_dynamics.corpora import Corpus
 from cca_dynamics.files import read_tensors, replacing, write_tensors
 from cca_dynamics.recurrent import Dropout, LanguageModels
-from cca_dynamics.training import OPTIMIZERS, SCHEDULES, WEIGHTS, generator
+from cca_dynamics.resume import MINUTES, key_of, resuming
+from cca_dynamics.training import OPTIMIZERS, SCHEDULES, WEIGHTS, History, generator, kept, restored
 
 MASKS, WINDOWS = 4, 5  # streams of random numbers, beside those of `training`
 STREAMS = 20  # columns that held-out text is read in
 
 
 def train(
-    recipe: dict, corpus: Corpus, out: Path, *, device: str = "cpu", report: Callable[[str], None] = print
+    recipe: dict,
+    corpus: Corpus,
+    out: Path,
+    *,
+    device: str = "cpu",
+    report: Callable[[str], None] = print,
+    save_minutes: float = MINUTES,
+    save_steps: int | None = None,
 ) -> None:
     """Train the language models of one recipe and write them to a folder.
+
+    A run that was killed goes on from its last save and gives the same networks, bit for bit.
 
     Args:
         recipe: as made by `study.Cohort.recipe`.
@@ -41,9 +50,11 @@ def train(
             epoch, network, loss and valid_loss in nats a token), recipe.json.
         device: "cpu" or "cuda".
         report: called with one line an epoch.
+        save_minutes, save_steps: how often to save, see `resume.Unfinished`.
 
     Raises:
         ValueError: the text is shorter than a window.
+        Interrupted: the process was told to stop; what is done is kept beside `out`.
     """
     options, members = recipe["training"], recipe["networks"]
     networks = LanguageModels(describe_language_model(recipe["network"], corpus.vocabulary))
@@ -59,50 +70,81 @@ def train(
     update = (OPTIMIZERS | AVERAGING)[options["optimizer"]](state.values, options)
     schedule, dropout = SCHEDULES[options.get("schedule", "constant")], Dropout(**options.get("dropout", {}))
     epochs, stored_after = options["epochs"], {*recipe["checkpoints"], options["epochs"]}
-    history, step, start = [], 0, time.monotonic()
+    history, total = History(), torch.zeros(len(members), device=device)
+    carried = networks.zero_state(len(members), batch, device)
+    masks = torch.zeros(len(members), len(torch.Generator().get_state()), dtype=torch.uint8)  # states of generators
+    place = torch.zeros(2, dtype=torch.int64)  # epoch, and windows of it that are done
+    live = {"values": state.values, "total": total, "masks": masks, "place": place, **update.tensors}
+    live |= {f"carried.{layer}.{part}": t for layer, both in enumerate(carried) for part, t in enumerate(both)}
 
-    with replacing(out) as folder:
-        folder.mkdir()
-        checkpoints.save_recipe(recipe, folder)
+    key = key_of(recipe, device, "language:train", data=corpus.checksum)
+    with resuming(out, key, minutes=save_minutes, steps=save_steps, report=report) as work:
 
         def finish(epoch: int, losses: Tensor) -> Tensor:
             """Evaluate after an epoch, and store what is to be kept."""
             with state.averaged(update):
                 held_out = evaluate_loss(networks, state.tensors, valid, window)
                 if epoch in stored_after:
-                    checkpoints.save(state.tensors, folder, step=step, epoch=epoch, recipe=recipe)
+                    checkpoints.save(state.tensors, work.output, step=step, epoch=epoch, recipe=recipe)
             columns = {"loss": losses.double().cpu().numpy(), "valid_loss": held_out.double().cpu().numpy()}
-            history.append(pd.DataFrame({"step": step, "epoch": epoch, "network": members, **columns}))
+            history.add(step=step, epoch=epoch, network=members, **columns)
             return held_out
 
-        finish(0, torch.full((len(members),), math.nan))
-        for epoch in range(epochs):
+        def now() -> tuple[dict[str, Tensor], dict]:
+            masks.copy_(torch.stack([generator.get_state() for generator in generators]))
+            return kept(live, history, step)
+
+        step = restored(work, live, history)
+        if step is None:
+            work.restart()
+            work.output.mkdir()
+            checkpoints.save_recipe(recipe, work.output)
+            step = 0
+            finish(0, torch.full((len(members),), math.nan))
+        else:
+            report(f"going on from epoch {place[0]}, step {step}")
+        start, begun = time.monotonic(), place.clone()
+        for epoch in range(int(place[0]), epochs):
             rng = generator(recipe["seed"], recipe["cohort"], 0, WINDOWS, epoch)
             seeds = [generator(recipe["seed"], recipe["cohort"], i, MASKS, epoch).integers(2**62) for i in members]
             generators = [torch.Generator().manual_seed(int(seed)) for seed in seeds]
-            carried, total = networks.zero_state(len(members), batch, device), torch.zeros(len(members), device=device)
-            for first, last in windows(len(text), window, rng if options.get("vary_windows") else None):
+            if place[1]:
+                for own, saved in zip(generators, masks, strict=True):
+                    own.set_state(saved.clone())
+            found = list(windows(len(text), window, rng if options.get("vary_windows") else None))
+            for first, last in found[int(place[1]) :]:
                 inputs, targets = text[first:last], text[first + 1 : last + 1]
-                losses, gradients, carried = state.gradients(
+                losses, gradients, after = state.gradients(
                     networks, inputs, targets, carried, options, dropout, generators
                 )
+                for both, own in zip(carried, after, strict=True):
+                    for tensor, new in zip(both, own, strict=True):
+                        tensor.copy_(new)
                 if options.get("clip"):
                     norm = gradients.norm(dim=1, keepdim=True)
                     gradients.mul_((options["clip"] / (norm + 1e-6)).clamp(max=1))
                 rate = options["learning_rate"] * schedule((epoch + first / (len(text) - 1)) / epochs)
                 longer = (last - first) / window if options.get("vary_windows") else 1.0
                 update(state.values, gradients, torch.tensor(rate * longer, device=device))
-                total, step = total + losses * (last - first), step + 1
+                total += losses * (last - first)
+                step, place[1] = step + 1, place[1] + 1
+                if place[1] < len(found):
+                    work.step(now)
             total /= len(text) - 1
             held_out = finish(epoch + 1, total)
             if isinstance(update, NonMonotonicAveraging):
                 update.validated(held_out, state.values)
-            left = (time.monotonic() - start) / (epoch + 1) * (epochs - epoch - 1)
+            done = epoch + 1 - float(begun[0]) - float(begun[1]) / len(found)
+            left = (time.monotonic() - start) / done * (epochs - epoch - 1)
             report(
                 f"epoch {epoch + 1}/{epochs} · loss {total.mean():.3f} · valid {held_out.mean():.3f} · "
                 f"{math.ceil(left)} s left"
             )
-        pd.concat(history, ignore_index=True).to_parquet(folder / "history.parquet", index=False)
+            for tensor in (total, *(part for both in carried for part in both)):
+                tensor.zero_()
+            place.copy_(torch.tensor([epoch + 1, 0]))
+            work.step(now)
+        history.write(work.output)
 
 
 def columns(tokens: Tensor, count: int, split: str) -> Tensor:
@@ -216,10 +258,11 @@ class NonMonotonicAveraging:
     """
 
     def __init__(self, values: Tensor, options: dict):
-        self.decay, self.patience = options.get("weight_decay", 0.0), options.get("patience", 5)
+        self.decay, patience = options.get("weight_decay", 0.0), options.get("patience", 5)
         self.averages = values.detach().clone()
         self.count = torch.zeros(len(values), 1, device=values.device)  # of averaged updates; 0: not triggered
-        self.losses: list[Tensor] = []
+        self.losses = torch.full((patience + 1, len(values)), math.inf, device=values.device)
+        self.tensors = {"averages": self.averages, "averaged": self.count, "losses": self.losses}
 
     def __call__(self, values: Tensor, gradients: Tensor, rates: Tensor) -> None:
         """One update."""
@@ -232,10 +275,9 @@ class NonMonotonicAveraging:
 
     def validated(self, losses: Tensor, values: Tensor) -> None:
         """After an epoch: networks begin to average whose loss exceeds the best of all but the last epochs."""
-        if len(self.losses) > self.patience:
-            best = torch.stack(self.losses[: -self.patience]).amin(dim=0)
-            self.count[(losses > best) & (self.count[:, 0] == 0)] = 1
-        self.losses.append(losses)
+        best, *recent = self.losses  # of all earlier epochs but the last ones, then those
+        self.count[(losses > best) & (self.count[:, 0] == 0)] = 1
+        self.losses.copy_(torch.stack([torch.minimum(best, recent[0]), *recent[1:], losses]))
 
 
 AVERAGING = {"nt_asgd": NonMonotonicAveraging}

@@ -11,15 +11,17 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 
-from cca_dynamics.architectures import Architecture, describe
+from cca_dynamics.architectures import Architecture, LanguageModel, describe, describe_language_model
+from cca_dynamics.corpora import size_of
 from cca_dynamics.datasets import shape_of
 from cca_dynamics.networks import Networks, build, channels_last
+from cca_dynamics.recurrent import Dropout, LanguageModels
 from cca_dynamics.results import RESULTS
 from cca_dynamics.study import Cohort, Study
 from cca_dynamics.workers import has_bfloat16, keep_memory
@@ -28,7 +30,8 @@ CALIBRATION = 20.0
 """Seconds of measuring in all."""
 FIRST_GUESS = {"cpu": 5e10, "cuda": 2e13}
 """Operations a second a network trains with at least, only to skip what would take too long to measure."""
-OPTIMIZER_STATE = {"sgd": 1, "adam": 2}
+OPTIMIZER_STATE = {"sgd": 1, "adam": 2, "nt_asgd": 1}
+"""Numbers that an optimiser keeps for each parameter."""
 
 
 @dataclass
@@ -76,6 +79,7 @@ class Machine:
         light: seconds until a job that needs no PyTorch does.
         step: (architecture, batch, mixed) → seconds of one network's training step, or None: extrapolate.
         evaluate: architecture → seconds of one network's evaluation of one data point, or None.
+        token: (language model, columns, window) → seconds that one network trains on one token.
         compare: seconds of one comparison of two layers for each operation of their cross-product, and for each of the
             eigenproblem.
     """
@@ -85,6 +89,7 @@ class Machine:
     light: float = 0.0
     step: dict = field(default_factory=dict)
     evaluate: dict = field(default_factory=dict)
+    token: dict = field(default_factory=dict)
     compare: tuple[float, float] = (0.0, 0.0)
 
     def step_seconds(self, key: tuple[Architecture, int, bool]) -> float:
@@ -114,90 +119,208 @@ def estimate(study: Study, device: str, report: Callable[[str], None] = print) -
         One `Work` per rule, in the order of the workflow.
 
     Raises:
-        ValueError: the dataset is a folder that is not there.
+        ValueError: the dataset or the corpus is a folder or a file that is not there.
     """
-    (train_size, test_size), shape, classes = shape_of(study.config["dataset"])
-    cohorts = [
-        study.cohorts[name] for name in dict.fromkeys(c.name for t in study.targets for c in study.cohorts_of(t))
-    ]
-
-    def architecture(cohort: Cohort) -> Architecture:
-        return describe(cohort.network, shape[0], shape[1:], classes)
-
-    def mixed(cohort: Cohort) -> bool:
-        return cohort.training.get("precision") == "mixed" and has_bfloat16(device)
-
-    comparisons = [item for target in study.targets for item in _comparisons(study, target, train_size, test_size)]
+    names = dict.fromkeys(cohort.name for target in study.targets for cohort in study.cohorts_of(target))
+    cohorts = [study.cohorts[name] for name in names]
+    counts = _Counts(study, device, cohorts)
     report(f"measuring this machine ({device}), about {CALIBRATION:.0f} s ...")
-    keys = {(architecture(c), c.training["batch_size"], mixed(c)): c.network for c in cohorts}
-    machine = measure(device, keys, comparisons)
-
-    dataset, train, ablation, activations, compute, light = map(
-        Work, ("dataset", "train", "ablation", "activations", "compute", "test_claims, plot, claims")
-    )
-    pixels = (train_size + test_size) * math.prod(shape)
-    dataset.add(seconds=machine.light + pixels * 5e-9, disk=pixels * (1 if len(shape) == 3 else 4), memory=pixels * 4)
-    points = study.config.get("data_points") or math.inf
-    sizes = {"train": min(points, train_size), "test": min(points, test_size)}
+    counts.machine = measure(device, *counts.to_measure())
+    counts.data()
     for cohort in cohorts:
-        network, options = architecture(cohort), cohort.training
-        steps = options["epochs"] * (train_size // options["batch_size"])
-        evaluations = 2 + options["epochs"] // options["evaluate_every"]
-        checkpoints = len({*cohort.checkpoints, options["epochs"]})
-        step = machine.step_seconds((network, options["batch_size"], mixed(cohort)))
-        evaluation = machine.evaluation_seconds(network)
-        for part in study.parts(cohort.name):
+        (counts.convolutional if cohort.data == "dataset" else counts.recurrent)(cohort)
+    counts.results()
+    return [work for work in counts.works.values() if work.jobs]
+
+
+RULES = ("dataset", "corpus", "train", "activations", "ablation", "compute", "test_claims, plot, claims")
+
+
+class _Counts:
+    """Adds up what the jobs of a study do, rule by rule in `works`."""
+
+    machine: Machine
+
+    def __init__(self, study: Study, device: str, cohorts: Sequence[Cohort]):
+        self.study, self.device, self.cohorts = study, device, cohorts
+        self.works = {rule: Work(rule) for rule in RULES}
+        self.shape = self.text = None
+        read = {cohort.data for cohort in cohorts}
+        if "dataset" in read:
+            sizes, self.shape, self.classes = shape_of(study.config["dataset"])
+            points = study.config.get("data_points") or math.inf
+            self.sizes = dict(zip(("train", "test"), sizes, strict=True))
+            self.seen = {split: min(points, size) for split, size in self.sizes.items()}
+            self.pixels = sum(sizes) * math.prod(self.shape)
+        if "corpus" in read:
+            *self.text, self.vocabulary = size_of(study.config["corpus"])
+
+    def architecture(self, cohort: Cohort) -> Architecture | LanguageModel:
+        """Of the networks of a cohort."""
+        if cohort.data == "corpus":
+            return describe_language_model(cohort.network, self.vocabulary)
+        return describe(cohort.network, self.shape[0], self.shape[1:], self.classes)
+
+    def mixed(self, cohort: Cohort) -> bool:
+        """Whether it trains in mixed precision here."""
+        return cohort.training.get("precision") == "mixed" and has_bfloat16(self.device)
+
+    def to_measure(self) -> tuple[dict, list, list]:
+        """Arguments of `measure`."""
+        keys, models = {}, []
+        for cohort in self.cohorts:
+            options, network = cohort.training, self.architecture(cohort)
+            if cohort.data == "corpus":
+                models.append((network, options["batch_size"], options["window"]))
+            else:
+                keys[network, options["batch_size"], self.mixed(cohort)] = cohort.network
+        comparisons = [item for target in self.study.targets for item in self.comparisons(target)]
+        return keys, list(dict.fromkeys(models)), comparisons
+
+    def members(self, cohort: Cohort) -> Iterator[int]:
+        """Networks of each part of a cohort."""
+        for part in self.study.parts(cohort.name):
             first, last = map(int, part.split("-"))
-            count = last - first + 1
-            evaluated = evaluations * (train_size + test_size)
-            train.add(
+            yield last - first + 1
+
+    def data(self) -> None:
+        """The jobs that materialise what networks read."""
+        light = self.machine.light
+        if self.shape is not None:
+            item = 1 if len(self.shape) == 3 else 4
+            self.works["dataset"].add(
+                seconds=light + self.pixels * 5e-9, disk=self.pixels * item, memory=self.pixels * 4
+            )
+        if self.text is not None:
+            tokens = sum(self.text)
+            self.works["corpus"].add(seconds=light + tokens * 1e-6, disk=tokens * 8, memory=tokens * 80)
+
+    def convolutional(self, cohort: Cohort) -> None:
+        """Training, extraction and ablation of networks that read the dataset."""
+        network, options, machine = self.architecture(cohort), cohort.training, self.machine
+        train_size = self.sizes["train"]
+        steps = options["epochs"] * (train_size // options["batch_size"])
+        evaluated = (2 + options["epochs"] // options["evaluate_every"]) * sum(self.sizes.values())
+        checkpoints = len({*cohort.checkpoints, options["epochs"]})
+        mixed = self.mixed(cohort)
+        step = machine.step_seconds((network, options["batch_size"], mixed))
+        evaluation = machine.evaluation_seconds(network)
+        extracted = {
+            (epoch, split): request["layers"]
+            for request in cohort.activations
+            for split in request["splits"]
+            for epoch in _epochs(request["epochs"], checkpoints)
+        }
+        seen = sum(self.seen[split] for _, split in extracted)
+        kept = sum(
+            self.seen[split] * sum(width for layer, width in network.widths.items() if _wanted(layer, layers))
+            for (_, split), layers in extracted.items()
+        )
+        for count in self.members(cohort):
+            trained = steps * options["batch_size"] * network.training_operations
+            self.works["train"].add(
                 networks=count,
-                operations=count
-                * (steps * options["batch_size"] * network.training_operations + evaluated * network.operations),
+                operations=count * (trained + evaluated * network.operations),
                 seconds=machine.start + count * (steps * step + evaluated * evaluation),
-                memory=pixels * 4 + training_memory(network, options, count, device, mixed(cohort)),
+                memory=self.pixels * 4 + training_memory(network, options, count, self.device, mixed),
                 disk=checkpoints * count * network.parameters * 4,
             )
-            extracted = {
-                (epoch, split): request["layers"]
-                for request in cohort.activations
-                for split in request["splits"]
-                for epoch in _epochs(request["epochs"], checkpoints)
-            }
             if extracted:
-                seen = sum(sizes[split] for _, split in extracted)
-                kept = sum(
-                    sizes[split] * sum(width for layer, width in network.widths.items() if _wanted(layer, layers))
-                    for (_, split), layers in extracted.items()
-                )
-                activations.add(
+                self.works["activations"].add(
                     networks=count,
                     operations=count * seen * network.operations,
                     seconds=machine.start + count * (seen * evaluation + kept * 4e-9),
-                    memory=pixels * 4 + count * kept / len(extracted) * 4,
+                    memory=self.pixels * 4 + count * kept / len(extracted) * 4,
                     disk=count * kept * 4,
                 )
             if cohort.ablation:
                 masked = _operations_after(network, cohort.ablation["layers"][0])
                 ways = cohort.ablation["orders"] * cohort.ablation["levels"] * cohort.ablation["points"]
-                ablation.add(
+                self.works["ablation"].add(
                     networks=count,
                     operations=count * ways * masked,
                     seconds=machine.start + count * ways * evaluation * masked / network.operations,
-                    memory=pixels * 4 + 40 * 50 * network.activations * 4,
+                    memory=self.pixels * 4 + 40 * 50 * network.activations * 4,
                     disk=count * cohort.ablation["orders"] * cohort.ablation["levels"] * 8,
                 )
-    for target in study.targets:
-        own = _comparisons(study, target, train_size, test_size)
-        gemm, eigen = machine.compare
-        compute.add(
-            seconds=machine.start + sum(count * (n * d * d * gemm + d**3 * eigen) for count, n, d in own),
-            memory=max((8 * n * d * 20 for _, n, d in own), default=0),
-        )
-        light.add(seconds=1.5 * machine.light)
-        light.add(seconds=2 * machine.light)
-    light.add(seconds=machine.light / 4)
-    return [work for work in (dataset, train, activations, ablation, compute, light) if work.jobs]
+
+    def recurrent(self, cohort: Cohort) -> None:
+        """Training and extraction of language models."""
+        network, options, machine = self.architecture(cohort), cohort.training, self.machine
+        token = machine.token[network, options["batch_size"], options["window"]]
+        forward = token * network.operations / network.training_operations
+        train_tokens, valid_tokens = self.text
+        trained, evaluated = options["epochs"] * train_tokens, (options["epochs"] + 1) * valid_tokens
+        checkpoints = len({*cohort.checkpoints, options["epochs"]})
+        read, kept, largest = 0, 0, 0
+        for request in cohort.activations:
+            times = len(_epochs(request["epochs"], checkpoints))
+            width = sum(width for layer, width in network.widths.items() if _wanted(layer, request["layers"]))
+            if "points" in request:
+                states, tokens = request["points"], request["points"]
+            else:  # repeats, after so many starts and without
+                states = (len(request["starts"]) + 1) * request["sequences"] * request["repeats"]
+                tokens = (len(request["starts"]) + 1) * request["sequences"] * request["length"]
+            read, kept, largest = read + times * tokens, kept + times * states * width, max(largest, states * width)
+        for count in self.members(cohort):
+            self.works["train"].add(
+                networks=count,
+                operations=count * (trained * network.training_operations + evaluated * network.operations),
+                seconds=machine.start + count * (trained * token + evaluated * forward),
+                memory=8 * sum(self.text) + language_memory(network, options, count),
+                disk=checkpoints * count * network.parameters * 4,
+            )
+            self.works["activations"].add(
+                networks=count,
+                operations=count * read * network.operations,
+                seconds=machine.start + count * (read * forward + kept * 4e-9),
+                memory=2 * count * largest * 4,
+                disk=count * kept * 4,
+            )
+
+    def comparisons(self, target: str) -> list[tuple[int, int, int]]:
+        """(how often, data points, neurons) of the comparisons of layers that a result makes."""
+        options, module = self.study.options(target), RESULTS[target]
+        if hasattr(module, "comparisons"):
+            return module.comparisons(options)
+        measures, found = len(options.get("measures", ["pwcca"])), []
+        groups: dict[str, list[Cohort]] = {}
+        for cohort in self.study.cohorts_of(target):
+            groups.setdefault(repr((cohort.data, cohort.network)), []).append(cohort)
+        for cohorts in groups.values():
+            cohort, widths = cohorts[0], self.architecture(cohorts[0]).widths
+            networks = sum(cohort.networks for cohort in cohorts)
+            checkpoints = len({*cohort.checkpoints, cohort.training["epochs"]})
+            for request in cohort.activations:
+                wanted = [width for layer, width in widths.items() if _wanted(layer, request["layers"])]
+                epochs = len(_epochs(request["epochs"], checkpoints))
+                if cohort.data == "corpus":  # a network with itself, at other times or positions
+                    places = {"valid": epochs, "sequence": request.get("positions", 1)}
+                    places["repeats"] = request.get("repeats", 1) * (1 + len(request.get("starts", ())))
+                    (split,) = request["splits"]
+                    n = request["points"] if split == "valid" else request.get("sequences", 0)
+                    n = n or request["points"] // request.get("positions", 1)
+                    found += [(measures * networks * places[split], n, width) for width in wanted]
+                    continue
+                times = measures * networks * (networks - 1) // 2 * epochs
+                for split in request["splits"]:
+                    size = self.seen[split]
+                    found += [(times, size, min(width, options.get("filters", width))) for width in wanted]
+        return found
+
+    def results(self) -> None:
+        """The jobs that compute, judge and draw."""
+        gemm, eigen = self.machine.compare
+        light = self.works[RULES[-1]]
+        for target in self.study.targets:
+            own = self.comparisons(target)
+            self.works["compute"].add(
+                seconds=self.machine.start + sum(count * (n * d * d * gemm + d**3 * eigen) for count, n, d in own),
+                memory=max((8 * n * d * 20 for _, n, d in own), default=0),
+            )
+            light.add(seconds=1.5 * self.machine.light)
+            light.add(seconds=2 * self.machine.light)
+        light.add(seconds=self.machine.light / 4)
 
 
 def wall_clock(works: list[Work], parallel: int) -> float:
@@ -219,11 +342,31 @@ def training_memory(architecture: Architecture, options: dict, networks: int, de
     return parameters + together * options["batch_size"] * kept * (2 if mixed else 4)
 
 
-def measure(device: str, keys: dict, comparisons: list[tuple[int, int, int]]) -> Machine:
-    """Time what the study computes, for `CALIBRATION` seconds in all."""
+def language_memory(model: LanguageModel, options: dict, networks: int) -> float:
+    """The same for language models, without the text: the backward pass needs gates, cells and states of each position
+    of a window, and the head's logits with their gradient."""
+    parameters = networks * model.parameters * 4 * (3 + OPTIMIZER_STATE[options["optimizer"]])
+    kept = sum(16 * units for units in model.sizes) + 3 * model.vocabulary
+    return parameters + networks * options["batch_size"] * options["window"] * kept * 4
+
+
+def measure(
+    device: str,
+    keys: dict[tuple[Architecture, int, bool], dict],
+    models: Sequence[tuple[LanguageModel, int, int]],
+    comparisons: Sequence[tuple[int, int, int]],
+) -> Machine:
+    """Time what the study computes, for `CALIBRATION` seconds in all.
+
+    Args:
+        device: "cpu" or "cuda".
+        keys: (architecture, batch, mixed) → network block.
+        models: (language model, columns, window).
+        comparisons: (how often, data points, neurons).
+    """
     machine = Machine(device, start=_job_start("torch", "pandas"), light=_job_start("pandas", "matplotlib.pyplot"))
     keep_memory()
-    each = (CALIBRATION - 4) / (2 * len(keys) + 2)
+    each = (CALIBRATION - 4) / (2 * len(keys) + 2 * len(models) + 2)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # as the jobs of the workflow
     try:
@@ -236,6 +379,8 @@ def measure(device: str, keys: dict, comparisons: list[tuple[int, int, int]]) ->
             )
             machine.step[key] = _time_step(networks, batch, device, each)
             machine.evaluate[architecture] = _time_evaluation(networks, device, each)
+        for model, columns, window in models:
+            machine.token[model, columns, window] = _time_token(model, columns, window, device, 2 * each)
         sizes = [(n, d) for _, n, d in comparisons]
         machine.compare = _time_comparison(sizes, device, 2 * each) if sizes else (0.0, 0.0)
     finally:
@@ -252,7 +397,7 @@ def _time_step(networks: Networks, batch: int, device: str, seconds: float) -> f
     data, order = data.to(device), torch.arange(batch, device=device).expand(count, batch)
     stacked = networks.initialise(np.random.default_rng(i) for i in range(count))
     state = training._Parameters({name: tensor.to(device) for name, tensor in stacked.items()}, networks)
-    update = training.adam(state.values, {})
+    update = training.Adam(state.values, {})
     rates = torch.full((count, 1), 1e-3, device=device)
 
     def step() -> None:
@@ -270,6 +415,26 @@ def _time_evaluation(networks: Networks, device: str, seconds: float) -> float:
     state = {name: tensor.to(device) for name, tensor in stacked.items()}
     labels = torch.zeros(points, dtype=torch.long, device=device)
     return _repeated(lambda: networks.evaluate(state, data, labels), device, seconds) / (points * count)
+
+
+def _time_token(model: LanguageModel, columns: int, window: int, device: str, seconds: float) -> float:
+    """Of one network, on a window that is shortened where a whole one would take too long."""
+    from cca_dynamics import language, training
+
+    affordable = int(seconds / 4 * FIRST_GUESS[device] / (model.training_operations * columns))
+    positions, count = max(2, min(window, affordable)), 4 if affordable > 4 * window else 1
+    networks = LanguageModels(model)
+    stacked = networks.initialise(np.random.default_rng(i) for i in range(count))
+    state = language._Parameters({name: tensor.to(device) for name, tensor in stacked.items()})
+    update = training.Adam(state.values, {})
+    text = torch.randint(model.vocabulary, (positions + 1, columns)).to(device)
+    carried, rate = networks.zero_state(count, columns, device), torch.tensor(1e-3, device=device)
+
+    def step() -> None:
+        _, gradients, _ = state.gradients(networks, text[:-1], text[1:], carried, {}, Dropout(), None)
+        update(state.values, gradients, rate)
+
+    return _repeated(step, device, seconds) / (count * columns * positions)
 
 
 def _time_comparison(sizes: list[tuple[int, int]], device: str, seconds: float) -> tuple[float, float]:
@@ -312,29 +477,6 @@ def _step_operations(key: tuple[Architecture, int, bool]) -> float:
     return architecture.training_operations * batch
 
 
-def _comparisons(study: Study, target: str, train_size: int, test_size: int) -> list[tuple[int, int, int]]:
-    """(how often, data points, neurons) of the comparisons of layers that a result makes."""
-    options, module = study.options(target), RESULTS[target]
-    if hasattr(module, "comparisons"):
-        return module.comparisons(options)
-    points = study.config.get("data_points") or math.inf
-    sizes = {"train": min(points, train_size), "test": min(points, test_size)}
-    groups: dict[str, list[Cohort]] = {}
-    for cohort in [cohort for cohort in study.cohorts_of(target) if cohort.data == "dataset"]:
-        groups.setdefault(repr(cohort.network), []).append(cohort)
-    measures, found = len(options.get("measures", ["pwcca"])), []
-    for cohorts in groups.values():
-        networks = sum(cohort.networks for cohort in cohorts)
-        widths = describe(cohorts[0].network, 1, (1,), 10).widths
-        checkpoints = len({*cohorts[0].checkpoints, cohorts[0].training["epochs"]})
-        for request in cohorts[0].activations:
-            times = measures * networks * (networks - 1) // 2 * len(list(_epochs(request["epochs"], checkpoints)))
-            for split in request["splits"]:
-                wanted = [width for layer, width in widths.items() if _wanted(layer, request["layers"])]
-                found += [(times, sizes[split], min(width, options.get("filters", width))) for width in wanted]
-    return found
-
-
 def _wanted(layer: str, layers: str | list[str]) -> bool:
     return layers == "all" or layer in layers
 
@@ -359,7 +501,7 @@ def show(study: Study, device: str, parallel: int) -> None:
         parallel: jobs side by side.
 
     Raises:
-        ValueError: the dataset is a folder that is not there.
+        ValueError: the dataset or the corpus is a folder or a file that is not there.
     """
     from rich.console import Console
     from rich.table import Table

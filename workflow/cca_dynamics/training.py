@@ -10,7 +10,9 @@ import math
 import time
 import zlib
 from collections.abc import Callable
+from io import BytesIO
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import pandas as pd
@@ -20,8 +22,9 @@ from torch.nn import functional
 
 from cca_dynamics import checkpoints
 from cca_dynamics.datasets import Dataset
-from cca_dynamics.files import replacing
+from cca_dynamics.files import DamagedFile, read_tensors
 from cca_dynamics.networks import Networks, build, channels_last
+from cca_dynamics.resume import MINUTES, Unfinished, key_of, resuming
 from cca_dynamics.workers import Workers, has_bfloat16
 
 TOGETHER_ON_CPU = 8
@@ -36,11 +39,19 @@ def generator(seed: int, cohort: str, network: int, *stream: int) -> np.random.G
 
 
 def train(
-    recipe: dict, dataset: Dataset, out: Path, *, device: str = "cpu", report: Callable[[str], None] = print
+    recipe: dict,
+    dataset: Dataset,
+    out: Path,
+    *,
+    device: str = "cpu",
+    report: Callable[[str], None] = print,
+    save_minutes: float = MINUTES,
+    save_steps: int | None = None,
 ) -> None:
     """Train the networks of one recipe and write them to a folder.
 
-    An epoch visits the training data once in a new random order and drops the last incomplete batch.
+    An epoch visits the training data once in a new random order and drops the last incomplete batch. A run that was
+    killed goes on from its last save and gives the same networks, bit for bit.
 
     Args:
         recipe: as made by `study.Cohort.recipe`.
@@ -50,6 +61,10 @@ def train(
             test_accuracy against the true ones), recipe.json.
         device: "cpu" or "cuda".
         report: called with one line an epoch.
+        save_minutes, save_steps: how often to save, see `resume.Unfinished`.
+
+    Raises:
+        Interrupted: the process was told to stop; what is done is kept beside `out`.
     """
     options, members = recipe["training"], recipe["networks"]
     x, y = dataset.train_x.to(device), dataset.train_y if recipe["labels"] == "true" else dataset.train_y_permuted
@@ -67,47 +82,110 @@ def train(
     schedule = SCHEDULES[options.get("schedule", "constant")]
     augmentation = AUGMENTATIONS[options.get("augmentation", "none")]
     stored_at = {round(epoch * steps_per_epoch) for epoch in recipe["checkpoints"]} | {last}
-    inputs, history, start = channels_last(x), [], time.monotonic()
+    inputs, history, total = channels_last(x), History(), torch.zeros(len(members), device=device)
+    live = {**state.live(), "total": total, **update.tensors}
 
     def evaluate(step: int) -> str:
         loss, train_accuracy = network.evaluate(state.tensors, x, y)
         _, test_accuracy = network.evaluate(state.tensors, test_x, test_y)
         columns = {"loss": loss, "train_accuracy": train_accuracy, "test_accuracy": test_accuracy}
         rows = {name: values.double().cpu().numpy() for name, values in columns.items()}
-        history.append(pd.DataFrame({"step": step, "epoch": step / steps_per_epoch, "network": members, **rows}))
+        history.add(step=step, epoch=step / steps_per_epoch, network=members, **rows)
         return f" · train {rows['train_accuracy'].mean():.3f} · test {rows['test_accuracy'].mean():.3f}"
 
-    with replacing(out) as folder:
-        folder.mkdir()
-        checkpoints.save_recipe({**recipe, "convolutions_in": "bfloat16" if mixed else "float32"}, folder)
+    key = key_of(recipe, device, "training:train", data=dataset.checksum, mixed=mixed)
+    with resuming(out, key, minutes=save_minutes, steps=save_steps, report=report) as work:
+        folder = work.output
 
         def store(step: int) -> None:
             checkpoints.save(state.tensors, folder, step=step, epoch=step / steps_per_epoch, recipe=recipe)
 
-        if 0 in stored_at:
-            store(0)
-        evaluate(0)
-        step = 0
-        for epoch in range(epochs):
+        def now() -> tuple[dict[str, Tensor], dict]:
+            return kept(live, history, step)
+
+        step = restored(work, live, history)
+        if step is None:
+            work.restart()
+            work.output.mkdir()
+            checkpoints.save_recipe({**recipe, "convolutions_in": "bfloat16" if mixed else "float32"}, folder)
+            if 0 in stored_at:
+                store(0)
+            evaluate(0)
+            step = 0
+        else:
+            report(f"going on from step {step} of {last}")
+        start, begun = time.monotonic(), step
+        for epoch in range(step // steps_per_epoch, epochs):
             orders = [generator(recipe["seed"], recipe["cohort"], i, ORDER, epoch).permutation(len(x)) for i in members]
             order = torch.from_numpy(np.stack(orders)).to(device)
             changes = None
             if augmentation is not None:
                 drawn = [generator(recipe["seed"], recipe["cohort"], i, AUGMENTATION, epoch) for i in members]
                 changes = torch.from_numpy(np.stack([_changes(rng, len(x)) for rng in drawn])).to(device)
-            total = torch.zeros(len(members), device=device)
-            for chosen in order[:, : steps_per_epoch * batch].split(batch, dim=1):
+            for chosen in order[:, step % steps_per_epoch * batch : steps_per_epoch * batch].split(batch, dim=1):
                 losses, gradients = state.gradients(network, inputs, y, chosen, augmentation, changes)
                 update(state.values, gradients, rates * schedule(step / last))
                 total += losses
                 step += 1
                 if step in stored_at:
                     store(step)
-            accuracies = evaluate(step) if (epoch + 1) % options["evaluate_every"] == 0 or epoch + 1 == epochs else ""
-            left = (time.monotonic() - start) / (epoch + 1) * (epochs - epoch - 1)
+                if step % steps_per_epoch:
+                    work.step(now)
+            ended = (epoch + 1) % options["evaluate_every"] == 0 or epoch + 1 == epochs
+            accuracies = evaluate(step) if ended else ""
+            left = (time.monotonic() - start) / (step - begun) * (last - step)
             loss = total.mean().item() / steps_per_epoch
             report(f"epoch {epoch + 1}/{epochs} · loss {loss:.3f}{accuracies} · {math.ceil(left)} s left")
-        pd.concat(history, ignore_index=True).to_parquet(folder / "history.parquet", index=False)
+            total.zero_()
+            work.step(now)
+        history.write(folder)
+
+
+class History:
+    """The rows of a history table, as they come."""
+
+    def __init__(self) -> None:
+        self.tables: list[pd.DataFrame] = []
+
+    def add(self, **columns: object) -> None:
+        """One row a network."""
+        self.tables.append(pd.DataFrame(columns))
+
+    def write(self, file: Path | BinaryIO) -> None:
+        """As parquet: history.parquet in a folder, or to an open file."""
+        file = file / "history.parquet" if isinstance(file, Path) else file
+        pd.concat(self.tables, ignore_index=True).to_parquet(file, index=False)
+
+
+def kept(live: dict[str, Tensor], history: History, step: int) -> tuple[dict[str, Tensor], dict]:
+    """What `resume.Unfinished.step` saves of a training run: its tensors, its history, and where it stands."""
+    table = BytesIO()
+    history.write(table)
+    rows = torch.frombuffer(bytearray(table.getvalue()), dtype=torch.uint8)
+    return {**live, "history": rows}, {"step": step}
+
+
+def restored(work: Unfinished, live: dict[str, Tensor], history: History) -> int | None:
+    """Bring a training run to where it was saved: the step, or None if it has to begin anew.
+
+    Args:
+        work: what is kept.
+        live: tensors to overwrite.
+        history: to fill.
+    """
+    found = work.load()
+    if found is None:
+        return None
+    tensors, facts = found
+    for _, file in checkpoints.stored(work.output):
+        try:
+            read_tensors(file)
+        except DamagedFile:
+            return None
+    for name, tensor in live.items():
+        tensor.data.copy_(tensors[name])
+    history.tables.append(pd.read_parquet(BytesIO(tensors["history"].numpy().tobytes())))
+    return facts["step"]
 
 
 class _Parameters:
@@ -133,6 +211,11 @@ class _Parameters:
             for name in trained:
                 group[name].requires_grad_()
         self.workers = Workers(self.values.device.type)
+
+    def live(self) -> dict[str, Tensor]:
+        """The tensors that training changes: all parameters together, and the running statistics."""
+        statistics = {name: tensor for name, tensor in self.tensors.items() if name not in self.trained}
+        return {"values": self.values, **statistics}
 
     def gradients(
         self,
@@ -170,39 +253,52 @@ class _Parameters:
         return torch.cat(losses), torch.cat(gradients)
 
 
-def sgd(values: Tensor, options: dict) -> Callable[[Tensor, Tensor, Tensor], None]:
-    """Stochastic gradient descent with momentum, as torch.optim.SGD computes it."""
-    momentum, decay = options.get("momentum", 0.0), options.get("weight_decay", 0.0)
-    velocity = torch.zeros_like(values)
+class SGD:
+    """Stochastic gradient descent with momentum, as torch.optim.SGD computes it.
 
-    def update(values: Tensor, gradients: Tensor, rates: Tensor) -> None:
-        if decay:
-            gradients.add_(values, alpha=decay)
-        velocity.mul_(momentum).add_(gradients)
+    Args:
+        values: (N, parameters).
+        options: momentum, weight_decay.
+
+    Attributes:
+        tensors: what it remembers between steps, changed in place.
+    """
+
+    def __init__(self, values: Tensor, options: dict):
+        self.momentum, self.decay = options.get("momentum", 0.0), options.get("weight_decay", 0.0)
+        self.tensors = {"velocity": torch.zeros_like(values)}
+
+    def __call__(self, values: Tensor, gradients: Tensor, rates: Tensor) -> None:
+        """One step of every network; `rates` is a number or (N, 1), `gradients` may be changed."""
+        velocity = self.tensors["velocity"]
+        if self.decay:
+            gradients.add_(values, alpha=self.decay)
+        velocity.mul_(self.momentum).add_(gradients)
         values.addcmul_(velocity, rates, value=-1)
 
-    return update
 
+class Adam:
+    """Adam with β = (0.9, 0.999) and ε = 1e-8, as torch.optim.Adam computes it; otherwise as `SGD`."""
 
-def adam(values: Tensor, options: dict) -> Callable[[Tensor, Tensor, Tensor], None]:
-    """Adam with β = (0.9, 0.999) and ε = 1e-8, as torch.optim.Adam computes it."""
-    decay = options.get("weight_decay", 0.0)
-    first, second, steps = torch.zeros_like(values), torch.zeros_like(values), 0
+    def __init__(self, values: Tensor, options: dict):
+        self.decay = options.get("weight_decay", 0.0)
+        moments = {name: torch.zeros_like(values) for name in ("first_moment", "second_moment")}
+        self.tensors = {**moments, "updates": torch.zeros((), dtype=torch.int64)}
 
-    def update(values: Tensor, gradients: Tensor, rates: Tensor) -> None:
-        nonlocal steps
-        steps += 1
-        if decay:
-            gradients.add_(values, alpha=decay)
+    def __call__(self, values: Tensor, gradients: Tensor, rates: Tensor) -> None:
+        """One step of every network."""
+        first, second, updates = self.tensors.values()
+        updates += 1
+        if self.decay:
+            gradients.add_(values, alpha=self.decay)
         first.lerp_(gradients, 0.1)
         second.mul_(0.999).addcmul_(gradients, gradients, value=0.001)
-        scale = (second / (1 - 0.999**steps)).sqrt_().add_(1e-8)
-        values.addcdiv_(first * rates, scale, value=-1 / (1 - 0.9**steps))
-
-    return update
+        scale = (second / (1 - 0.999 ** updates.item())).sqrt_().add_(1e-8)
+        values.addcdiv_(first * rates, scale, value=-1 / (1 - 0.9 ** updates.item()))
 
 
-OPTIMIZERS = {"sgd": sgd, "adam": adam}
+OPTIMIZERS = {"sgd": SGD, "adam": Adam}
+"""(values, options) → an optimiser: called with (values, gradients, rates), it updates the values in place."""
 
 
 def constant(done: float) -> float:

@@ -45,6 +45,8 @@ rule ablation:
         mem_mb=2000,
         runtime=120,
         gpu=GPU,
+        save_minutes=study.config["save_minutes"],  # resources, because changing them reruns nothing
+        save_steps=study.config["save_steps"],
     params:
         request=lambda w: as_argument(study.cohorts[w.cohort].ablation),
         device=study.config["device"],
@@ -53,4 +55,5 @@ rule ablation:
         "ablation {wildcards.cohort} {wildcards.part}"
     shell:
         "cca-dynamics ablation --data {input.data} --networks {input.networks} --request {params.request:q}"
-        " --out {output.table} --device {params.device} --threads {threads} &> {log}"
+        " --out {output.table} --device {params.device} --threads {threads}"
+        " --save-minutes {resources.save_minutes} --save-steps {resources.save_steps} &> {log}"

@@ -16,6 +16,8 @@ rule train:
         mem_mb=2000,
         runtime=240,
         gpu=GPU,
+        save_minutes=study.config["save_minutes"],  # resources, because changing them reruns nothing
+        save_steps=study.config["save_steps"],
     params:
         recipe=lambda w: as_argument(study.cohorts[w.cohort].recipe(w.part, study.seed)),
         device=study.config["device"],
@@ -24,4 +26,5 @@ rule train:
         "train {wildcards.cohort} {wildcards.part}"
     shell:
         "cca-dynamics train --data {input.data} --recipe {params.recipe:q} --out {output.networks}"
-        " --device {params.device} --threads {threads} &> {log}"
+        " --device {params.device} --threads {threads}"
+        " --save-minutes {resources.save_minutes} --save-steps {resources.save_steps} &> {log}"

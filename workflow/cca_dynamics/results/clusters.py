@@ -74,7 +74,7 @@ def compute(inputs: Inputs, options: dict) -> pd.DataFrame:
     """
     step = inputs.checkpoints(COHORT)[-1][0]
     networks = inputs.representations(COHORT, options["layer"], step)
-    distances = distance_table(list(networks), options["measures"], inputs.device)
+    distances = distance_table(list(networks), options["measures"], inputs.device, inputs.store)
     matrix = distance_matrix(distances[distances["measure"] == "pwcca"])
     performance = final_performance(inputs, COHORT)
     rates = np.repeat(options["learning_rates"], options["networks"])

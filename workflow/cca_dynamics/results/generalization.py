@@ -87,7 +87,7 @@ def compute(inputs: Inputs, options: dict) -> pd.DataFrame:
         for index, layer in enumerate(names):
             stacked = [inputs.representations(group, layer, steps[group], split) for group in GROUPS]
             kind = np.repeat(GROUPS, [len(networks) for networks in stacked])
-            rows = distance_table(list(np.concatenate(stacked)), options["measures"], inputs.device)
+            rows = distance_table(list(np.concatenate(stacked)), options["measures"], inputs.device, inputs.store)
             a, b = kind[rows["network_a"]], kind[rows["network_b"]]
             tables.append(rows.assign(split=split, layer=layer, layer_index=index, group=np.where(a == b, a, "inter")))
     tables += [final_performance(inputs, group, group=group) for group in GROUPS]

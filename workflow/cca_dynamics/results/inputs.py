@@ -20,16 +20,23 @@ class Inputs:
         activations: cohort → folders written by `activations.extract`, in the same order.
         ablations: cohort → tables written by `ablation.ablate`, in the same order.
         device: "cpu" or "cuda".
+        store: a folder that keeps finished blocks of comparisons, see `similarity.pairwise`.
     """
 
     networks: dict[str, list[Path]]
     activations: dict[str, list[Path]]
     ablations: dict[str, list[Path]]
     device: str = "cpu"
+    store: Path | None = None
 
     @classmethod
     def from_paths(
-        cls, networks: list[Path], activations: list[Path], ablations: list[Path] = (), device: str = "cpu"
+        cls,
+        networks: list[Path],
+        activations: list[Path],
+        ablations: list[Path] = (),
+        device: str = "cpu",
+        store: Path | None = None,
     ) -> Inputs:
         """Group .../<cohort>/<part> folders and files by cohort."""
 
@@ -39,7 +46,7 @@ class Inputs:
                 cohorts.setdefault(path.parent.name, []).append(path)
             return cohorts
 
-        return cls(grouped(networks), grouped(activations), grouped(ablations), device)
+        return cls(grouped(networks), grouped(activations), grouped(ablations), device, store)
 
     def checkpoints(self, cohort: str, split: str = "train") -> list[tuple[int, float]]:
         """(step, epoch) of each checkpoint whose activations are stored, in order."""

@@ -8,7 +8,7 @@ SHALLOW, DEEPER = "lstm", "lstm-deeper"
 
 
 def cohorts(study: Study) -> list[Cohort]:
-    """The language models of a study, stored after every epoch, with all that any result wants of them.
+    """The language models of a study, stored every `checkpoint_every` epochs, with all that any result wants of them.
 
     Every recurrent result asks for them here, so that they are trained and read once.
     """
@@ -31,8 +31,11 @@ def cohorts(study: Study) -> list[Cohort]:
         )
         repeats = {key: sequence[key] for key in ("sequences", "length", "starts")} | {"repeats": positions}
         requests.append({"epochs": "final", "splits": ["repeats"], "layers": "all", **repeats})
-    epochs = tuple(range(study.config["language_training"]["epochs"] + 1))
-    shared = {"training": study.config["language_training"], "checkpoints": epochs, "data": "corpus"}
+    end, every = study.config["language_training"]["epochs"], study.config["language_training"]["checkpoint_every"]
+    epochs = {*range(0, end + 1, every), end}
+    if stability:
+        epochs |= {stability["early_epoch"], end // 2}
+    shared = {"training": study.config["language_training"], "checkpoints": tuple(sorted(epochs)), "data": "corpus"}
     found = [
         Cohort(
             name=SHALLOW,

@@ -37,16 +37,17 @@ def settings(options: dict, kind: str) -> dict:
 
 def kinds(options: dict) -> list[str]:
     """The kinds of networks a study follows."""
-    return [kind for kind in KINDS if kind != "recurrent" or options["recurrent"]]
+    return [kind for kind in KINDS if options["layer" if kind == "convolutional" else "recurrent"]]
 
 
 def check(study: Study) -> None:
     """Refuse directions that do not fit the layer, and early times at or after half of training."""
     options = study.options("stability")
-    neurons = study.require_layer(f"{KEY}.layer", options["layer"], study.network("stability"))
-    if neurons is None:
-        raise ConfigError(f"{KEY}.layer", "softmax has too few neurons to follow; choose a convolutional layer")
-    _check_times(KEY, options, neurons, study.training("stability")["epochs"])
+    if not kinds(options):
+        raise ConfigError(f"{KEY}.layer", f"null, and so is {KEY}.recurrent; give a layer of one of them")
+    if options["layer"]:
+        neurons = study.require_layer(f"{KEY}.layer", options["layer"], study.network("stability"))
+        _check_times(KEY, options, neurons, study.training("stability")["epochs"])
     if options["recurrent"]:
         own, sizes = settings(options, "recurrent"), study.config["language_model"]["sizes"]
         layers = recurrent.layers(sizes)
@@ -73,6 +74,9 @@ def _check_times(key: str, options: dict, neurons: int, epochs: int) -> None:
 def cohorts(study: Study) -> list[Cohort]:
     """One cohort, stored every `checkpoint_every` epochs and at t_early, T/2 and T; and the language models."""
     options, training = study.options("stability"), study.training("stability")
+    recurrent_ = recurrent.cohorts(study)[:1] if options["recurrent"] else []
+    if not options["layer"]:
+        return recurrent_
     epochs, every = training["epochs"], options["checkpoint_every"]
     regular = [round(i * every, 6) for i in range(math.floor(epochs / every) + 1)]
     checkpoints = sorted({0, *regular, options["early_epoch"], epochs / 2, epochs})
@@ -84,7 +88,7 @@ def cohorts(study: Study) -> list[Cohort]:
         checkpoints=tuple(checkpoints),
         activations=({"epochs": "all", "splits": ["train"], "layers": [options["layer"]]},),
     )
-    return [convolutional, *(recurrent.cohorts(study)[:1] if options["recurrent"] else [])]
+    return [convolutional, *recurrent_]
 
 
 def compute(inputs: Inputs, options: dict) -> pd.DataFrame:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -22,13 +23,16 @@ COUNTS = (
 )
 
 
-def distance_table(representations: Sequence[np.ndarray], measures: Sequence[str], device: str = "cpu") -> pd.DataFrame:
+def distance_table(
+    representations: Sequence[np.ndarray], measures: Sequence[str], device: str = "cpu", store: Path | None = None
+) -> pd.DataFrame:
     """Distances between all ordered pairs of different networks.
 
     Args:
         representations: N arrays (n, d).
         measures: keys of `similarity.MEASURES`.
         device: "cpu" or "cuda".
+        store: see `similarity.pairwise`.
 
     Returns:
         N·(N − 1) rows a measure: network_a, network_b (positions in the argument), quantity "distance", measure, value
@@ -47,7 +51,7 @@ def distance_table(representations: Sequence[np.ndarray], measures: Sequence[str
             for p in np.unique(ranks).tolist()
             for q in np.unique(ranks).tolist()
         }
-        distances = pairwise(factors, measure, device=device)
+        distances = pairwise(factors, measure, device=device, store=store)
         tables.append(
             pd.DataFrame(
                 {

@@ -74,7 +74,7 @@ def compute(inputs: Inputs, options: dict) -> pd.DataFrame:
             filters = networks.shape[2]
             chosen = [_filters(options, multiplier, network, filters) for network in range(len(networks))]
             subsets = [network[:, columns] for network, columns in zip(networks, chosen, strict=True)]
-            rows = distance_table(subsets, options["measures"], inputs.device)
+            rows = distance_table(subsets, options["measures"], inputs.device, inputs.store)
             tables.append(rows.assign(multiplier=multiplier, filters=filters, state=state))
         tables.append(final_performance(inputs, cohort, multiplier=multiplier, filters=filters))
     return tidy(tables)

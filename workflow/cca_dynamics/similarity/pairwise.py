@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import inspect
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -18,6 +17,8 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from cca_dynamics.files import DamagedFile, read_tensors, replacing, write_tensors
+from cca_dynamics.provenance import code_fingerprint
 from cca_dynamics.similarity.baselines import cosine, euclidean, linear_cka, linear_cka_debiased, procrustes
 from cca_dynamics.similarity.cca import (
     Factors,
@@ -162,7 +163,7 @@ def pairwise(
         with tqdm(total=count * (count - 1) // 2, desc=measure, unit="pair", disable=not progress) as bar:
             for first in range(0, count, block):
                 members = range(first, min(first + block, count))
-                saved = Path(store) / f"{fingerprint}-{first}.npy" if store else None
+                saved = Path(store) / f"{fingerprint}-{first}.safetensors" if store else None
                 columns = _kept(saved, members)
                 if columns is None:
                     columns = _columns(factors, measure, precision, options, members, device, workers, bar.update)
@@ -267,7 +268,8 @@ def _check(factors: list[Factors], measure: str) -> None:
 
 
 def _fingerprint(factors: list[Factors], measure: str, precision: str, block: int, options: dict) -> str:
-    digest = hashlib.sha256(repr((measure, precision, block, sorted(options.items()))).encode())
+    code = code_fingerprint("similarity.pairwise:pairwise", selected=[measure])
+    digest = hashlib.sha256(repr((code, measure, precision, block, sorted(options.items()))).encode())
     for x in factors:
         digest.update(repr((tuple(x.x.shape), x.x.dtype)).encode())
         digest.update(x.s.cpu().numpy().tobytes() + x.mean.cpu().numpy().tobytes() + x.v.cpu().numpy().tobytes())
@@ -279,15 +281,12 @@ def _kept(path: Path | None, members: range) -> np.ndarray | None:
     if path is None or not path.exists():
         return None
     try:
-        columns = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError):
+        columns = read_tensors(path, ["columns"])[0]["columns"].numpy()
+    except DamagedFile:
         return None
     return columns if columns.shape == (2, members[-1] + 1, len(members)) else None
 
 
 def _keep(columns: np.ndarray, path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with open(temporary, "wb") as file:
-        np.save(file, columns, allow_pickle=False)
-    os.replace(temporary, path)
+    with replacing(path) as temporary:
+        write_tensors(temporary, {"columns": torch.from_numpy(columns)})
