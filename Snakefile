@@ -19,4 +19,5 @@ rule all:
     default_target: True
     input:
         rules.claims.output,
+        rules.manifest.output,
         figures_of(*study.targets),

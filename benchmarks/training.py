@@ -24,6 +24,7 @@ from __future__ import annotations
 import argparse
 import statistics
 import time
+from functools import partial
 from math import prod
 from pathlib import Path
 
@@ -33,8 +34,8 @@ import torch
 from cca_dynamics import training
 from cca_dynamics.networks import build, channels_last
 from cca_dynamics.reference import hardware
-from cca_dynamics.workers import keep_memory
-from torch import multiprocessing, nn
+from torch import nn
+from turns import Way, in_turns, print_row
 
 OUT = Path(__file__).parent / "out"
 RATE, MOMENTUM, BATCH = 0.1, 0.9, 128
@@ -169,10 +170,8 @@ def architecture(width: float, paper: bool):
     return build(blocks, 1, (40,), 10)
 
 
-def work(name: str, width: float, paper: bool, count: int, threads: int, device: str, start, end) -> None:
-    """A process: one step of its networks each time the parent says so."""
-    torch.set_num_threads(threads)
-    keep_memory()
+def make(name: str, width: float, paper: bool, count: int, device: str):
+    """The function that does one step of so many networks."""
     network = architecture(width, paper)
     size, batch = (1000, PAPER_BATCH) if paper else (4000, BATCH)
     x, y = (
@@ -182,38 +181,18 @@ def work(name: str, width: float, paper: bool, count: int, threads: int, device:
     kind = (PAPER_STEPPERS if paper else STEPPERS)[name]
     x = channels_last(x) if issubclass(kind, Lockstep) else x
     order = torch.stack([torch.randperm(size)[:batch] for _ in range(count)]).to(device)
-    stepper = kind(network, count, device)
-    while True:
-        start.wait()
-        stepper.step(x, y, order)
-        if device == "cuda":
-            torch.cuda.synchronize()
-        end.wait()
+    return partial(kind(network, count, device).step, x, y, order)
 
 
 def compare(width: float, paper: bool, count: int, cores: int, device: str, rounds: int) -> dict:
     """Median milliseconds a network and step of each way, in turns."""
-    context = multiprocessing.get_context("spawn")
-    groups, everyone = {}, []
+    ways = {}
     for name in PAPER_STEPPERS if paper else STEPPERS:
         processes = 1 if name == "loop" else cores
-        start, end = context.Barrier(processes + 1), context.Barrier(processes + 1)
-        arguments = (name, width, paper, count // processes, cores // processes, device, start, end)
-        members = [context.Process(target=work, args=arguments, daemon=True) for _ in range(processes)]
-        groups[name] = (start, end, count // processes * processes)
-        everyone += members
-        for member in members:
-            member.start()
-    seconds: dict[str, list[float]] = {name: [] for name in groups}
-    for turn in range(rounds + 2):
-        for name, (start, end, networks) in groups.items():
-            start.wait()
-            begin = time.perf_counter()
-            end.wait()
-            if turn > 1:  # the first ones warm up
-                seconds[name].append((time.perf_counter() - begin) / networks)
-    for member in everyone:
-        member.kill()
+        each = partial(make, name, width, paper, count // processes, device)
+        ways[name] = Way(processes, cores // processes, each)
+    whole = {name: count // way.processes * way.processes for name, way in ways.items()}
+    seconds = {name: np.array(times) / whole[name] for name, times in in_turns(ways, device, rounds).items()}
     ours = "float32" if paper else "lockstep"
     row = {"width": width, "networks": count} | {name: 1e3 * statistics.median(v) for name, v in seconds.items()}
     for name in seconds:
@@ -245,10 +224,7 @@ def main() -> None:
     rows, count = [], chosen.networks or (2 if chosen.paper else 100)
     for width in chosen.multipliers if chosen.paper else chosen.widths:
         rows.append(compare(width, chosen.paper, count, cores, chosen.device, chosen.rounds))
-        cells = [f"{value:.2f}" if isinstance(value, float) else str(value) for value in rows[-1].values()]
-        if len(rows) == 1:
-            print("| " + " | ".join(rows[0]) + " |\n|" + " --- |" * len(cells))
-        print("| " + " | ".join(cells) + " |", flush=True)
+        print_row(rows[-1], first=len(rows) == 1)
     kind = "-paper" if chosen.paper else ""
     pd.DataFrame(rows).to_csv(OUT / f"training{kind}-{chosen.device}.csv", index=False)
 

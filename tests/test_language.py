@@ -56,15 +56,18 @@ def test_pydoc_is_python_s_own_text_and_always_split_alike(tmp_path):
         ({"train": "a b\n"}, {}, r"corpus\.valid: .*valid\.txt cannot be read .*correct corpus\.folder"),
         ({"train": "a b\n", "valid": " \n"}, {}, r"valid\.txt is empty"),
         ({"train": b"a b \xff c", "valid": "a"}, {}, r"train\.txt is not UTF-8 \(byte 4: 0xff\)"),
+        ({"train": "a b\n", "valid": "a"}, {"valid": 3}, r"corpus\.valid: 2 tokens are too few, 3 are needed"),
+        ({"train": "a b\n", "valid": "a"}, {"train": 9}, r"corpus\.train: 3 tokens .* lower language_training"),
         ({"train": "a b\n", "valid": "a"}, {"vocabulary": 9}, r"corpus\.vocabulary: 9 is more than the 4 distinct"),
     ],
 )
 def test_bad_text_is_named_with_its_remedy(tmp_path, capsys, files, options, message):
     folder = text(tmp_path / "text", **files)
+    few = [f"--{split}-tokens={options.pop(split)}" for split in ("train", "valid") if split in options]
     chosen = json.dumps({"name": "text_folder", "folder": str(folder), "vocabulary": None, **options})
     out = tmp_path / "out"
     arguments = ["--options", chosen, "--tensors", str(out / "c.safetensors"), "--datasheet", str(out / "c.json")]
-    assert cli.main(["corpus", *arguments]) == 1 and not out.exists()
+    assert cli.main(["corpus", *arguments, *few]) == 1 and not out.exists()
     error = capsys.readouterr().err
     assert error.count("\n") == 1
     with pytest.raises(ValueError, match=message):
@@ -304,5 +307,5 @@ def test_too_little_text_is_named(tmp_path, changes, size, message):
 def test_too_little_held_out_text_for_cca_is_named(tmp_path):
     run(recipe(), tmp_path / "networks")
     requests = [{"epochs": "final", "splits": ["valid"], "layers": "all", "points": 5000}]
-    with pytest.raises(ValueError, match=r"corpus\.valid: 1200 tokens, but 5000 data points are asked for"):
+    with pytest.raises(ValueError, match=r"corpus\.valid: 1200 tokens, but 5000 data points need 5000; give more"):
         language.extract(tmp_path / "networks", corpus(), tmp_path / "out", requests=requests)

@@ -51,7 +51,7 @@ def ablate(
         DamagedFile: a checkpoint cannot be read.
         Interrupted: the process was told to stop; what is done is kept beside `out`.
     """
-    recipe = checkpoints.load_recipe(networks)
+    recipe = checkpoints.load_recipe(networks, dataset.checksum)
     network = build(recipe["network"], dataset.train_x.shape[1], dataset.train_x.shape[2:], dataset.classes, device)
     state, facts = read_tensors(checkpoints.stored(networks)[-1][1], device=device)
     labels = dataset.train_y if recipe["labels"] == "true" else dataset.train_y_permuted

@@ -40,7 +40,7 @@ def extract(
         DamagedFile: a checkpoint cannot be read.
         ValueError: an epoch or a layer that does not exist is asked for.
     """
-    recipe = checkpoints.load_recipe(networks)
+    recipe = checkpoints.load_recipe(networks, dataset.checksum)
     network = build(recipe["network"], dataset.train_x.shape[1], dataset.train_x.shape[2:], dataset.classes, device)
     points = requests[0].get("points") if requests else None
     inputs = {

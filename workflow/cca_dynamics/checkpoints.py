@@ -21,16 +21,23 @@ def save_recipe(recipe: dict, folder: Path) -> None:
     (folder / "recipe.json").write_text(json.dumps(recipe, indent=2) + "\n", encoding="utf-8")
 
 
-def load_recipe(folder: Path) -> dict:
+def load_recipe(folder: Path, data_checksum: str | None = None) -> dict:
     """Read recipe.json.
 
+    Args:
+        folder: of the networks.
+        data_checksum: of the data they are supposed to have been trained on; None: not checked.
+
     Raises:
-        DamagedFile: it is missing or not JSON.
+        DamagedFile: it is missing or not JSON, or the networks were trained on other data.
     """
     path = folder / "recipe.json"
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as problem:
+        recipe = json.loads(path.read_text(encoding="utf-8"))
+        if data_checksum is not None and recipe["data_checksum"] != data_checksum:
+            raise ValueError("these networks were trained on other data")
+        return recipe
+    except (OSError, ValueError, KeyError, TypeError) as problem:
         raise DamagedFile(path, problem) from None
 
 

@@ -13,6 +13,7 @@ import os
 import shutil
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 
@@ -45,7 +46,8 @@ def corpus(options: argparse.Namespace) -> None:
     """Materialise the corpus."""
     from cca_dynamics import corpora
 
-    corpora.materialise(options.options, options.tensors, options.datasheet)
+    needed = {"train": options.train_tokens, "valid": options.valid_tokens}
+    corpora.materialise(options.options, options.tensors, options.datasheet, needed)
 
 
 def train(options: argparse.Namespace) -> None:
@@ -88,10 +90,14 @@ def compute(options: argparse.Namespace) -> None:
     from cca_dynamics.files import replacing
     from cca_dynamics.results import RESULTS
     from cca_dynamics.results.inputs import Inputs
+    from cca_dynamics.results.tables import tidy
 
     kept = options.out.with_name(f".{options.out.name}.unfinished")  # finished blocks of comparisons, of a killed job
     inputs = Inputs.from_paths(options.networks, options.activations, options.ablations, device, kept)
     table = RESULTS[options.result].compute(inputs, options.options)
+    if len(diverged := inputs.diverged()):
+        table = tidy([table, diverged])
+    table.attrs["options"] = options.options
     with replacing(options.out) as temporary:
         table.to_parquet(temporary, index=False, compression="zstd")
     shutil.rmtree(kept, ignore_errors=True)
@@ -102,7 +108,9 @@ def claims(options: argparse.Namespace) -> None:
     from cca_dynamics import claims
     from cca_dynamics.results import RESULTS
 
-    claims.write(RESULTS[options.result].claims(_table(options.table), options.options), options.out)
+    table, notes = _table(options)
+    found = RESULTS[options.result].claims(table, options.options)
+    claims.write([replace(claim, statistic="; ".join([claim.statistic, *notes])) for claim in found], options.out)
 
 
 def plot(options: argparse.Namespace) -> None:
@@ -110,7 +118,9 @@ def plot(options: argparse.Namespace) -> None:
     from cca_dynamics import claims, figures
     from cca_dynamics.results import RESULTS
 
-    figure = RESULTS[options.result].plot(_table(options.table), claims.read(options.claims), options.options)
+    table, notes = _table(options)
+    figure = RESULTS[options.result].plot(table, claims.read(options.claims), options.options)
+    figures.footnote(figure, notes)
     figures.save(figure, options.out)
 
 
@@ -126,6 +136,30 @@ def verdicts(options: argparse.Namespace) -> None:
     from cca_dynamics.verdicts import show
 
     show(options.study, options.since)
+
+
+def manifest(options: argparse.Namespace) -> None:
+    """Record what a finished study consists of: config, code, versions, hardware, checksums."""
+    from cca_dynamics import manifest
+
+    manifest.write(options.config, options.out)
+
+
+def verify(options: argparse.Namespace) -> None:
+    """Check a finished study against its manifest and say what differs."""
+    from cca_dynamics import manifest
+
+    differences = manifest.verify(options.study)
+    for line in differences:
+        print(line)
+    if differences:
+        if command := manifest.remedy(differences, options.study):
+            print(f"to mend: {command}")
+        count = f"{len(differences)} difference{'s' if len(differences) > 1 else ''}"
+        raise ValueError(
+            f"{count} from results/{options.study}/manifest.json; use the study's own --configfile to mend"
+        )
+    print(f"results/{options.study} and figures/{options.study} are as in the manifest.")
 
 
 def plan(options: argparse.Namespace) -> None:
@@ -145,15 +179,20 @@ def publish(options: argparse.Namespace) -> None:
     print(reference.publish(options.study, options.command, options.note))
 
 
-def _table(path: Path):
+def _table(options: argparse.Namespace):
+    """A result's table without the rows of networks that are left out, and what a reader must know."""
     import pandas as pd
 
     from cca_dynamics.files import DamagedFile
+    from cca_dynamics.results.tables import DIVERGED, caveats
 
     try:
-        return pd.read_parquet(path)
-    except (OSError, ValueError) as problem:
-        raise DamagedFile(path, problem) from None
+        table = pd.read_parquet(options.table)
+        if table.attrs.get("options") != options.options:
+            raise ValueError("it was made with other options")
+        return table[table["quantity"] != DIVERGED].reset_index(drop=True), caveats(table)
+    except (OSError, ValueError, KeyError) as problem:
+        raise DamagedFile(options.table, problem) from None
 
 
 def _device(options: argparse.Namespace) -> str:
@@ -209,6 +248,8 @@ def _parser() -> argparse.ArgumentParser:
     added.add_argument("--options", type=json.loads, required=True, metavar="JSON", help="the config's corpus block")
     added.add_argument("--tensors", type=Path, required=True, help="output, safetensors")
     added.add_argument("--datasheet", type=Path, required=True, help="output, JSON")
+    added.add_argument("--train-tokens", type=int, default=0, help="the fewest tokens of training text that do")
+    added.add_argument("--valid-tokens", type=int, default=0, help="the fewest tokens of validation text that do")
 
     added = command(train, device=True, resumes=True)
     added.add_argument("--data", type=Path, required=True, help="the materialised dataset or corpus")
@@ -257,6 +298,13 @@ def _parser() -> argparse.ArgumentParser:
     added = command(verdicts)
     added.add_argument("study", help="name of a finished study, or the path of its claims.csv")
     added.add_argument("--since", type=float, help="only what was made after this time, in seconds since the epoch")
+
+    added = command(manifest)
+    added.add_argument("--config", type=json.loads, required=True, metavar="JSON", help="the whole validated config")
+    added.add_argument("--out", type=Path, required=True, help="output, JSON")
+
+    added = command(verify)
+    added.add_argument("study", help="name of a finished study")
 
     added = command(plan, device=True)
     added.add_argument("--configfile", type=Path, nargs="*", default=[], help="overlays on config.yaml, in order")

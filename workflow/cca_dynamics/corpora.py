@@ -10,12 +10,12 @@ from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 
-import numpy as np
-
 from cca_dynamics.files import checksum, read_tensors, replacing, write_tensors
 
 UNKNOWN, END = "<unk>", "<eos>"
 SPLITS = ("train", "valid")
+STREAMS = 20
+"""Columns that held-out text is read in."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +40,8 @@ def pydoc(*, valid_share: float = 0.1) -> tuple[list[str], list[str]]:
         valid_share: share of the topics, drawn once and for all, that is held out.
     """
     from pydoc_data.topics import topics
+
+    import numpy as np
 
     names = sorted(topics)
     held_out = set(np.random.default_rng(0).permutation(names)[: max(1, round(valid_share * len(names)))])
@@ -89,7 +91,7 @@ CORPORA: dict[str, Callable[..., tuple[list[str], list[str]]]] = {"pydoc": pydoc
 """Adding a corpus: one function that returns the tokens of (train, valid), and one line here."""
 
 
-def materialise(options: dict, tensors: Path, datasheet: Path) -> None:
+def materialise(options: dict, tensors: Path, datasheet: Path, needed: dict[str, int] | None = None) -> None:
     """Write a corpus to one safetensors file and describe it in a JSON datasheet.
 
     Args:
@@ -97,13 +99,22 @@ def materialise(options: dict, tensors: Path, datasheet: Path) -> None:
             are kept, the rest is <unk>; None: all) and the keyword arguments of that corpus.
         tensors: output, keys train, valid.
         datasheet: output, sizes, vocabulary, share of <unk>, sha256 of the tensor file.
+        needed: split → the fewest tokens that do.
 
     Raises:
-        ValueError: a file cannot be read, or the vocabulary is larger than the text's.
+        ValueError: a file cannot be read, the vocabulary is larger than the text's, or there are too few tokens.
     """
+    import numpy as np
     import torch
 
     train, valid, arguments = _read(options)
+    for split, tokens in zip(SPLITS, (train, valid), strict=True):
+        if len(tokens) < (needed or {}).get(split, 0):
+            fewer = {"train": "lower language_training.batch_size or window", "valid": "compare fewer data points"}
+            raise ValueError(
+                f"corpus.{split}: {len(tokens)} tokens are too few, {needed[split]} are needed; give more text or "
+                f"{fewer[split]}"
+            )
     words = vocabulary(train, options.get("vocabulary"))
     place = {word: i for i, word in enumerate(words)}
     unknown = place[UNKNOWN]

@@ -108,6 +108,12 @@ def mean_and_std(axis, x: Sequence, values: np.ndarray, colour: str, marker: str
     axis.fill_between(x, mean - std, mean + std, color=colour, alpha=0.2, linewidth=0)
 
 
+def footnote(figure, notes: Sequence[str]) -> None:
+    """Sentences below the panels; none: nothing."""
+    if notes:
+        figure.supxlabel("Note: " + "; ".join(notes) + ".", x=0.01, ha="left", fontsize=6.5, color=GREY, wrap=True)
+
+
 def save(figure, outputs: Sequence[Path]) -> None:
     """Write a figure to each path in the format of its suffix, without dates: equal figures are equal files."""
     for output in map(Path, outputs):

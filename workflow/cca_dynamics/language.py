@@ -19,14 +19,23 @@ from torch.nn import functional
 
 from cca_dynamics import checkpoints
 from cca_dynamics.architectures import describe_language_model
-from cca_dynamics.corpora import Corpus
+from cca_dynamics.corpora import STREAMS, Corpus
 from cca_dynamics.files import read_tensors, replacing, write_tensors
 from cca_dynamics.recurrent import Dropout, LanguageModels
 from cca_dynamics.resume import MINUTES, key_of, resuming
-from cca_dynamics.training import OPTIMIZERS, SCHEDULES, WEIGHTS, History, generator, kept, restored
+from cca_dynamics.training import (
+    OPTIMIZERS,
+    SCHEDULES,
+    WEIGHTS,
+    History,
+    generator,
+    hold_diverged,
+    kept,
+    mean_of_finite,
+    restored,
+)
 
 MASKS, WINDOWS = 4, 5  # streams of random numbers, beside those of `training`
-STREAMS = 20  # columns that held-out text is read in
 
 
 def train(
@@ -47,7 +56,7 @@ def train(
         recipe: as made by `study.Cohort.recipe`.
         corpus: the text.
         out: folder to write, whole or not at all: step-NNNNNN.safetensors (stacked parameters), history.parquet (step,
-            epoch, network, loss and valid_loss in nats a token), recipe.json.
+            epoch, network, loss and valid_loss in nats a token; nan once a network has diverged), recipe.json.
         device: "cpu" or "cuda".
         report: called with one line an epoch.
         save_minutes, save_steps: how often to save, see `resume.Unfinished`.
@@ -71,10 +80,18 @@ def train(
     schedule, dropout = SCHEDULES[options.get("schedule", "constant")], Dropout(**options.get("dropout", {}))
     epochs, stored_after = options["epochs"], {*recipe["checkpoints"], options["epochs"]}
     history, total = History(), torch.zeros(len(members), device=device)
+    alive = torch.ones(len(members), 1, dtype=torch.bool, device=device)
     carried = networks.zero_state(len(members), batch, device)
     masks = torch.zeros(len(members), len(torch.Generator().get_state()), dtype=torch.uint8)  # states of generators
-    place = torch.zeros(2, dtype=torch.int64)  # epoch, and windows of it that are done
-    live = {"values": state.values, "total": total, "masks": masks, "place": place, **update.tensors}
+    position = torch.zeros(2, dtype=torch.int64)  # epoch, windows of it that are done
+    live = {
+        "values": state.values,
+        "total": total,
+        "alive": alive,
+        "masks": masks,
+        "position": position,
+        **update.tensors,
+    }
     live |= {f"carried.{layer}.{part}": t for layer, both in enumerate(carried) for part, t in enumerate(both)}
 
     key = key_of(recipe, device, "language:train", data=corpus.checksum)
@@ -86,7 +103,8 @@ def train(
                 held_out = evaluate_loss(networks, state.tensors, valid, window)
                 if epoch in stored_after:
                     checkpoints.save(state.tensors, work.output, step=step, epoch=epoch, recipe=recipe)
-            columns = {"loss": losses.double().cpu().numpy(), "valid_loss": held_out.double().cpu().numpy()}
+            columns = {"loss": losses, "valid_loss": held_out}
+            columns = {name: own.double().where(alive[:, 0], math.nan).cpu().numpy() for name, own in columns.items()}
             history.add(step=step, epoch=epoch, network=members, **columns)
             return held_out
 
@@ -98,25 +116,27 @@ def train(
         if step is None:
             work.restart()
             work.output.mkdir()
-            checkpoints.save_recipe(recipe, work.output)
+            checkpoints.save_recipe({**recipe, "data_checksum": corpus.checksum}, work.output)
             step = 0
             finish(0, torch.full((len(members),), math.nan))
         else:
-            report(f"going on from epoch {place[0]}, step {step}")
-        start, begun = time.monotonic(), place.clone()
-        for epoch in range(int(place[0]), epochs):
+            report(f"going on from epoch {position[0]}, step {step}")
+        start, begun = time.monotonic(), position.clone()
+        for epoch in range(int(position[0]), epochs):
             rng = generator(recipe["seed"], recipe["cohort"], 0, WINDOWS, epoch)
             seeds = [generator(recipe["seed"], recipe["cohort"], i, MASKS, epoch).integers(2**62) for i in members]
             generators = [torch.Generator().manual_seed(int(seed)) for seed in seeds]
-            if place[1]:
+            if position[1]:
                 for own, saved in zip(generators, masks, strict=True):
                     own.set_state(saved.clone())
             found = list(windows(len(text), window, rng if options.get("vary_windows") else None))
-            for first, last in found[int(place[1]) :]:
+            for first, last in found[int(position[1]) :]:
                 inputs, targets = text[first:last], text[first + 1 : last + 1]
                 losses, gradients, after = state.gradients(
                     networks, inputs, targets, carried, options, dropout, generators
                 )
+                for place in hold_diverged(alive, losses, gradients):
+                    report(f"network {members[place]} diverged in step {step} and goes no further")
                 for both, own in zip(carried, after, strict=True):
                     for tensor, new in zip(both, own, strict=True):
                         tensor.copy_(new)
@@ -125,10 +145,10 @@ def train(
                     gradients.mul_((options["clip"] / (norm + 1e-6)).clamp(max=1))
                 rate = options["learning_rate"] * schedule((epoch + first / (len(text) - 1)) / epochs)
                 longer = (last - first) / window if options.get("vary_windows") else 1.0
-                update(state.values, gradients, torch.tensor(rate * longer, device=device))
+                update(state.values, gradients, rate * longer * alive)
                 total += losses * (last - first)
-                step, place[1] = step + 1, place[1] + 1
-                if place[1] < len(found):
+                step, position[1] = step + 1, position[1] + 1
+                if position[1] < len(found):
                     work.step(now)
             total /= len(text) - 1
             held_out = finish(epoch + 1, total)
@@ -137,12 +157,12 @@ def train(
             done = epoch + 1 - float(begun[0]) - float(begun[1]) / len(found)
             left = (time.monotonic() - start) / done * (epochs - epoch - 1)
             report(
-                f"epoch {epoch + 1}/{epochs} · loss {total.mean():.3f} · valid {held_out.mean():.3f} · "
-                f"{math.ceil(left)} s left"
+                f"epoch {epoch + 1}/{epochs} · loss {mean_of_finite(total.cpu().numpy()):.3f} · "
+                f"valid {mean_of_finite(held_out.cpu().numpy()):.3f} · {math.ceil(left)} s left"
             )
             for tensor in (total, *(part for both in carried for part in both)):
                 tensor.zero_()
-            place.copy_(torch.tensor([epoch + 1, 0]))
+            position.copy_(torch.tensor([epoch + 1, 0]))
             work.step(now)
         history.write(work.output)
 
@@ -311,7 +331,7 @@ def extract(
         DamagedFile: a checkpoint cannot be read.
         ValueError: the valid text is too short.
     """
-    recipe = checkpoints.load_recipe(networks)
+    recipe = checkpoints.load_recipe(networks, corpus.checksum)
     models = LanguageModels(describe_language_model(recipe["network"], corpus.vocabulary))
     files = [file for _, file in checkpoints.stored(networks)]
     with replacing(out) as folder:
@@ -358,8 +378,8 @@ def valid_states(
     length = math.ceil(points / (STREAMS * block)) * block
     if len(tokens) < length * STREAMS:
         raise ValueError(
-            f"corpus.valid: {len(tokens)} tokens, but {points} data points are asked for (CCA needs several times as "
-            "many as a layer has units); give more text or lower data_points"
+            f"corpus.valid: {len(tokens)} tokens, but {points} data points need {length * STREAMS}; give more text or "
+            "compare fewer data points"
         )
     # Each column begins at its own place in the text, so that all of it is seen.
     starts = torch.linspace(0, len(tokens) - length, STREAMS).long()

@@ -43,7 +43,7 @@ def publish(study: str, command: str, note: str = "") -> Path:
     for figure in figures:
         shutil.copyfile(figure, out / figure.name)
     shutil.copyfile(Path("results") / study / "claims.csv", out / "claims.csv")
-    facts = [f"`{command}`, {_commit()}, {datetime.date.today().isoformat()}, on {hardware()}.", note]
+    facts = [f"`{command}`, {commit()}, {datetime.date.today().isoformat()}, on {hardware()}.", note]
     text = [f"# {study}", " ".join(facts).strip(), claims_table(table), "## Time and memory", runtime_table(study)]
     images = [f"## {figure.stem}\n\n![{figure.stem}]({figure.name})" for figure in figures]
     with replacing(out / "README.md") as temporary:
@@ -147,7 +147,8 @@ def hardware() -> str:
     return ", ".join(words)
 
 
-def _commit() -> str:
+def commit() -> str:
+    """The commit that is checked out, in words."""
     found = subprocess.run(["git", "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True)
     return f"commit {found.stdout.strip()}" if found.returncode == 0 else "outside git"
 

@@ -58,7 +58,7 @@ def train(
         dataset: the data; labels "permuted" trains on train_y_permuted.
         out: folder to write, whole or not at all: step-NNNNNN.safetensors (stacked parameters, see `checkpoints`),
             history.parquet (step, epoch, network, loss in nats, train_accuracy against the labels trained on,
-            test_accuracy against the true ones), recipe.json.
+            test_accuracy against the true ones; nan once a network has diverged), recipe.json.
         device: "cpu" or "cuda".
         report: called with one line an epoch.
         save_minutes, save_steps: how often to save, see `resume.Unfinished`.
@@ -83,15 +83,17 @@ def train(
     augmentation = AUGMENTATIONS[options.get("augmentation", "none")]
     stored_at = {round(epoch * steps_per_epoch) for epoch in recipe["checkpoints"]} | {last}
     inputs, history, total = channels_last(x), History(), torch.zeros(len(members), device=device)
-    live = {**state.live(), "total": total, **update.tensors}
+    alive = torch.ones(len(members), 1, dtype=torch.bool, device=device)
+    live = {**state.live(), "total": total, "alive": alive, **update.tensors}
 
     def evaluate(step: int) -> str:
         loss, train_accuracy = network.evaluate(state.tensors, x, y)
         _, test_accuracy = network.evaluate(state.tensors, test_x, test_y)
         columns = {"loss": loss, "train_accuracy": train_accuracy, "test_accuracy": test_accuracy}
-        rows = {name: values.double().cpu().numpy() for name, values in columns.items()}
+        rows = {name: values.double().where(alive[:, 0], torch.nan).cpu().numpy() for name, values in columns.items()}
         history.add(step=step, epoch=step / steps_per_epoch, network=members, **rows)
-        return f" · train {rows['train_accuracy'].mean():.3f} · test {rows['test_accuracy'].mean():.3f}"
+        train, test = (mean_of_finite(rows[name]) for name in ("train_accuracy", "test_accuracy"))
+        return f" · train {train:.3f} · test {test:.3f}"
 
     key = key_of(recipe, device, "training:train", data=dataset.checksum, mixed=mixed)
     with resuming(out, key, minutes=save_minutes, steps=save_steps, report=report) as work:
@@ -107,7 +109,8 @@ def train(
         if step is None:
             work.restart()
             work.output.mkdir()
-            checkpoints.save_recipe({**recipe, "convolutions_in": "bfloat16" if mixed else "float32"}, folder)
+            facts = {"convolutions_in": "bfloat16" if mixed else "float32", "data_checksum": dataset.checksum}
+            checkpoints.save_recipe({**recipe, **facts}, folder)
             if 0 in stored_at:
                 store(0)
             evaluate(0)
@@ -124,7 +127,9 @@ def train(
                 changes = torch.from_numpy(np.stack([_changes(rng, len(x)) for rng in drawn])).to(device)
             for chosen in order[:, step % steps_per_epoch * batch : steps_per_epoch * batch].split(batch, dim=1):
                 losses, gradients = state.gradients(network, inputs, y, chosen, augmentation, changes)
-                update(state.values, gradients, rates * schedule(step / last))
+                for place in hold_diverged(alive, losses, gradients):
+                    report(f"network {members[place]} diverged in step {step} and goes no further")
+                update(state.values, gradients, rates * alive * schedule(step / last))
                 total += losses
                 step += 1
                 if step in stored_at:
@@ -134,11 +139,37 @@ def train(
             ended = (epoch + 1) % options["evaluate_every"] == 0 or epoch + 1 == epochs
             accuracies = evaluate(step) if ended else ""
             left = (time.monotonic() - start) / (step - begun) * (last - step)
-            loss = total.mean().item() / steps_per_epoch
+            loss = mean_of_finite(total.cpu().numpy()) / steps_per_epoch
             report(f"epoch {epoch + 1}/{epochs} · loss {loss:.3f}{accuracies} · {math.ceil(left)} s left")
             total.zero_()
             work.step(now)
         history.write(folder)
+
+
+def hold_diverged(alive: Tensor, losses: Tensor, gradients: Tensor) -> list[int]:
+    """Stop the networks whose loss or gradient is not finite; nothing of it reaches the others.
+
+    Args:
+        alive: (N, 1), which networks still train; changed in place. An update whose rates are multiplied by it leaves
+            the others where they are.
+        losses: (N,).
+        gradients: (N, parameters); zero afterwards where not alive.
+
+    Returns:
+        Places of the networks that stop now.
+    """
+    finite = (losses.isfinite() & gradients.sum(dim=1).isfinite())[:, None]
+    stopped = alive & ~finite
+    alive &= finite
+    if not alive.all():
+        gradients.masked_fill_(~alive, 0)
+    return stopped[:, 0].nonzero()[:, 0].tolist() if stopped.any() else []
+
+
+def mean_of_finite(values: np.ndarray) -> float:
+    """Over the networks that have not diverged."""
+    finite = values[np.isfinite(values)]
+    return float(finite.mean()) if len(finite) else math.nan
 
 
 class History:

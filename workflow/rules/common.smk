@@ -4,6 +4,7 @@ import shutil
 import time
 
 from cca_dynamics.provenance import code_fingerprint
+from cca_dynamics.results.recurrent import tokens_needed
 from cca_dynamics.study import ConfigError, Study, as_argument, check_output_folders
 
 try:
@@ -41,6 +42,9 @@ CODE_OF = {
     ("corpus", "train"): "language:train",
     ("corpus", "extract"): "language:extract",
 }
+
+
+TOKENS_NEEDED = tokens_needed(study)
 
 
 def data_of(wildcards):

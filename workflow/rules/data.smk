@@ -44,6 +44,8 @@ rule corpus:
     resources:
         mem_mb=1000,
         runtime=10,
+        train_tokens=TOKENS_NEEDED["train"],  # resources, because changing them reruns nothing
+        valid_tokens=TOKENS_NEEDED["valid"],
     params:
         options=as_argument(study.config["corpus"]),
         code=code("corpora:materialise"),
@@ -51,4 +53,4 @@ rule corpus:
         "corpus"
     shell:
         "cca-dynamics corpus --options {params.options:q} --tensors {output.tensors} --datasheet {output.datasheet}"
-        " &> {log}"
+        " --train-tokens {resources.train_tokens} --valid-tokens {resources.valid_tokens} &> {log}"

@@ -1,5 +1,32 @@
 localrules:
     plan,
+    manifest,
+
+
+rule manifest:
+    """Record what the finished study consists of."""
+    input:
+        rules.claims.output,
+        figures_of(*study.targets),
+    output:
+        f"{RESULTS}/manifest.json",
+    log:
+        f"{LOGS}/manifest.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/manifest.tsv"
+    conda:
+        "../../envs/environment.yaml"
+    threads: 1
+    resources:
+        mem_mb=1000,
+        runtime=60,
+    params:
+        config=as_argument(study.config),
+        code=code("manifest:write"),
+    message:
+        "manifest"
+    shell:
+        "cca-dynamics manifest --config {params.config:q} --out {output} &> {log}"
 
 
 rule plan:

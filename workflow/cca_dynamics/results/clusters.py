@@ -77,7 +77,7 @@ def compute(inputs: Inputs, options: dict) -> pd.DataFrame:
     distances = distance_table(list(networks), options["measures"], inputs.device, inputs.store)
     matrix = distance_matrix(distances[distances["measure"] == "pwcca"])
     performance = final_performance(inputs, COHORT)
-    rates = np.repeat(options["learning_rates"], options["networks"])
+    rates = np.repeat(options["learning_rates"], options["networks"])[inputs.members(COHORT)]
 
     curves = inputs.ablation(COHORT).pivot_table(index="network", columns="share", values="accuracy")
     robustness = np.trapezoid(curves.div(curves[0.0], axis=0), curves.columns, axis=1)

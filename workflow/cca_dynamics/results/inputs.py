@@ -15,6 +15,8 @@ from cca_dynamics.files import DamagedFile, read_facts
 class Inputs:
     """Folders of the cohorts of one result.
 
+    Networks that diverged in training are left out everywhere, and the others numbered anew.
+
     Attributes:
         networks: cohort → folders written by `training.train`, one per part, in order.
         activations: cohort → folders written by `activations.extract`, in the same order.
@@ -54,11 +56,21 @@ class Inputs:
         return [(facts["step"], facts["epoch"]) for facts in map(read_facts, files)]
 
     def representations(self, cohort: str, layer: str, step: int, split: str = "train") -> np.ndarray:
-        """Activations of one layer at one step: (networks, data points, neurons) float32."""
+        """Activations of one layer at one step: (networks, data points, neurons) float32.
+
+        Raises:
+            DamagedFile: a file cannot be read, or was made from another checkpoint.
+        """
         from cca_dynamics.activations import load
 
-        files = [part / split / f"step-{step:06d}.safetensors" for part in self.activations[cohort]]
-        return np.concatenate([np.asarray(load(file, layer)) for file in files])
+        name = f"step-{step:06d}.safetensors"
+        files = [part / split / name for part in self.activations[cohort]]
+        for file, networks in zip(files, self.networks[cohort], strict=True):
+            if read_facts(file).get("checkpoint") != read_facts(networks / name)["sha256"]:
+                raise DamagedFile(file, f"it was not made from {networks / name}")
+        found = np.concatenate([np.asarray(load(file, layer)) for file in files])
+        members = self.members(cohort)
+        return found if len(members) == len(found) else found[members]
 
     def file(self, cohort: str, step: int, split: str = "train") -> Path:
         """The file of activations of the first part of a cohort."""
@@ -76,7 +88,45 @@ class Inputs:
         Raises:
             DamagedFile: a history table cannot be read.
         """
+        return self._surviving(cohort, self._whole_history(cohort))
+
+    def members(self, cohort: str) -> np.ndarray:
+        """Which networks of a cohort did not diverge, (survivors,).
+
+        Raises:
+            ValueError: fewer than two did not.
+        """
+        history = self._whole_history(cohort)
+        final = history[history["step"] == history["step"].max()].sort_values("network")
+        members = np.flatnonzero(final["loss"].notna())
+        if len(members) < 2:
+            gone = len(final) - len(members)
+            raise ValueError(f"{gone} of the {len(final)} networks of {cohort} diverged; lower their learning rate")
+        return members
+
+    def diverged(self) -> pd.DataFrame:
+        """One row for each network that is left out: quantity "diverged", cohort, value (its number in the cohort)."""
+        rows = [
+            {"quantity": "diverged", "cohort": name, "value": float(i)}
+            for name in self.networks
+            for i in self._out(name)
+        ]
+        return pd.DataFrame(rows, columns=["quantity", "cohort", "value"])
+
+    def _out(self, cohort: str) -> list[int]:
+        everyone = self._whole_history(cohort)["network"].nunique()
+        return sorted({*range(everyone)} - set(self.members(cohort).tolist()))
+
+    def _whole_history(self, cohort: str) -> pd.DataFrame:
         return _tables([part / "history.parquet" for part in self.networks[cohort]])
+
+    def _surviving(self, cohort: str, table: pd.DataFrame) -> pd.DataFrame:
+        """Without the rows of networks that diverged."""
+        number = {old: new for new, old in enumerate(self.members(cohort))}
+        if len(number) == table["network"].nunique():
+            return table
+        table = table[table["network"].isin(number)]
+        return table.assign(network=table["network"].map(number)).reset_index(drop=True)
 
     def ablation(self, cohort: str) -> pd.DataFrame:
         """Columns network, order, share, accuracy.
@@ -84,7 +134,7 @@ class Inputs:
         Raises:
             DamagedFile: a table cannot be read.
         """
-        return _tables(self.ablations[cohort])
+        return self._surviving(cohort, _tables(self.ablations[cohort]))
 
 
 def _tables(paths: list[Path]) -> pd.DataFrame:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+
+from cca_dynamics.corpora import STREAMS
 from cca_dynamics.study import Cohort, Study
 
 SHALLOW, DEEPER = "lstm", "lstm-deeper"
@@ -57,6 +60,20 @@ def cohorts(study: Study) -> list[Cohort]:
             )
         )
     return found
+
+
+def tokens_needed(study: Study) -> dict[str, int]:
+    """The fewest tokens of each split that a study's language models need: one window, and the data points of CCA."""
+    training, needed = study.config["language_training"], {"valid": 2 * STREAMS}
+    needed["train"] = training["batch_size"] * (training["window"] + 1)
+    for request in (request for cohort in cohorts(study) for request in cohort.activations):
+        if "points" in request:
+            block = STREAMS * request.get("positions", 1)
+            tokens = math.ceil(request["points"] / block) * block
+        else:
+            tokens = request["length"] + request["sequences"]
+        needed["valid"] = max(needed["valid"], tokens)
+    return needed
 
 
 def layers(sizes: list[int]) -> list[str]:

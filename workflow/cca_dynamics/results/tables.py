@@ -8,7 +8,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+DIVERGED = "diverged"
+CANONICAL = ("pwcca", "pwcca_squared", "mean_cca", "bartlett")
+"""Measures for whose correlations ranks and data points are counted."""
 COUNTS = (
+    "forced",
     "network",
     "network_a",
     "network_b",
@@ -71,8 +75,15 @@ def distance_table(
 
 
 def tidy(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
-    """One table; columns that count or number things stay integers where some rows lack them."""
+    """One table; columns that count or number things stay integers where some rows lack them.
+
+    Where it has ranks, `forced` is the number of correlations that are 1 by counting alone.
+    """
     table = pd.concat(tables, ignore_index=True)
+    if "rank_a" in table:
+        forced = (table["rank_a"] + table["rank_b"] - (table["n"] - 1)).clip(lower=0)
+        by_cca = table["measure"].isin(CANONICAL) if "measure" in table else True
+        table["forced"] = forced.where(by_cca, np.nan)
     return table.astype({column: "Int64" for column in COUNTS if column in table})
 
 
@@ -82,3 +93,24 @@ def distance_matrix(rows: pd.DataFrame) -> np.ndarray:
     matrix = np.zeros((a.max() + 1, a.max() + 1))
     matrix[a, b] = rows["value"]
     return matrix
+
+
+def caveats(table: pd.DataFrame) -> list[str]:
+    """What a reader of a result must know: networks that are left out, layers without variance, forced correlations."""
+    found = []
+    diverged = table[table["quantity"] == DIVERGED]
+    for cohort, rows in diverged.groupby("cohort", sort=False) if len(diverged) else ():
+        numbers = ", ".join(f"{number:.0f}" for number in rows["value"])
+        found.append(f"left out because diverged: network{'s' if len(rows) > 1 else ''} {numbers} of {cohort}")
+    if "rank_a" in table:
+        compared = table[table["rank_a"].notna()]
+        dead = (compared[["rank_a", "rank_b"]] == 0).any(axis=1)
+        if dead.any():
+            found.append(f"{dead.sum()} of {len(compared)} comparisons have a layer without variance (dead)")
+        forced = compared["forced"].fillna(0)
+        if forced.any():
+            found.append(
+                f"in {(forced > 0).sum()} of {len(compared)} comparisons up to {forced.max()} correlations are 1 by "
+                "counting alone (too few data points)"
+            )
+    return found

@@ -72,7 +72,7 @@ def compute(inputs: Inputs, options: dict) -> pd.DataFrame:
         for state, step in (("untrained", steps[0]), ("trained", steps[-1])):
             networks = inputs.representations(cohort, options["layer"], step)
             filters = networks.shape[2]
-            chosen = [_filters(options, multiplier, network, filters) for network in range(len(networks))]
+            chosen = [_filters(options, multiplier, network, filters) for network in inputs.members(cohort)]
             subsets = [network[:, columns] for network, columns in zip(networks, chosen, strict=True)]
             rows = distance_table(subsets, options["measures"], inputs.device, inputs.store)
             tables.append(rows.assign(multiplier=multiplier, filters=filters, state=state))

@@ -1,0 +1,518 @@
+"""Break a running study in every way that happens, and see that nothing is lost and nothing wrong passes as right.
+
+Each fault hits the real workflow on a small study: processes are killed at random moments, the disk fills, files are
+damaged, two workflows start at once, the config changes under a half-done run. After each, one documented command
+finishes the study, and its tables are byte for byte those of an undisturbed run.
+
+    make test-faults                        all of it, under 15 minutes on 2 cores
+    python tests/faults.py --only kill      the scenarios whose name has "kill"
+    python tests/faults.py --seed 7         other moments and other files
+
+Ends with a tally, and with status 1 if anything was lost.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import random
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import psutil
+import yaml
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))
+
+from tests.conftest import BIN, copy_workflow  # noqa: E402
+
+STUDY = {
+    "study": "faults",
+    "targets": ["width", "clusters", "recurrent_training"],
+    "save_minutes": 10,
+    "save_steps": 7,
+    "network": {"channels": [4, 4, 8, 8, 16]},
+    "language_training": {"batch_size": 64, "window": 64, "epochs": 2},
+    "results": {
+        "width": {"networks": 2, "multipliers": [0.5, 1, 2], "training": {"epochs": 60, "evaluate_every": 30}},
+        "clusters": {"training": {"epochs": 40, "evaluate_every": 40}},
+        "recurrent_training": {"deeper": None},
+    },
+}
+CONFIG = ("--configfile", "studies/smoke.yaml", "studies/faults.yaml")
+RESULTS = "results/faults"
+PARTS = {"width-0.5": "0-1", "width-1": "0-1", "width-2": "0-1", "clusters": "0-9", "lstm": "0-1"}
+EVERYTHING = (*(f"{RESULTS}/networks/{cohort}/{part}" for cohort, part in PARTS.items()), "all")
+
+
+class Lost(AssertionError):
+    """A study did not recover, or something wrong passed as right."""
+
+
+class Bench:
+    """A working copy of the workflow in which a study runs and is broken.
+
+    Args:
+        folder: of the copy; must not exist.
+        like: a bench to copy, results and all; None: a fresh clone.
+        rng: of the moments and files of this bench.
+    """
+
+    def __init__(self, folder: Path, like: Bench | None, rng: random.Random):
+        self.folder, self.rng = folder, rng
+        if like is None:
+            copy_workflow(folder)
+            (folder / "studies/faults.yaml").write_text(yaml.safe_dump(STUDY))
+        else:
+            shutil.copytree(like.folder, folder, symlinks=True)
+        self.results = folder / RESULTS
+
+    def start(self, *arguments: str) -> subprocess.Popen:
+        """Snakemake, in the background; without targets everything, networks that tables no longer need included."""
+        targets = () if {"--", "--unlock"} & set(arguments) else ("--", *EVERYTHING)
+        variables = {**os.environ, "PATH": f"{BIN}:{os.environ['PATH']}", "PYTHONPATH": str(self.folder / "workflow")}
+        return subprocess.Popen(
+            ["snakemake", *(CONFIG if "--configfile" not in arguments else ()), "--cores", "1", *arguments, *targets],
+            cwd=self.folder,
+            env=variables,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
+
+    def run(self, *arguments: str) -> tuple[int, str]:
+        """Snakemake to its end: status and what it printed."""
+        process = self.start(*arguments)
+        output, _ = process.communicate(timeout=300)
+        return process.returncode, output
+
+    def finish(self, *arguments: str) -> str:
+        """The documented command after a crash: `snakemake --unlock`, then the same command again."""
+        self.run("--unlock")
+        status, output = self.run(*arguments)
+        if status:
+            raise Lost(f"{self.folder}: snakemake ended with {status}:\n{output[-3000:]}\n{self.logs()}")
+        return output
+
+    def logs(self) -> str:
+        """Errors in the logs of jobs."""
+        lines = [line for log in self.folder.glob("logs/**/*.log") for line in log.read_text().splitlines()]
+        return "\n".join(line for line in lines if "rror" in line)
+
+    def command(self, *arguments: str) -> tuple[int, str]:
+        """`cca-dynamics` in this copy."""
+        variables = {**os.environ, "PYTHONPATH": str(self.folder / "workflow")}
+        found = subprocess.run(
+            [BIN / "cca-dynamics", *arguments], cwd=self.folder, env=variables, capture_output=True, text=True
+        )
+        return found.returncode, found.stdout + found.stderr
+
+    def outputs(self) -> dict[str, bytes]:
+        """The files that a study is about: tables, claims, networks. (Figures and activations follow from them.)"""
+        found = [*self.results.glob("*.parquet"), *self.results.glob("claims/*.csv"), self.results / "claims.csv"]
+        found += self.results.glob("networks/*/*/*")
+        return {path.relative_to(self.folder).as_posix(): path.read_bytes() for path in found if path.exists()}
+
+    def compare(self, other: Bench, names: str = "") -> None:
+        """Byte for byte, the outputs whose name has a part in it.
+
+        Raises:
+            Lost: something differs or is missing, or is left over.
+        """
+        mine, theirs = ({k: v for k, v in b.outputs().items() if names in k} for b in (self, other))
+        if different := sorted(name for name in set(mine) | set(theirs) if mine.get(name) != theirs.get(name)):
+            raise Lost(f"{self.folder}: differs from the undisturbed run in {', '.join(different)}")
+        if left := [path for path in self.results.rglob(".*.unfinished")]:
+            raise Lost(f"{self.folder}: left over: {left}")
+
+    def forget(self, cohort: str) -> None:
+        """Delete the networks of a cohort, so that the workflow trains them again."""
+        shutil.rmtree(self.results / "networks" / cohort)
+
+    def jobs(self, process: subprocess.Popen, stage: str = "") -> list[psutil.Process]:
+        """Processes of jobs of a running snakemake."""
+        found = []
+        try:
+            for child in psutil.Process(process.pid).children(recursive=True):
+                line = " ".join(child.cmdline())
+                if f"bin/cca-dynamics {stage}" in line and "bash" not in line.partition(" ")[0]:
+                    found.append(child)
+        except psutil.Error:
+            pass
+        return found
+
+    def await_job(self, process: subprocess.Popen, stage: str, seconds: float = 60) -> psutil.Process | None:
+        """The first job of a stage, as soon as there is one; None if snakemake ends before."""
+        until = time.monotonic() + seconds
+        while process.poll() is None and time.monotonic() < until:
+            if found := self.jobs(process, stage):
+                return found[0]
+            time.sleep(0.05)
+        return None
+
+    def kill_everything(self, process: subprocess.Popen) -> None:
+        """SIGKILL to snakemake and all that it started, children first or last."""
+        try:
+            everyone = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
+        except psutil.Error:
+            everyone = []
+        self.rng.shuffle(everyone)
+        for victim in everyone:
+            with contextlib.suppress(psutil.Error):
+                victim.kill()
+        process.communicate()
+
+
+class Suite:
+    """The undisturbed run, and what was broken so far."""
+
+    def __init__(self, folder: Path, seed: int):
+        self.folder, self.seed = folder, seed
+        self.tally: Counter[str] = Counter()
+        self.lock = threading.Lock()
+        self.whole = self.bench("undisturbed", None)
+        self.whole.finish()
+
+    def bench(self, name: str, like: Bench | None) -> Bench:
+        """A new bench whose random numbers depend on its name alone."""
+        return Bench(self.folder / name, like, random.Random(f"{self.seed} {name}"))
+
+    def count(self, fault: str, times: int = 1) -> None:
+        """Faults were injected."""
+        with self.lock:
+            self.tally[fault] += times
+
+
+def kill_training(suite: Suite, number: signal.Signals, cohort: str, times: int) -> None:
+    """The training job is told to stop, or killed, several times at random moments."""
+    bench = suite.bench(f"{number.name} {cohort}", suite.whole)
+    bench.forget(cohort)
+    target, hit = f"{RESULTS}/networks/{cohort}", 0
+    part = PARTS[cohort]
+    while hit < times:
+        process = bench.start("--", f"{target}/{part}")
+        job = bench.await_job(process, "train")
+        if job is not None:
+            time.sleep(bench.rng.uniform(0, 6))
+            try:
+                job.send_signal(number)
+                hit += 1
+                suite.count(f"{number.name} to a training job")
+            except psutil.NoSuchProcess:
+                pass
+        process.communicate(timeout=300)
+        if (bench.folder / target / part).exists():
+            bench.compare(suite.whole, f"networks/{cohort}")
+            bench.forget(cohort)
+        elif "Traceback" in bench.logs():
+            raise Lost(f"{bench.folder}: traceback in a log: {bench.logs()}")
+    bench.finish()
+    bench.compare(suite.whole)
+
+
+def kill_snakemake(suite: Suite, number: int, times: int) -> None:
+    """Snakemake and all of its children are killed, several times in one run from nothing."""
+    bench = suite.bench(f"kill snakemake {number}", None)
+    for _ in range(times):
+        process = bench.start()
+        until = time.monotonic() + bench.rng.uniform(2, 14)
+        while process.poll() is None and time.monotonic() < until:
+            time.sleep(0.1)
+        if process.poll() is not None:
+            process.communicate()
+            shutil.rmtree(bench.folder / "results")
+            continue
+        bench.kill_everything(process)
+        suite.count("SIGKILL to snakemake and its jobs")
+        bench.run("--unlock")
+    bench.finish()
+    bench.compare(suite.whole)
+
+
+def orphan(suite: Suite) -> None:
+    """Snakemake alone is killed; its training job goes on as an orphan while the next run wants the same networks."""
+    bench = suite.bench("orphan", suite.whole)
+    for cohort in ("width-2", "clusters"):
+        bench.forget(cohort)
+        process = bench.start()
+        job = bench.await_job(process, "train")
+        time.sleep(bench.rng.uniform(2, 4))
+        process.kill()
+        suite.count("SIGKILL to snakemake, its job goes on")
+        if job is None:
+            raise Lost(f"{bench.folder}: no training job")
+        bench.finish()
+        process.communicate()
+    bench.compare(suite.whole)
+
+
+DAMAGES: dict[str, Callable[[bytes, random.Random], bytes | None]] = {
+    "truncated": lambda content, rng: content[: rng.randrange(len(content))],
+    "bit-flipped": lambda content, rng: flip(content, rng.randrange(len(content)), rng),
+    "removed": lambda content, rng: None,
+}
+
+
+def flip(content: bytes, place: int, rng: random.Random) -> bytes:
+    """One bit changed."""
+    return content[:place] + bytes([content[place] ^ 1 << rng.randrange(8)]) + content[place + 1 :]
+
+
+def damage(path: Path, kind: str, rng: random.Random) -> None:
+    """Truncate, flip a bit of, or remove a file."""
+    content = DAMAGES[kind](path.read_bytes(), rng)
+    if content is None:
+        path.unlink()
+    else:
+        stamp = path.stat()
+        path.write_bytes(content)
+        os.utime(path, ns=(stamp.st_atime_ns, stamp.st_mtime_ns))  # as bad sectors leave it
+
+
+def damaged_files(suite: Suite, number: int, times: int) -> None:
+    """Files of a finished study are damaged; `verify` names every one, and the command it prints mends them."""
+    bench = suite.bench(f"damaged {number}", suite.whole)
+    everything = [
+        path
+        for path in sorted((bench.folder / "results").rglob("*"))
+        if path.is_file() and "benchmarks" not in path.parts and path.name != "manifest.json"
+    ]
+    for path in (chosen := bench.rng.sample(everything, times)):
+        kind = bench.rng.choice(list(DAMAGES))
+        damage(path, kind, bench.rng)
+        suite.count(f"a file of a finished study {kind}")
+    status, output = bench.command("verify", "faults")
+    for path in chosen:
+        if f"{path.relative_to(bench.folder).as_posix()}: " not in output:
+            raise Lost(f"verify does not name {path}:\n{output}")
+    (remove,) = re.findall(r"^to mend: (rm .+) && snakemake", output, flags=re.MULTILINE)
+    if status != 1 or "Traceback" in output:
+        raise Lost(f"verify ended with {status}:\n{output}")
+    targets = re.findall(r" && snakemake (-- .+)$", output, flags=re.MULTILINE)[0].split()
+    subprocess.run(["bash", "-c", remove], cwd=bench.folder, check=True)
+    bench.finish(*targets)
+    bench.compare(suite.whole)
+    status, output = bench.command("verify", "faults")
+    if status:
+        raise Lost(f"{bench.folder} is not whole after mending:\n{output}")
+
+
+def damaged_inputs(suite: Suite) -> None:
+    """A job that reads a damaged file says which in one line, makes nothing, and goes through once it is deleted."""
+    bench = suite.bench("inputs", suite.whole)
+    victims = {
+        "data/dataset.safetensors": "networks/width-1/0-1",
+        "networks/width-1/0-1/step-000480.safetensors": "activations/width-1/0-1",
+        "networks/clusters/0-9/step-000320.safetensors": "ablation/clusters/0-9.parquet",
+        "activations/width-2/0-1/train/step-000480.safetensors": "width.parquet",
+        "ablation/clusters/0-9.parquet": "clusters.parquet",
+        "data/corpus.safetensors": "networks/lstm/0-1",
+    }
+    for (victim, output), kind in zip(victims.items(), ["truncated", "bit-flipped"] * 3, strict=True):
+        path, made = bench.results / victim, bench.results / output
+        content = path.read_bytes()
+        damage(path, kind, bench.rng)
+        suite.count(f"an input of a job {kind}")
+        if made.is_dir():
+            shutil.rmtree(made)
+        else:
+            made.unlink()
+        for log in bench.folder.glob("logs/**/*.log"):
+            log.unlink()
+        status, _ = bench.run("--", f"{RESULTS}/{output}")
+        errors = [line for line in bench.logs().splitlines() if line.startswith("error: ")]
+        if not status or made.exists() or len(errors) != 1 or victim not in errors[0] or "delete" not in errors[0]:
+            raise Lost(f"{victim}: status {status}, {errors or bench.logs()}")
+        path.write_bytes(content)
+    bench.finish()
+    bench.compare(suite.whole)
+
+
+def damaged_saves(suite: Suite, cohort: str, times: int) -> None:
+    """What a killed training job kept is damaged before it is run again."""
+    bench = suite.bench(f"saves {cohort}", suite.whole)
+    part = PARTS[cohort]
+    target = f"{RESULTS}/networks/{cohort}/{part}"
+    done = 0
+    while done < times:
+        bench.forget(cohort)
+        process = bench.start("--", target)
+        kept = bench.results / "networks" / cohort / f".{part}.unfinished"
+        while process.poll() is None and not (kept / "state.safetensors").exists():
+            time.sleep(0.02)
+        time.sleep(bench.rng.uniform(0, 0.5))
+        bench.kill_everything(process)
+        bench.run("--unlock")
+        files = [path for path in kept.rglob("*") if path.is_file()]
+        if not files:
+            continue
+        path, kind = bench.rng.choice(files), bench.rng.choice(list(DAMAGES))
+        if path.stat().st_size:
+            damage(path, kind, bench.rng)
+        suite.count(f"the state of a killed job {kind}")
+        done += 1
+        bench.finish("--", target)
+        bench.compare(suite.whole, f"networks/{cohort}")
+    bench.finish()
+    bench.compare(suite.whole)
+
+
+def removed_while_running(suite: Suite, times: int) -> None:
+    """Files that later jobs need vanish while the workflow runs."""
+    bench = suite.bench("removed while running", None)
+    for _ in range(times):
+        process = bench.start()
+        time.sleep(bench.rng.uniform(6, 12))
+        there = [p for kind in ("networks", "activations", "data") for p in bench.results.glob(f"{kind}/*/*.*")]
+        there += [p for p in bench.results.glob("networks/*/*/*") if p.is_file()]
+        if there and process.poll() is None:
+            bench.rng.choice(there).unlink(missing_ok=True)
+            suite.count("a file removed while the workflow runs")
+        process.communicate(timeout=300)
+        status, _ = bench.run()
+        if status:  # a job names the file and what to delete
+            errors = re.findall(r"delete (results\S+)", bench.logs())
+            for name in {name for name in errors if (bench.folder / name).exists()}:
+                shutil.rmtree(bench.folder / name) if (bench.folder / name).is_dir() else os.unlink(bench.folder / name)
+            bench.finish()
+        bench.compare(suite.whole)
+        shutil.rmtree(bench.folder / "results")
+
+
+def two_at_once(suite: Suite, times: int) -> None:
+    """A second snakemake starts in the same folder."""
+    for number in range(times):
+        bench = suite.bench(f"two at once {number}", suite.whole)
+        bench.forget(bench.rng.choice(list(PARTS)))
+        first = bench.start()
+        time.sleep(bench.rng.uniform(0, 5))
+        second = bench.start()
+        outputs = [process.communicate(timeout=300)[0] for process in (first, second)]
+        suite.count("a second snakemake in the same folder")
+        states = [first.returncode, second.returncode]
+        if 0 not in states:
+            raise Lost(f"neither of two snakemakes finished: {outputs}")
+        for status, output in zip(states, outputs, strict=True):
+            if status and not re.search("lock", output, flags=re.IGNORECASE):
+                raise Lost(f"the second snakemake does not say why it ended: {output}")
+        bench.run()
+        bench.compare(suite.whole)
+
+
+def config_changes(suite: Suite, times: int) -> None:
+    """A run is killed half-way, the config changes under it, and the next run must not mix the two."""
+    changed = {"results": {"width": {"training": {"epochs": 60, "evaluate_every": 30, "learning_rate": 0.07}}}}
+    other = suite.bench("other config", suite.whole)
+    (other.folder / "studies/other.yaml").write_text(yaml.safe_dump(changed))
+    arguments = ("--configfile", "studies/smoke.yaml", "studies/faults.yaml", "studies/other.yaml")
+    other.finish(*arguments)
+    for number in range(times):
+        bench = suite.bench(f"config {number}", suite.whole)
+        (bench.folder / "studies/other.yaml").write_text(yaml.safe_dump(changed))
+        for cohort in ("width-0.5", "width-1", "width-2"):
+            bench.forget(cohort)
+        process = bench.start()
+        bench.await_job(process, "train")
+        time.sleep(bench.rng.uniform(1, 9))
+        bench.kill_everything(process)
+        suite.count("the config changed under a half-done run")
+        bench.finish(*arguments)
+        bench.compare(other)
+
+
+def full_disk(suite: Suite, times: int) -> None:
+    """The disk has room for a part of the results only; once there is more, the same command finishes the study."""
+    size = sum(path.stat().st_size for path in (suite.whole.folder / "results").rglob("*") if path.is_file())
+    for number in range(times):
+        bench = suite.bench(f"full disk {number}", None)
+        room = int(size * bench.rng.uniform(0.1, 0.9))
+        disk = bench.folder / "results"
+        disk.mkdir()
+        mounted = not subprocess.run(
+            ["mount", "-t", "tmpfs", "-o", f"size={room}", "tmpfs", disk], capture_output=True
+        ).returncode
+        if not mounted:
+            print("full disk: this machine lets nobody mount a tmpfs; left out", flush=True)
+            return
+        try:
+            status, _ = bench.run()
+            suite.count("the disk fills up")
+            errors = [line for line in bench.logs().splitlines() if "space" in line.lower() or "os error 28" in line]
+            if status and not errors:
+                raise Lost(f"{bench.folder}: nothing says that the disk is full: {bench.logs()}")
+            subprocess.run(["mount", "-o", f"remount,size={4 * size}", disk], check=True)
+            bench.finish()
+            bench.compare(suite.whole)
+        finally:
+            subprocess.run(["umount", "-l", disk], check=True)
+
+
+def scenarios(suite: Suite) -> dict[str, Callable[[], None]]:
+    """Every scenario, long ones first."""
+    found: dict[str, Callable[[], None]] = {}
+    for number in range(3):
+        found[f"kill snakemake {number}"] = lambda number=number: kill_snakemake(suite, number, 6)
+    for cohort, times in (("clusters", 9), ("lstm", 9), ("width-2", 7)):
+        found[f"kill training {cohort}"] = lambda c=cohort, t=times: kill_training(suite, signal.SIGKILL, c, t)
+    found["terminate training"] = lambda: kill_training(suite, signal.SIGTERM, "lstm", 6)
+    found["config changes"] = lambda: config_changes(suite, 3)
+    found["full disk"] = lambda: full_disk(suite, 3)
+    for number in range(4):
+        found[f"damaged files {number}"] = lambda number=number: damaged_files(suite, number, 10)
+    found["removed while running"] = lambda: removed_while_running(suite, 3)
+    found["damaged saves clusters"] = lambda: damaged_saves(suite, "clusters", 5)
+    found["damaged saves lstm"] = lambda: damaged_saves(suite, "lstm", 4)
+    found["damaged inputs"] = lambda: damaged_inputs(suite)
+    found["two at once"] = lambda: two_at_once(suite, 3)
+    found["orphan"] = lambda: orphan(suite)
+    return found
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--seed", type=int, default=0, help="of the moments and files")
+    parser.add_argument("--only", default="", help="scenarios whose name has this in it")
+    parser.add_argument("--workers", type=int, default=os.cpu_count(), help="scenarios side by side")
+    chosen = parser.parse_args()
+    begin, failed = time.monotonic(), []
+    with tempfile.TemporaryDirectory() as folder:
+        suite = Suite(Path(folder), chosen.seed)
+        print(f"{time.monotonic() - begin:4.0f} s  undisturbed run", flush=True)
+
+        def attempt(item: tuple[str, Callable[[], None]]) -> None:
+            name, scenario = item
+            start = time.monotonic()
+            try:
+                scenario()
+                verdict = "ok"
+            except Exception as problem:
+                failed.append(name)
+                verdict = f"FAILED: {problem!r}" if not isinstance(problem, Lost) else f"FAILED: {problem}"
+            print(
+                f"{time.monotonic() - begin:4.0f} s  {name} ({time.monotonic() - start:.0f} s): {verdict}", flush=True
+            )
+
+        with ThreadPoolExecutor(chosen.workers) as pool:
+            list(pool.map(attempt, [(k, v) for k, v in scenarios(suite).items() if chosen.only in k]))
+    print(f"\n{'fault':<45} times")
+    for fault, times in sorted(suite.tally.items()):
+        print(f"{fault:<45} {times:5}")
+    print(f"{'in all':<45} {suite.tally.total():5}   {len(failed)} scenarios failed   {time.monotonic() - begin:.0f} s")
+    return bool(failed)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

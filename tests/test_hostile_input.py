@@ -1,0 +1,229 @@
+"""Files and names that mean harm, or nothing: nothing of them is executed, and each is refused in one line."""
+
+import ast
+import json
+import os
+import pickle
+import re
+
+import numpy as np
+import pytest
+import yaml
+from cca_dynamics import checkpoints, claims, cli, corpora, datasets, images
+from cca_dynamics.files import DamagedFile, read_facts, read_tensors, write_tensors
+from cca_dynamics.provenance import PACKAGE
+from cca_dynamics.resume import Unfinished
+from cca_dynamics.study import ConfigError, Study, read_config
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from tests.conftest import ROOT, copy_workflow, snakemake
+
+HOSTILE = ["$(touch owned)", "`touch owned`", "a; touch owned", "a & touch owned", "a' && touch owned #", 'a"b', "ü ñ"]
+
+
+class Payload:
+    """Unpickling this creates a file."""
+
+    def __init__(self, path):
+        self.path = str(path)
+
+    def __reduce__(self):
+        return os.mkdir, (self.path,)
+
+
+def test_the_package_never_unpickles():
+    """No pickle, no torch.load, no unsafe YAML, no shell: not even where nobody would look."""
+    forbidden = {"pickle", "cloudpickle", "dill", "joblib", "shelve", "marshal"}
+    for path in PACKAGE.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import | ast.ImportFrom):
+                names = [alias.name for alias in node.names] + [getattr(node, "module", None) or ""]
+                assert not forbidden & {name.partition(".")[0] for name in names}, path
+            if isinstance(node, ast.Call):
+                called = ast.unparse(node.func)
+                assert called not in ("torch.load", "pd.read_pickle", "yaml.load", "eval", "exec", "os.system"), path
+                keywords = {word.arg: ast.unparse(word.value) for word in node.keywords}
+                assert keywords.get("allow_pickle", "False") == "False", path
+                assert keywords.get("shell", "False") == "False", path
+
+
+READERS = {
+    "tensors": lambda path: read_tensors(path),
+    "facts": lambda path: read_facts(path),
+    "dataset": lambda path: datasets.load(path),
+    "corpus": lambda path: corpora.load(path),
+    "recipe": lambda path: checkpoints.load_recipe(path.parent),
+    "claims": lambda path: claims.read(path),
+    "state": lambda path: Unfinished(path.parent).load(),
+    "image": lambda path: images._decode(str(path), 8),
+    "config": lambda path: read_config([path], ROOT / "config.yaml"),
+    "text": lambda path: corpora.text_folder(folder=str(path.parent), train=path.name, valid=path.name),
+    "table": lambda path: cli.main(
+        ["claims", "width", "--options", "{}", "--table", str(path), "--out", str(path.parent / "out.csv")]
+    ),
+}
+
+
+def place(folder, content: bytes):
+    """The same content wherever a reader looks."""
+    for name in ("file", "recipe.json", "state.safetensors"):
+        (folder / name).write_bytes(content)
+    return folder / "file"
+
+
+def refused(reader, path) -> None:
+    """Reading ends well or in a one-line error; anything else is a bug."""
+    try:
+        READERS[reader](path)
+    except (ValueError, OSError) as problem:  # what the command line prints as one line
+        assert str(problem).strip()
+
+
+@pytest.mark.parametrize("reader", READERS)
+def test_a_pickle_in_place_of_a_file_is_not_executed(tmp_path, reader):
+    refused(reader, place(tmp_path, pickle.dumps(Payload(tmp_path / "owned"))))
+    assert not (tmp_path / "owned").exists()
+
+
+@pytest.mark.parametrize("reader", READERS)
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(content=st.binary(max_size=300))
+def test_random_bytes_never_crash_a_reader(tmp_path, reader, content):
+    refused(reader, place(tmp_path, content))
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_damaged_tensor_files_are_found_out(tmp_path, data):
+    """Any change of any byte, any truncation: refused, or the tensors and facts are what they were."""
+    import torch
+
+    path = tmp_path / "t.safetensors"
+    write_tensors(path, {"x": torch.arange(12.0).view(3, 4), "y": torch.arange(5)}, step=3)
+    good, facts = read_tensors(path)
+    content = bytearray(path.read_bytes())
+    if data.draw(st.booleans()):
+        content = content[: data.draw(st.integers(0, len(content) - 1))]
+    else:
+        for _ in range(data.draw(st.integers(1, 3))):
+            content[data.draw(st.integers(0, len(content) - 1))] ^= data.draw(st.integers(1, 255))
+    path.write_bytes(bytes(content))
+    try:
+        found, said = read_tensors(path)
+    except DamagedFile as problem:
+        assert "t.safetensors" in str(problem) and "run snakemake again" in str(problem)
+    else:
+        for name, tensor in found.items():
+            assert torch.equal(tensor, good[name])
+        assert said == facts or set(said) != set(facts)
+
+
+@pytest.mark.parametrize("name", [*HOSTILE, "..", ".", "", "/etc", "a/b", "-rf", "a b", "x" * 65, "a\nb", "a\x00b"])
+def test_a_study_s_name_stays_inside_its_folder(default_config, name):
+    with pytest.raises(ConfigError, match="config key study"):
+        Study(default_config | {"study": name})
+
+
+def test_names_in_the_config_never_reach_a_shell(tmp_path):
+    """Folders and files that are called like commands, through the real workflow."""
+    from PIL import Image
+
+    folder = copy_workflow(tmp_path / "new")
+    name = " ".join(HOSTILE).replace("/", "") + " {wildcards} $HOME *"
+    rng = np.random.default_rng(0)
+    for split, label, i in ((s, c, i) for s in ("train", "test") for c in ("$(touch owned)", "b") for i in range(30)):
+        target = folder / name / split / label / f"{i}; touch owned.png"
+        target.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 255, (8, 8, 3)).astype(np.uint8)).save(target)
+    (folder / name / f"{name}.txt").write_text("a b c\n" * 4000)
+    overlay = {
+        "study": "hostile",
+        "dataset": {"name": "image_folder", "folder": name, "cache": f"cache {name}"},
+        "corpus": {"name": "text_folder", "folder": name, "train": f"{name}.txt", "valid": f"{name}.txt"},
+    }
+    (folder / "studies/hostile.yaml").write_text(yaml.safe_dump(overlay))
+    outputs = [f"results/hostile/data/{kind}.safetensors" for kind in ("dataset", "corpus")]
+    arguments = ("--configfile", "studies/smoke.yaml", "studies/hostile.yaml", "--cores", "2", "--", *outputs)
+    run = snakemake(folder, *arguments)
+    assert run.returncode == 0, run.stdout + run.stderr
+    assert not list(tmp_path.rglob("owned")) and all((folder / output).exists() for output in outputs)
+    assert json.loads((folder / "results/hostile/data/corpus.json").read_text())["vocabulary"] == 5
+
+
+def test_archives_and_downloads_are_left_to_a_library_that_checks_them():
+    """torchvision checks the archive's MD5 before unpacking; this project unpacks and downloads nothing itself."""
+    from torchvision.datasets import CIFAR10
+
+    assert CIFAR10.url.startswith("https://") and re.fullmatch("[0-9a-f]{32}", CIFAR10.tgz_md5)
+    for path in PACKAGE.rglob("*.py"):
+        source = path.read_text()
+        assert not re.search(
+            r"\b(urlopen|urlretrieve|extractall|unpack_archive|import (tarfile|zipfile|requests))", source
+        )
+
+
+SCHEMA = yaml.safe_load((ROOT / "workflow/schemas/config.schema.yaml").read_text())
+
+
+def leaves(config: dict, path=()) -> list[tuple]:
+    """Paths of all values of a config that are no blocks."""
+    found = []
+    for key, value in config.items():
+        found += leaves(value, (*path, key)) if isinstance(value, dict) else [(*path, key)]
+    return found
+
+
+def changed(config: dict, path: tuple, value: object) -> dict:
+    """A copy with another value at a path."""
+    config = json.loads(json.dumps(config))
+    block = config
+    for key in path[:-1]:
+        block = block[key]
+    block[path[-1]] = value
+    return config
+
+
+BASE = read_config([ROOT / "studies/smoke.yaml"], ROOT / "config.yaml")
+ANY = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(-3, 300),
+    st.integers(),
+    st.floats(),
+    st.sampled_from(
+        ["conv1", "conv5", "softmax", "lstm1", "adam", "pwcca", "mnist1d", "resnet", "auto", "width", *HOSTILE]
+    ),
+    st.text(max_size=20),
+    st.lists(st.integers(-2, 40), max_size=4),
+    st.lists(st.sampled_from(["pwcca", "svcca", "conv1", "conv2", "width"]), max_size=3),
+    st.dictionaries(st.text(max_size=5), st.integers(), max_size=2),
+)
+
+
+@settings(max_examples=600, deadline=None)
+@given(st.lists(st.tuples(st.sampled_from(leaves(BASE)), ANY), min_size=1, max_size=3))
+def test_any_config_makes_a_study_or_names_its_key(changes):
+    """All that is decided before a job runs is decided, or a key that exists is named in one line."""
+    config = BASE
+    for path, value in changes:
+        config = changed(config, path, value)
+    try:
+        study = Study(config)
+        for cohort in study.cohorts:
+            for part in study.parts(cohort):
+                json.dumps([study.cohorts[cohort].recipe(part, study.seed), study.requests(cohort)])
+        assert [json.dumps(study.options(result)) for result in study.configured]
+    except ConfigError as problem:
+        assert re.match(r"config key [\w.(]", str(problem)) and "\n" not in str(problem), str(problem)
+        first = problem.key.partition(".")[0]
+        assert first in SCHEMA["properties"] or first == "(top level)", problem.key
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.sampled_from(leaves(BASE)), st.text(alphabet="abcdefgh_", min_size=1, max_size=8))
+def test_unknown_keys_are_named(path, name):
+    spelled = f"{path[-1]}_{name}"
+    with pytest.raises(ConfigError) as refusal:
+        Study(changed(BASE, (*path[:-1], spelled), 1))
+    assert refusal.value.key == ".".join((*path[:-1], spelled)) or spelled in str(refusal.value)
