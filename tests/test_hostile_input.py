@@ -139,7 +139,13 @@ def test_names_in_the_config_never_reach_a_shell(tmp_path):
     (folder / name / f"{name}.txt").write_text("a b c\n" * 4000)
     overlay = {
         "study": "hostile",
-        "dataset": {"name": "image_folder", "folder": name, "cache": f"cache {name}"},
+        "dataset": {
+            "name": "image_folder",
+            "folder": name,
+            "cache": f"cache {name}",
+            "train_size": 60,
+            "test_size": 50,
+        },
         "corpus": {"name": "text_folder", "folder": name, "train": f"{name}.txt", "valid": f"{name}.txt"},
     }
     (folder / "studies/hostile.yaml").write_text(yaml.safe_dump(overlay))

@@ -313,13 +313,6 @@ def test_each_network_has_its_own_learning_rate(tmp_path):
         torch.testing.assert_close(swept["conv2.weight"][index], alone["conv2.weight"][0], rtol=1e-4, atol=1e-5)
 
 
-def test_a_diverging_network_does_not_spread(tmp_path):
-    data = dataset(1)
-    state, history, _ = run(recipe((0, 1), learning_rate=[1e30, 0.05], batch_norm=False), data, tmp_path / "out")
-    assert not torch.isfinite(state["head.weight"][0]).all() and torch.isfinite(state["head.weight"][1]).all()
-    assert history[history["network"] == 1]["loss"].notna().all()
-
-
 def test_history_checkpoints_and_report(tmp_path):
     data = dataset(1)
     _, history, lines = run(recipe(labels="permuted"), data, tmp_path / "out")

@@ -297,37 +297,26 @@ def _unfold(x: Tensor, kernel: int, stride: int) -> tuple[Tensor, tuple[int, ...
     return window.reshape(networks, batch * prod(out), kernel ** len(space) * channels), (networks, batch, *out)
 
 
-def _fold(columns: Tensor, shape: Sequence[int], kernel: int, stride: int, constant: Tensor | None = None) -> Tensor:
-    """The transpose of `_unfold`: add up what each input of shape (N, batch, *space, channels) contributed to.
-
-    `constant` (N, kernel·channels), if given, is added to each row of columns (N, batch·positions, kernel·channels).
-    """
+def _fold(columns: Tensor, shape: Sequence[int], kernel: int, stride: int) -> Tensor:
+    """The transpose of `_unfold`: add up what each input of shape (N, batch, *space, channels) contributed to."""
     networks, batch, *space, channels = shape
     margin = kernel // 2
     out = [(size + 2 * margin - kernel) // stride + 1 for size in space]
     columns = columns.view(networks, batch, *out, *(kernel,) * len(space), channels)
-    padded_shape = [size + 2 * margin for size in space]
-    if constant is None:
-        padded = columns.new_zeros(networks, batch, *padded_shape, channels)
-    else:  # the same for all examples: where the sum begins, instead of at zero
-        rows = constant[:, None].expand(-1, prod(out), -1).contiguous()
-        begin = _fold_padded(rows.view(networks, 1, *columns.shape[2:]), padded_shape, kernel, stride)
-        padded = begin.expand(-1, batch, *begin.shape[2:]).clone()
-    padded = _fold_padded(columns, padded_shape, kernel, stride, padded)
-    return padded[(..., *(slice(margin, margin + size) for size in space), slice(None))]
-
-
-def _fold_padded(
-    columns: Tensor, space: Sequence[int], kernel: int, stride: int, padded: Tensor | None = None
-) -> Tensor:
-    """Add columns (N, batch, *positions, *kernel, channels) to the padded inputs they came from, zero if None."""
-    networks, batch, *out = columns.shape[: 2 + len(space)]
-    if padded is None:
-        padded = columns.new_zeros(networks, batch, *space, columns.shape[-1])
+    if len(space) == 1 and out[0] * stride == space[0] and margin + stride <= kernel:
+        # These taps reach every input once, so one copy begins the sum.
+        x = columns[:, :, :, margin : margin + stride].reshape(*shape)
+        for tap in {*range(kernel)} - {*range(margin, margin + stride)}:
+            first = max(0, -((tap - margin) // stride))  # the first and last output whose tap lies inside
+            last = min(out[0], (space[0] - 1 + margin - tap) // stride + 1)
+            begin = first * stride + tap - margin
+            x[:, :, begin : begin + (last - first - 1) * stride + 1 : stride] += columns[:, :, first:last, tap]
+        return x
+    padded = columns.new_zeros(networks, batch, *(size + 2 * margin for size in space), channels)
     for tap in product(range(kernel), repeat=len(space)):
         places = tuple(slice(k, k + stride * (n - 1) + 1, stride) for k, n in zip(tap, out, strict=True))
         padded[(..., *places, slice(None))] += columns[(..., *tap, slice(None))]
-    return padded
+    return padded[(..., *(slice(margin, margin + size) for size in space), slice(None))]
 
 
 class _Conv(torch.autograd.Function):
@@ -366,45 +355,57 @@ class _ConvNorm(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x, weight, gain, bias, running_mean, running_var, stride, relu):
-        kernel, matrix = weight.shape[3], _as_matrix(weight)
-        columns, shape = _unfold(x, kernel, stride)
-        # The mean of x ∗ w is (the mean of x) ∗ w, which needs no pass over the result.
-        average, _ = _unfold(_mean_of_rows(x.flatten(2)).view(len(x), 1, *x.shape[2:]), kernel, stride)
-        average = average.mean(dim=1, keepdim=True)
-        mean = torch.bmm(average, matrix)
-        z = torch.baddbmm(-mean, columns, matrix)
+        columns, shape = _unfold(x, weight.shape[3], stride)
+        z = torch.bmm(columns, _as_matrix(weight))
+        wide = _Wide(shape)
+        mean = _mean_of_rows(z)
+        wide.view(z).sub_(wide.repeat(mean))
         variance = _mean_of_rows(z * z)
         running_mean.lerp_(mean[:, 0], BATCH_NORM_MOMENTUM)
         running_var.lerp_(variance[:, 0] * (z.shape[1] / (z.shape[1] - 1)), BATCH_NORM_MOMENTUM)
         inverse_std = torch.rsqrt(variance + BATCH_NORM_EPSILON)
-        y = torch.addcmul(bias[:, None], z, inverse_std * gain[:, None])
+        y = torch.addcmul(wide.repeat(bias[:, None]), wide.view(z), wide.repeat(inverse_std * gain[:, None]))
         if relu:
             y.relu_()
-        ctx.save_for_backward(columns, weight, gain, z, y, inverse_std, average)
-        ctx.input_shape, ctx.conv_stride, ctx.relu = x.shape, stride, relu
+        y = y.view(z.shape)
+        ctx.save_for_backward(columns, weight, gain, z, y, inverse_std)
+        ctx.input_shape, ctx.conv_stride, ctx.relu, ctx.wide = x.shape, stride, relu, wide
         return y.view(*shape, -1)
 
     @staticmethod
     def backward(ctx, grad):
-        columns, weight, gain, z, y, inverse_std, average = ctx.saved_tensors
-        rows, grad = z.shape[1], grad.reshape(y.shape)
+        columns, weight, gain, z, y, inverse_std = ctx.saved_tensors
+        wide, grad = ctx.wide, grad.reshape(y.shape)
         if ctx.relu:
             grad = torch.ops.aten.threshold_backward(grad, y, 0)
         mean, with_z = _mean_of_rows(grad), _mean_of_rows(grad * z)
-        gain_grad, bias_grad = (rows * sums[:, 0] for sums in (with_z * inverse_std, mean))
-        # The gradient of z is scale · (grad - mean - z · with_z / variance). Scale and mean, which are those of a
-        # channel, are left to the small matrices before and after; one pass remains.
+        gain_grad, bias_grad = (z.shape[1] * sums[:, 0] for sums in (with_z * inverse_std, mean))
+        # The gradient of z is scale · (grad - mean - z · with_z / variance); the scale is left to the small matrices.
         scale = inverse_std * gain[:, None]
-        z_grad = torch.addcmul(grad, z, -inverse_std.square() * with_z)
+        z_grad = torch.addcmul(wide.repeat(-mean), wide.view(z), wide.repeat(-inverse_std.square() * with_z))
+        z_grad = z_grad.add_(wide.view(grad)).view(z.shape)
         x_grad = None
         if ctx.needs_input_grad[0]:
-            turned = (_as_matrix(weight) * scale).transpose(1, 2)
-            constant = torch.bmm(-mean, turned)[:, 0]
-            columns_grad = torch.bmm(z_grad, turned)
-            x_grad = _fold(columns_grad, ctx.input_shape, weight.shape[3], ctx.conv_stride, constant)
-        matrix_grad = torch.bmm(columns.transpose(1, 2), z_grad)
-        matrix_grad = torch.baddbmm(matrix_grad, average.transpose(1, 2), mean, alpha=-rows) * scale
+            columns_grad = torch.bmm(z_grad, (_as_matrix(weight) * scale).transpose(1, 2))
+            x_grad = _fold(columns_grad, ctx.input_shape, weight.shape[3], ctx.conv_stride)
+        matrix_grad = torch.bmm(columns.transpose(1, 2), z_grad) * scale
         return x_grad, _as_weight(matrix_grad, weight.shape), gain_grad, bias_grad, None, None, None, None
+
+
+class _Wide:
+    """(N, rows, channels) seen as (N, batch, positions·channels), and (N, 1, channels) repeated to fit.
+
+    Elementwise operations with one number a channel run along the last axis; a few channels are too short for that.
+    """
+
+    def __init__(self, shape: Sequence[int]):
+        self.batch, self.positions = shape[1], prod(shape[2:])
+
+    def view(self, x: Tensor) -> Tensor:
+        return x.view(len(x), self.batch, -1)
+
+    def repeat(self, x: Tensor) -> Tensor:
+        return x.repeat(1, 1, self.positions)
 
 
 def _mean_of_rows(x: Tensor) -> Tensor:

@@ -27,8 +27,8 @@ from cca_dynamics.networks import Networks, build, channels_last
 from cca_dynamics.resume import MINUTES, Unfinished, key_of, resuming
 from cca_dynamics.workers import Workers, has_bfloat16
 
-TOGETHER_ON_CPU = 8
-"""Networks in one pass on a CPU: what they compute should still be in the cache when it is read again."""
+TOGETHER_ON_CPU = 16
+"""Networks in one pass on a CPU: few passes, but what they compute should still be near when it is read again."""
 
 WEIGHTS, ORDER, ABLATION, AUGMENTATION = 0, 1, 2, 3  # streams of random numbers of one network
 

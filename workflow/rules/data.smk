@@ -19,7 +19,7 @@ rule dataset:
         mem_mb=1000,
         runtime=10,
     params:
-        options=as_argument(study.config["dataset"]),
+        options=lambda w: as_argument(study.config["dataset"]),
         seed=study.seed,
         code=code("datasets:materialise"),
     message:
@@ -47,7 +47,7 @@ rule corpus:
         train_tokens=TOKENS_NEEDED["train"],  # resources, because changing them reruns nothing
         valid_tokens=TOKENS_NEEDED["valid"],
     params:
-        options=as_argument(study.config["corpus"]),
+        options=lambda w: as_argument(study.config["corpus"]),
         code=code("corpora:materialise"),
     message:
         "corpus"

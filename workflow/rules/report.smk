@@ -21,7 +21,7 @@ rule manifest:
         mem_mb=1000,
         runtime=60,
     params:
-        config=as_argument(study.config),
+        config=lambda w: as_argument(study.config),
         code=code("manifest:write"),
     message:
         "manifest"
@@ -40,7 +40,7 @@ rule plan:
         mem_mb=4000,
         runtime=10,
     params:
-        config=as_argument(study.config),
+        config=lambda w: as_argument(study.config),
         device=study.config["device"],
         cores=workflow.cores,
     message:
