@@ -74,7 +74,8 @@ def train(
             f"language_training.window: the training text has {len(corpus.train)} tokens, {len(text)} in each of "
             f"{batch} columns, which is no longer than a window of {window}; lower batch_size or window"
         )
-    stacked = networks.initialise(generator(recipe["seed"], recipe["cohort"], i, WEIGHTS) for i in members)
+    drawn = (generator(recipe["seed"], recipe["cohort"], i, WEIGHTS) for i in members)
+    stacked = networks.initialise(drawn, options.get("initial", "glorot"))
     state = _Parameters({name: tensor.to(device) for name, tensor in stacked.items()})
     update = (OPTIMIZERS | AVERAGING)[options["optimizer"]](state.values, options)
     schedule, dropout = SCHEDULES[options.get("schedule", "constant")], Dropout(**options.get("dropout", {}))

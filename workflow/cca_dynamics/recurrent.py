@@ -41,6 +41,44 @@ class Dropout:
     weight: float = 0.0
 
 
+def merity(architecture: LanguageModel, generator: np.random.Generator) -> dict[str, np.ndarray]:
+    """Recurrent layers uniform on ±1/√units, as in PyTorch; embedding and head on ±0.1, biases of the head 0.
+
+    For wide layers; through several narrow ones too little of the input arrives. Source: Merity et al. 2017.
+    """
+    values = {}
+    for name, shape in architecture.shapes().items():
+        layer = name.partition(".")[0]
+        bound = architecture.widths[layer] ** -0.5 if layer in architecture.widths else 0.1
+        values[name] = generator.uniform(-bound, bound, size=shape).astype(np.float32)
+    values["head.bias"] = np.zeros_like(values["head.bias"])
+    return values
+
+
+def glorot(architecture: LanguageModel, generator: np.random.Generator) -> dict[str, np.ndarray]:
+    """Matrices of each gate and of the head uniform on ±√(6 / (inputs + outputs)), biases 0; embedded numbers normal
+    with standard deviation 1, or 1/√embedding if the head shares them.
+
+    Source: Glorot & Bengio 2010.
+    """
+    values = {}
+    for name, shape in architecture.shapes().items():
+        if name.endswith("bias"):
+            values[name] = np.zeros(shape, dtype=np.float32)
+        elif name == "embedding.weight":
+            spread = shape[1] ** -0.5 if architecture.tied else 1.0
+            values[name] = generator.normal(0, spread, size=shape).astype(np.float32)
+        else:
+            outputs = architecture.widths.get(name.partition(".")[0], shape[0])
+            bound = (6 / (shape[1] + outputs)) ** 0.5
+            values[name] = generator.uniform(-bound, bound, size=shape).astype(np.float32)
+    return values
+
+
+INITIAL = {"glorot": glorot, "merity": merity}
+"""Adding a way to draw initial weights: one function and one line here."""
+
+
 class LanguageModels:
     """Any number of language models of one architecture; their parameters are passed to each method.
 
@@ -51,25 +89,15 @@ class LanguageModels:
     def __init__(self, architecture: LanguageModel):
         self.architecture = architecture
 
-    def initialise(self, generators: Iterable[np.random.Generator]) -> dict[str, Tensor]:
+    def initialise(self, generators: Iterable[np.random.Generator], initial: str = "glorot") -> dict[str, Tensor]:
         """Initial parameters of one network per generator, stacked on the first axis.
 
-        Recurrent layers are uniform on ±1/√units, as in PyTorch; embedding and head on ±0.1, biases of the head 0, as
-        in Merity et al. 2017.
+        Args:
+            generators: one a network.
+            initial: key of `INITIAL`.
         """
-        networks = [self._initial(generator) for generator in generators]
+        networks = [INITIAL[initial](self.architecture, generator) for generator in generators]
         return {name: torch.from_numpy(np.stack([network[name] for network in networks])) for name in networks[0]}
-
-    def _initial(self, generator: np.random.Generator) -> dict[str, np.ndarray]:
-        values = {}
-        for name, shape in self.architecture.shapes().items():
-            if name == "head.bias":
-                values[name] = np.zeros(shape, dtype=np.float32)
-                continue
-            layer = name.partition(".")[0]
-            bound = self.architecture.widths[layer] ** -0.5 if layer in self.architecture.widths else 0.1
-            values[name] = generator.uniform(-bound, bound, size=shape).astype(np.float32)
-        return values
 
     def zero_state(self, networks: int, batch: int, device: str = "cpu") -> State:
         """The state before a text begins."""

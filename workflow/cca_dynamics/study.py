@@ -158,6 +158,7 @@ class Study:
         for cohort in self.cohorts.values():
             training = cohort.training
             names |= {training["optimizer"], training.get("schedule", "constant"), training.get("augmentation", "none")}
+            names |= {training["initial"]} if "initial" in training else set()
             names |= {cohort.network["name"]} if "name" in cohort.network else set()
         for block in self.config["results"].values():
             names |= set(block.get("measures", ["pwcca"]))
