@@ -201,11 +201,23 @@ def plot(table: pd.DataFrame, claims: pd.DataFrame, options: dict):
             floor = mine[mine["input"] == "text"]["floor"].mean()
             for axis in (above, beneath):
                 axis.axhline(floor, color=figures.GREY, linewidth=0.8, linestyle=":")
+                axis.annotate(
+                    "unrelated",
+                    (0, floor),
+                    xytext=(2, 2),
+                    textcoords="offset points",
+                    color=figures.GREY,
+                    fontsize=6.5,
+                    va="bottom",
+                )
         for axis, what in ((above, "text"), (beneath, f"repeats, layer {last + 1}")):
-            top = 1.35 * float(mine["value"].max())
-            axis.set(xlabel="Position in the sequence", ylabel=f"{figures.MEASURES[measure]} distance", ylim=(0, top))
+            top = 1.1 * max(float(mine["value"].max()), float(mine["floor"].max()) if measure == "pwcca" else 0)
+            axis.set(ylabel=f"{figures.MEASURES[measure]} distance", ylim=(0, top))
             axis.set_title(what, loc="center")
-    axes[0].legend(loc="upper right", ncols=min(3, len(layers)))
-    axes[len(measures)].legend(loc="upper right", ncols=2)
+            axis.xaxis.get_major_locator().set_params(integer=True)
+        beneath.set_xlabel("Position in the sequence")
+    for axis, place in ((axes[0], "upper"), (axes[len(measures)], "lower")):
+        handles, labels = axis.get_legend_handles_labels()
+        figure.legend(handles, labels, loc=f"outside {place} center", ncols=len(labels))
     figures.letters(*axes)
     return figure

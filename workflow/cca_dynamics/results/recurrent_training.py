@@ -163,33 +163,34 @@ def plot(table: pd.DataFrame, claims: pd.DataFrame, options: dict):
     from cca_dynamics import figures
 
     models = [name for name in TITLES if (table["cohort"] == name).any()]
-    columns = len(options["measures"]) + 1
-    figure, axes = figures.panels(len(models), columns, height=2.2)
+    columns, distances = len(options["measures"]) + 1, table[table["quantity"] == "distance"]
+    figure, axes = figures.panels(len(models), columns, height=1.9)
+    colours = figures.sequential(int(distances["layer_index"].max()) + 1)
+    epochs = sorted(distances["epoch"].unique())
     for row, cohort in enumerate(models):
-        here = table[table["cohort"] == cohort]
-        distances = here[here["quantity"] == "distance"]
-        layers = list(distances.sort_values("layer_index")["layer"].unique())
-        colours = figures.sequential(len(layers))
-        for axis, measure in zip(axes[row * columns :], options["measures"], strict=False):
-            mine = distances[distances["measure"] == measure]
-            for layer, colour in zip(layers, colours, strict=True):
-                wide = mine[mine["layer"] == layer].pivot_table(index="network", columns="epoch", values="value")
-                figures.mean_and_std(axis, wide.columns, wide.to_numpy(), colour, None, layer.removeprefix("lstm"))
-            axis.set(ylabel=f"{figures.MEASURES[measure]} distance to the end", ylim=(0, None))
-        perplexity, last = axes[row * columns + columns - 1], None
+        here, panels = table[table["cohort"] == cohort], axes[row * columns : (row + 1) * columns]
+        for axis, measure in zip(panels, options["measures"], strict=False):
+            mine = distances[(distances["cohort"] == cohort) & (distances["measure"] == measure)]
+            for index, layer in mine.groupby("layer_index"):
+                wide = layer.pivot_table(index="network", columns="epoch", values="value")
+                label = f"layer {index + 1}"
+                figures.mean_and_std(axis, wide.columns, wide.to_numpy(), colours[index], None, label)
+            axis.set(title=figures.MEASURES[measure], ylim=(0, None), xlim=(epochs[0], epochs[-1]))
+        layers = distances[distances["cohort"] == cohort]["layer_index"].nunique()
+        panels[0].set_ylabel(f"{layers} layers\nDistance to the end")
+        perplexity = panels[-1]
         for quantity, colour, label in (
             ("loss", figures.GREEN, "train"),
             ("valid_loss", figures.PURPLE, "held out"),
         ):
             wide = here[here["quantity"] == quantity].pivot_table(index="network", columns="epoch", values="value")
             figures.mean_and_std(perplexity, wide.columns, np.exp(wide.to_numpy()), colour, None, label)
-            last = wide
-        perplexity.set(ylabel="Perplexity", yscale="log")
-        perplexity.set_xlim(last.columns.min(), last.columns.max())
-        for axis in axes[row * columns : (row + 1) * columns]:
-            axis.set_xlabel("Epoch")
-        axes[row * columns].legend(title="Layer", loc="upper right", ncols=1 if len(layers) < 4 else 2)
+        perplexity.set(title="Perplexity", yscale="log", xlim=(epochs[0], epochs[-1]))
         perplexity.legend(loc="upper right")
-        axes[row * columns].set_title(f"{len(layers)} layers", loc="center")
+        for axis in panels:
+            axis.set_xlabel("Epoch" if row + 1 == len(models) else "")
+            axis.xaxis.get_major_locator().set_params(integer=True)
+    last = axes[(len(models) - 1) * columns]
+    figure.legend(*last.get_legend_handles_labels(), loc="outside upper center", ncols=len(colours))
     figures.letters(*axes)
     return figure
