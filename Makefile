@@ -7,13 +7,14 @@ READY := $(VENV)/ready
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help figures test lint format environment lock clean
+.PHONY: help figures test test-faults lint format environment lock clean
 help:
-	@echo "make figures   every figure and claim of the default study (environment first, if there is none)"
-	@echo "make test      format, lint, then the tests"
-	@echo "make format    rewrite Python and Snakemake files in the project's format"
-	@echo "make lock      resolve envs/requirements.lock anew (needs uv)"
-	@echo "make clean     delete results/, figures/ (but figures/reference) and logs/"
+	@echo "make figures      every figure and claim of the default study (environment first, if there is none)"
+	@echo "make test         format, lint, then the tests"
+	@echo "make test-faults  break a running study in more than 100 ways (under 15 minutes)"
+	@echo "make format       rewrite Python and Snakemake files in the project's format"
+	@echo "make lock         resolve envs/requirements.lock anew (needs uv)"
+	@echo "make clean        delete results/, figures/ (but figures/reference) and logs/"
 
 environment: $(READY)
 
@@ -31,6 +32,9 @@ figures: $(READY)
 
 test: lint
 	@pytest
+
+test-faults: $(READY)
+	@$(BIN)/python tests/faults.py
 
 lint: $(READY)
 	@ruff format --check --quiet .

@@ -82,8 +82,7 @@ def tidy(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
     table = pd.concat(tables, ignore_index=True)
     if "rank_a" in table:
         forced = (table["rank_a"] + table["rank_b"] - (table["n"] - 1)).clip(lower=0)
-        by_cca = table["measure"].isin(CANONICAL) if "measure" in table else True
-        table["forced"] = forced.where(by_cca, np.nan)
+        table["forced"] = forced.where(table["measure"].isin(CANONICAL)) if "measure" in table else forced
     return table.astype({column: "Int64" for column in COUNTS if column in table})
 
 
