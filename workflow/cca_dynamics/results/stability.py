@@ -342,7 +342,8 @@ def _draw(figure, axes, table: pd.DataFrame, options: dict, kind: str) -> None:
         wide = table[table["quantity"] == measured].pivot_table(index="network", columns="epoch", values="value")
         figures.mean_and_std(right, wide.columns, wide.to_numpy(), colour, None, label)
     right.axvline(converged, color=figures.GREY, linewidth=0.7, linestyle="--")
-    right.annotate("converged", (converged, 0), xytext=(3, 4), textcoords="offset points", color=figures.GREY)
+    side = {"xytext": (3, 4), "ha": "left"} if converged <= half else {"xytext": (-3, 4), "ha": "right"}
+    right.annotate("converged", (converged, 0), textcoords="offset points", color=figures.GREY, **side)
     right.set(xlabel="Epoch", ylabel="Accuracy" if accuracy else "Loss (nats a token)")
     if accuracy:
         right.legend(loc="upper left", ncols=2)
