@@ -164,7 +164,7 @@ def plot(table: pd.DataFrame, claims: pd.DataFrame, options: dict):
 
     models = [name for name in TITLES if (table["cohort"] == name).any()]
     columns, distances = len(options["measures"]) + 1, table[table["quantity"] == "distance"]
-    figure, axes = figures.panels(len(models), columns, height=1.9)
+    figure, axes = figures.panels(len(models), columns, height=2.0)
     colours = figures.sequential(int(distances["layer_index"].max()) + 1)
     epochs = sorted(distances["epoch"].unique())
     for row, cohort in enumerate(models):
@@ -188,7 +188,7 @@ def plot(table: pd.DataFrame, claims: pd.DataFrame, options: dict):
         perplexity.set(title="Perplexity", yscale="log", xlim=(epochs[0], epochs[-1]))
         perplexity.legend(loc="upper right")
         for axis in panels:
-            axis.set_xlabel("Epoch" if row + 1 == len(models) else "")
+            axis.set_xlabel("Epoch")
             axis.xaxis.get_major_locator().set_params(integer=True)
     last = axes[(len(models) - 1) * columns]
     figure.legend(*last.get_legend_handles_labels(), loc="outside upper center", ncols=len(colours))
