@@ -1,8 +1,10 @@
 """The workflow as users run it: the smoke study from nothing, what reruns after an edit, and what bad input says."""
 
 import json
+import os
 import re
 import shutil
+import subprocess
 
 import numpy as np
 import pandas as pd
@@ -11,10 +13,11 @@ import yaml
 from cca_dynamics.claims import COLUMNS
 from safetensors import safe_open
 
-from tests.conftest import copy_workflow, snakemake
+from tests.conftest import BIN, copy_workflow, snakemake
 
 SMOKE = ("--configfile", "studies/smoke.yaml", "--cores", "2")
 RESULTS = ("stability", "toy_noise", "generalization", "width", "clusters", "toy_rnn")
+RESULTS += ("recurrent_training", "recurrent_sequence")
 WIDTH = "results/smoke/width.parquet"
 
 
@@ -41,7 +44,7 @@ def jobs(folder, *arguments: str) -> dict[str, int]:
     text = run.stdout + run.stderr
     counts = {name: int(count) for name, count in re.findall(r"^\s*(\w+)\s+(\d+)\b", text, flags=re.MULTILINE)}
     assert counts or "othing to be done" in text, text
-    return {name: count for name, count in counts.items() if name not in ("total", "all", *RESULTS)}
+    return {name: count for name, count in counts.items() if name not in ("total", "all", "manifest", *RESULTS)}
 
 
 def edit(folder, path: str, old: str, new: str) -> None:
@@ -140,7 +143,7 @@ def test_another_recipe_reruns_only_its_cohorts(edited):
 
 
 def test_another_seed_reruns_everything(edited):
-    assert jobs(edited, "--config", "seed=7")["train"] == 7
+    assert jobs(edited, "--config", "seed=7")["train"] == 9
 
 
 def test_two_runs_give_identical_tables(finished, tmp_path):
@@ -262,11 +265,32 @@ def test_plan_says_what_a_run_leaves(finished):
         assert 0.5 < sum(path.stat().st_size for path in files) / 1e6 / float(row) < 2
 
 
-def test_recurrent_results_are_targets(finished):
-    """Language models on the text that Python ships; both results and the recurrent panels share one cohort."""
-    run = snakemake(finished, *SMOKE, "recurrent_training", "recurrent_sequence")
-    assert run.returncode == 0, run.stdout + run.stderr
-    for result in ("recurrent_training", "recurrent_sequence"):
-        assert len(pd.read_parquet(finished / f"results/smoke/{result}.parquet"))
-        assert (finished / f"figures/smoke/{result}.png").exists()
+def test_recurrent_results_share_their_models(finished):
+    """Language models on the text that Python ships; both results and the recurrent panels use one cohort."""
+    assert set(pd.read_parquet(finished / "results/smoke/stability.parquet")["kind"]) == {"convolutional", "recurrent"}
     assert len(list((finished / "results/smoke/networks").glob("lstm*"))) == 2
+
+
+def test_verify_finds_a_flipped_bit_and_its_command_mends_it(finished, edited):
+    """`cca-dynamics verify` on the finished study, then on a damaged copy."""
+
+    def verify(folder):
+        environment = {**os.environ, "PYTHONPATH": str(folder / "workflow")}
+        return subprocess.run(
+            [BIN / "cca-dynamics", "verify", "smoke"], cwd=folder, env=environment, capture_output=True, text=True
+        )
+
+    assert verify(edited).returncode == 0, verify(edited).stdout
+    path = max((edited / "results/smoke/networks/width-1/0-1").glob("step-*.safetensors"))
+    content, stamp = bytearray(path.read_bytes()), path.stat()
+    content[-7] ^= 16
+    path.write_bytes(bytes(content))
+    os.utime(path, ns=(stamp.st_atime_ns, stamp.st_mtime_ns))
+    found = verify(edited)
+    assert found.returncode == 1 and f"{path.relative_to(edited)}: its content has changed" in found.stdout
+    (mend,) = re.findall(r"^to mend: (.+)$", found.stdout, flags=re.MULTILINE)
+    remove, _, targets = mend.partition(" && snakemake ")
+    assert subprocess.run(remove.split(), cwd=edited).returncode == 0
+    assert snakemake(edited, *SMOKE, *targets.split()).returncode == 0
+    assert verify(edited).returncode == 0, verify(edited).stdout
+    assert (edited / WIDTH).read_bytes() == (finished / WIDTH).read_bytes()

@@ -173,8 +173,8 @@ def plot(table: pd.DataFrame, claims: pd.DataFrame, options: dict):
             mine = distances[(distances["cohort"] == cohort) & (distances["measure"] == measure)]
             for index, layer in mine.groupby("layer_index"):
                 wide = layer.pivot_table(index="network", columns="epoch", values="value")
-                label = f"layer {index + 1}"
-                figures.mean_and_std(axis, wide.columns, wide.to_numpy(), colours[index], None, label)
+                label = f"layer {int(index) + 1}"
+                figures.mean_and_std(axis, wide.columns, wide.to_numpy(), colours[int(index)], None, label)
             axis.set(title=figures.MEASURES[measure], ylim=(0, None), xlim=(epochs[0], epochs[-1]))
         layers = distances[distances["cohort"] == cohort]["layer_index"].nunique()
         panels[0].set_ylabel(f"{layers} layers\nDistance to the end")
