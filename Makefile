@@ -11,7 +11,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 help:
 	@echo "make figures      every figure and claim of the default study (environment first, if there is none)"
 	@echo "make test         format, lint, then the tests"
-	@echo "make test-faults  break a running study in more than 100 ways (under 15 minutes)"
+	@echo "make test-faults  break running studies on purpose"
 	@echo "make format       rewrite Python and Snakemake files in the project's format"
 	@echo "make lock         resolve envs/requirements.lock anew (needs uv)"
 	@echo "make clean        delete results/, figures/ (but figures/reference) and logs/"

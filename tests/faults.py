@@ -46,6 +46,7 @@ STUDY = {
     "network": {"channels": [4, 4, 8, 8, 16]},
     "language_training": {"batch_size": 64, "window": 64, "epochs": 2},
     "results": {
+        "stability": {"recurrent": None},
         "width": {"networks": 2, "multipliers": [0.5, 1, 2], "training": {"epochs": 60, "evaluate_every": 30}},
         "clusters": {"training": {"epochs": 40, "evaluate_every": 40}},
         "recurrent_training": {"deeper": None},
@@ -53,7 +54,7 @@ STUDY = {
 }
 CONFIG = ("--configfile", "studies/smoke.yaml", "studies/faults.yaml")
 RESULTS = "results/faults"
-PARTS = {"width-0.5": "0-1", "width-1": "0-1", "width-2": "0-1", "clusters": "0-9", "lstm": "0-1"}
+PARTS = {"width-0.5": "0-1", "width-1": "0-1", "width-2": "0-1", "sweep": "0-9", "lstm": "0-1"}
 EVERYTHING = (*(f"{RESULTS}/networks/{cohort}/{part}" for cohort, part in PARTS.items()), "all")
 
 
@@ -245,7 +246,7 @@ def kill_snakemake(suite: Suite, number: int, times: int) -> None:
 def orphan(suite: Suite) -> None:
     """Snakemake alone is killed; its training job goes on as an orphan while the next run wants the same networks."""
     bench = suite.bench("orphan", suite.whole)
-    for cohort in ("width-2", "clusters"):
+    for cohort in ("width-2", "sweep"):
         bench.forget(cohort)
         process = bench.start()
         job = bench.await_job(process, "train")
@@ -288,7 +289,7 @@ def damaged_files(suite: Suite, number: int, times: int) -> None:
     everything = [
         path
         for path in sorted((bench.folder / "results").rglob("*"))
-        if path.is_file() and "benchmarks" not in path.parts and path.name != "manifest.json"
+        if path.is_file() and "benchmarks" not in path.parts and path.name != "manifest.json" and path.name[0] != "."
     ]
     for path in (chosen := bench.rng.sample(everything, times)):
         kind = bench.rng.choice(list(DAMAGES))
@@ -316,9 +317,9 @@ def damaged_inputs(suite: Suite) -> None:
     victims = {
         "data/dataset.safetensors": "networks/width-1/0-1",
         "networks/width-1/0-1/step-000480.safetensors": "activations/width-1/0-1",
-        "networks/clusters/0-9/step-000320.safetensors": "ablation/clusters/0-9.parquet",
+        "networks/sweep/0-9/step-000320.safetensors": "ablation/sweep/0-9.parquet",
         "activations/width-2/0-1/train/step-000480.safetensors": "width.parquet",
-        "ablation/clusters/0-9.parquet": "clusters.parquet",
+        "ablation/sweep/0-9.parquet": "clusters.parquet",
         "data/corpus.safetensors": "networks/lstm/0-1",
     }
     for (victim, output), kind in zip(victims.items(), ["truncated", "bit-flipped"] * 3, strict=True):
@@ -465,7 +466,7 @@ def scenarios(suite: Suite) -> dict[str, Callable[[], None]]:
     found: dict[str, Callable[[], None]] = {}
     for number in range(3):
         found[f"kill snakemake {number}"] = lambda number=number: kill_snakemake(suite, number, 6)
-    for cohort, times in (("clusters", 9), ("lstm", 9), ("width-2", 7)):
+    for cohort, times in (("sweep", 9), ("lstm", 9), ("width-2", 7)):
         found[f"kill training {cohort}"] = lambda c=cohort, t=times: kill_training(suite, signal.SIGKILL, c, t)
     found["terminate training"] = lambda: kill_training(suite, signal.SIGTERM, "lstm", 6)
     found["config changes"] = lambda: config_changes(suite, 3)
@@ -473,7 +474,7 @@ def scenarios(suite: Suite) -> dict[str, Callable[[], None]]:
     for number in range(4):
         found[f"damaged files {number}"] = lambda number=number: damaged_files(suite, number, 10)
     found["removed while running"] = lambda: removed_while_running(suite, 3)
-    found["damaged saves clusters"] = lambda: damaged_saves(suite, "clusters", 5)
+    found["damaged saves sweep"] = lambda: damaged_saves(suite, "sweep", 5)
     found["damaged saves lstm"] = lambda: damaged_saves(suite, "lstm", 4)
     found["damaged inputs"] = lambda: damaged_inputs(suite)
     found["two at once"] = lambda: two_at_once(suite, 3)
