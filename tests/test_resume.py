@@ -104,7 +104,19 @@ def test_without_a_save_training_begins_anew(tmp_path, monkeypatch):
     assert contents(tmp_path / "whole") == contents(tmp_path / "killed")
 
 
-@pytest.mark.parametrize("damage", ["truncated", "flipped", "checkpoint", "garbage key"])
+def test_a_run_that_has_stored_nothing_yet_goes_on_too(tmp_path, monkeypatch):
+    """Most cohorts keep their last step alone."""
+    chosen, data, lines = test_training.recipe() | {"checkpoints": []}, small(), []
+    training.train(chosen, data, tmp_path / "whole", report=lambda line: None)
+    with monkeypatch.context() as patched, pytest.raises(Killed):
+        killing_at(patched, 5)
+        training.train(chosen, data, tmp_path / "killed", report=lambda line: None, save_steps=1)
+    training.train(chosen, data, tmp_path / "killed", report=lines.append)
+    assert lines[0] == "going on from step 5 of 9"
+    assert contents(tmp_path / "whole") == contents(tmp_path / "killed")
+
+
+@pytest.mark.parametrize("damage", ["truncated", "flipped", "checkpoint", "no checkpoint", "no recipe", "garbage key"])
 def test_damaged_saves_are_not_used(tmp_path, monkeypatch, damage):
     chosen, data = test_training.recipe(checkpoints=[0, 1]), small()
     training.train(chosen, data, tmp_path / "whole", report=lambda line: None)
@@ -121,6 +133,10 @@ def test_damaged_saves_are_not_used(tmp_path, monkeypatch, damage):
     elif damage == "checkpoint":
         stored = folder / "output/step-000000.safetensors"
         stored.write_bytes(stored.read_bytes()[:-9])
+    elif damage == "no checkpoint":
+        (folder / "output/step-000000.safetensors").unlink()
+    elif damage == "no recipe":
+        (folder / "output/recipe.json").unlink()
     else:
         (folder / "key.json").write_bytes(b"\xff{")
     lines = []

@@ -111,7 +111,7 @@ def train(
 
         def now() -> tuple[dict[str, Tensor], dict]:
             masks.copy_(torch.stack([generator.get_state() for generator in generators]))
-            return kept(live, history, step)
+            return kept(work, live, history, step)
 
         step = restored(work, live, history)
         if step is None:

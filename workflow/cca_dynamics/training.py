@@ -103,7 +103,7 @@ def train(
             checkpoints.save(state.tensors, folder, step=step, epoch=step / steps_per_epoch, recipe=recipe)
 
         def now() -> tuple[dict[str, Tensor], dict]:
-            return kept(live, history, step)
+            return kept(work, live, history, step)
 
         step = restored(work, live, history)
         if step is None:
@@ -188,12 +188,13 @@ class History:
         pd.concat(self.tables, ignore_index=True).to_parquet(file, index=False)
 
 
-def kept(live: dict[str, Tensor], history: History, step: int) -> tuple[dict[str, Tensor], dict]:
+def kept(work: Unfinished, live: dict[str, Tensor], history: History, step: int) -> tuple[dict[str, Tensor], dict]:
     """What `resume.Unfinished.step` saves of a training run: its tensors, its history, and where it stands."""
     table = BytesIO()
     history.write(table)
     rows = torch.frombuffer(bytearray(table.getvalue()), dtype=torch.uint8)
-    return {**live, "history": rows}, {"step": step}
+    stored = sorted(path.name for path in work.output.glob("step-*.safetensors"))
+    return {**live, "history": rows}, {"step": step, "stored": stored}
 
 
 def restored(work: Unfinished, live: dict[str, Tensor], history: History) -> int | None:
@@ -208,11 +209,12 @@ def restored(work: Unfinished, live: dict[str, Tensor], history: History) -> int
     if found is None:
         return None
     tensors, facts = found
-    for _, file in checkpoints.stored(work.output):
-        try:
-            read_tensors(file)
-        except DamagedFile:
-            return None
+    try:
+        checkpoints.load_recipe(work.output)
+        for name in facts["stored"]:
+            read_tensors(work.output / name)
+    except DamagedFile:
+        return None
     for name, tensor in live.items():
         tensor.data.copy_(tensors[name])
     history.tables.append(pd.read_parquet(BytesIO(tensors["history"].numpy().tobytes())))
