@@ -209,7 +209,9 @@ def test_a_job_that_is_told_to_stop_saves_and_says_so(tmp_path, number):
         assert process.poll() is None
     process.send_signal(number)
     _, error = process.communicate(timeout=60)
-    assert process.returncode == INTERRUPTED and error.splitlines()[-1].startswith("interrupted; what is done is kept")
+    assert process.returncode == INTERRUPTED and error.splitlines()[-1].startswith(
+        "interrupted; nothing is half-written"
+    )
     assert "Traceback" not in error and not (tmp_path / "out").exists()
     _, facts = Unfinished(tmp_path / ".out.unfinished").load()
     assert facts["step"] >= 3

@@ -26,7 +26,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with told_to_stop():
             options.run(options)
     except Interrupted:
-        print("interrupted; what is done is kept, and the same command goes on from there", file=sys.stderr)
+        print("interrupted; nothing is half-written, and the same command goes on from what is kept", file=sys.stderr)
         return INTERRUPTED
     except (ValueError, OSError) as problem:
         remedy = "; free disk space and run again" if getattr(problem, "errno", None) == errno.ENOSPC else ""
@@ -224,6 +224,8 @@ def _report(line: str) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
+    from cca_dynamics.resume import MINUTES
+
     parser = argparse.ArgumentParser(prog="cca-dynamics", description=__doc__.splitlines()[0])
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
@@ -234,7 +236,7 @@ def _parser() -> argparse.ArgumentParser:
             added.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
             added.add_argument("--threads", type=int, default=os.cpu_count(), help="CPU threads")
         if resumes:
-            added.add_argument("--save-minutes", type=float, default=5.0, help="at most so long between two saves")
+            added.add_argument("--save-minutes", type=float, default=MINUTES, help="at most so long between two saves")
             added.add_argument("--save-steps", type=int, default=0, help="and at most so many steps; 0: any number")
         return added
 

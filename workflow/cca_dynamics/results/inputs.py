@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from cca_dynamics.files import DamagedFile, read_facts
+from cca_dynamics.results.tables import DIVERGED
 
 
 @dataclass(frozen=True)
@@ -105,11 +106,9 @@ class Inputs:
         return members
 
     def diverged(self) -> pd.DataFrame:
-        """One row for each network that is left out: quantity "diverged", cohort, value (its number in the cohort)."""
+        """One row for each network that is left out: quantity `DIVERGED`, cohort, value (its number in the cohort)."""
         rows = [
-            {"quantity": "diverged", "cohort": name, "value": float(i)}
-            for name in self.networks
-            for i in self._out(name)
+            {"quantity": DIVERGED, "cohort": name, "value": float(i)} for name in self.networks for i in self._out(name)
         ]
         return pd.DataFrame(rows, columns=["quantity", "cohort", "value"])
 

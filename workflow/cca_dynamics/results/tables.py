@@ -9,8 +9,9 @@ import numpy as np
 import pandas as pd
 
 DIVERGED = "diverged"
-CANONICAL = ("pwcca", "pwcca_squared", "mean_cca", "bartlett")
-"""Measures for whose correlations ranks and data points are counted."""
+"""Quantity of the rows that name networks which are left out."""
+COUNTED = ("pwcca", "pwcca_squared", "mean_cca", "bartlett")
+"""Measures that use all correlations of two layers, so that their ranks say how many are forced."""
 COUNTS = (
     "forced",
     "network",
@@ -82,7 +83,7 @@ def tidy(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
     table = pd.concat(tables, ignore_index=True)
     if "rank_a" in table:
         forced = (table["rank_a"] + table["rank_b"] - (table["n"] - 1)).clip(lower=0)
-        table["forced"] = forced.where(table["measure"].isin(CANONICAL)) if "measure" in table else forced
+        table["forced"] = forced.where(table["measure"].isin(COUNTED)) if "measure" in table else forced
     return table.astype({column: "Int64" for column in COUNTS if column in table})
 
 
