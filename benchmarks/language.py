@@ -2,7 +2,7 @@
 
 Side by side on all cores, in turns, one window for every network of a cohort (forward, backward, clipping, Adam):
 
-- lockstep: `cca_dynamics.language`, a process of one thread per core, each with its part of the cohort, as the workflow
+- ours: `cca_dynamics.language`, a process of one thread per core, each with its part of the cohort, as the workflow
   runs it;
 - loop: a model of torch.nn.LSTM layers and a torch.optim.Adam per network, one network after the other, in one process
   with a thread per core, as one would write it;
@@ -81,7 +81,7 @@ class Loop:
             optimizer.step()
 
 
-class Lockstep:
+class Ours:
     """One window of every network, by the code of the workflow."""
 
     def __init__(self, model: LanguageModel, columns: int, count: int, device: str):
@@ -132,7 +132,7 @@ class Products:
                 grad.T @ h
 
 
-STEPPERS = {"lockstep": Lockstep, "loop": Loop, "loops": Loop, "bound": Products}
+STEPPERS = {"ours": Ours, "loop": Loop, "loops": Loop, "bound": Products}
 
 
 def make(name: str, model: LanguageModel, columns: int, window: int, count: int, device: str):
@@ -156,9 +156,9 @@ def compare(name: str, cores: int, device: str, rounds: int) -> dict:
     row = {"model": name, "networks": count}
     row |= {f"{way}, k tokens/s": tokens / statistics.median(times) / 1e3 for way, times in seconds.items()}
     for way in ("loop", "loops", "bound"):
-        ratios = [a / b for a, b in zip(seconds[way], seconds["lockstep"], strict=True)]
-        row[f"lockstep / {way}"] = statistics.median(ratios)
-    for way in ("lockstep", "bound"):
+        ratios = [a / b for a, b in zip(seconds[way], seconds["ours"], strict=True)]
+        row[f"ours / {way}"] = statistics.median(ratios)
+    for way in ("ours", "bound"):
         row[f"GFLOP/s {way}"] = tokens * model.training_operations / statistics.median(seconds[way]) / 1e9
     return row
 

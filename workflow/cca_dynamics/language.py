@@ -1,4 +1,4 @@
-"""Train language models in lockstep, and collect their hidden states.
+"""Train language models, and collect their hidden states.
 
 Text is cut into as many columns as a batch has rows; windows of them are read one after the other and the hidden state
 is carried from window to window (truncated backpropagation through time). All networks of a cohort read the same
@@ -21,7 +21,7 @@ from cca_dynamics import checkpoints
 from cca_dynamics.architectures import describe_language_model
 from cca_dynamics.corpora import STREAMS, Corpus
 from cca_dynamics.files import read_tensors, replacing, write_tensors
-from cca_dynamics.recurrent import Dropout, LanguageModels
+from cca_dynamics.recurrent import Dropout, LanguageModels, State
 from cca_dynamics.resume import MINUTES, key_of, resuming
 from cca_dynamics.training import (
     OPTIMIZERS,
@@ -232,26 +232,53 @@ class _Parameters:
     """Stacked parameters that are views of one (N, parameters) matrix, so that the optimiser needs few operations."""
 
     def __init__(self, state: dict[str, Tensor]):
-        self.names = list(state)
-        self.values = torch.cat([state[name].flatten(1) for name in self.names], dim=1)
-        sizes = [state[name][0].numel() for name in self.names]
-        views = zip(self.names, self.values.split(sizes, dim=1), strict=True)
-        self.tensors = {name: view.unflatten(1, state[name].shape[1:]) for name, view in views}
-        for tensor in self.tensors.values():
-            tensor.requires_grad_()
+        self.values = torch.cat([tensor.flatten(1) for tensor in state.values()], dim=1)
+        sizes = [tensor[0].numel() for tensor in state.values()]
+        views = zip(state.items(), self.values.split(sizes, dim=1), strict=True)
+        self.tensors = {name: view.unflatten(1, tensor.shape[1:]) for (name, tensor), view in views}
+        # One network after the other: what a pass leaves for the next should still be in the cache.
+        self.each = [{name: t[i : i + 1] for name, t in self.tensors.items()} for i in range(len(self.values))]
+        for one in self.each:
+            for tensor in one.values():
+                tensor.requires_grad_()
 
-    def gradients(self, networks, inputs, targets, carried, options, dropout, generators):
-        """Each network's mean loss on a window (N,), the gradients of all parameters (N, parameters), state after."""
-        hidden, seen, carried = networks.outputs(self.tensors, inputs, carried, dropout, generators)
-        loss = _losses(networks.logits(self.tensors, seen), targets).mean(dim=1)
-        objective = loss
-        if options.get("activation_penalty"):
-            objective = objective + options["activation_penalty"] * seen.square().mean(dim=(1, 2, 3))
-        if options.get("change_penalty") and len(inputs) > 1:
-            changes = hidden[-1].diff(dim=1).square().mean(dim=(1, 2, 3))
-            objective = objective + options["change_penalty"] * changes
-        found = torch.autograd.grad(objective.sum(), [self.tensors[name] for name in self.names])
-        return loss.detach(), torch.cat([gradient.flatten(1) for gradient in found], dim=1), carried
+    def gradients(
+        self,
+        networks: LanguageModels,
+        inputs: Tensor,
+        targets: Tensor,
+        carried: State,
+        options: dict,
+        dropout: Dropout,
+        generators: Sequence[torch.Generator] | None,
+    ) -> tuple[Tensor, Tensor, State]:
+        """Each network's mean loss on a window (N,), the gradients of all parameters (N, parameters), state after.
+
+        Args:
+            networks: the architecture.
+            inputs, targets: (positions, batch).
+            carried: the state before the window.
+            options: activation_penalty and change_penalty, if any.
+            dropout, generators: see `LanguageModels.outputs`.
+        """
+        losses, gradients, states = [], torch.empty_like(self.values), []
+        for i, state in enumerate(self.each):
+            before = [(h[i : i + 1], c[i : i + 1]) for h, c in carried]
+            own = generators[i : i + 1] if generators else None
+            hidden, seen, after = networks.outputs(state, inputs, before, dropout, own)
+            loss = _losses(networks.logits(state, seen), targets).mean()
+            objective = loss
+            if options.get("activation_penalty"):
+                objective = objective + options["activation_penalty"] * seen.square().mean()
+            if options.get("change_penalty") and len(inputs) > 1:
+                objective = objective + options["change_penalty"] * hidden[-1].diff(dim=1).square().mean()
+            found = torch.autograd.grad(objective, list(state.values()))
+            torch.cat([gradient.flatten() for gradient in found], out=gradients[i])
+            losses.append(loss.detach())
+            states.append(after)
+        layers = zip(*states, strict=True)
+        carried = [tuple(map(torch.cat, zip(*layer, strict=True))) for layer in layers]
+        return torch.stack(losses), gradients, carried
 
     def averaged(self, update: Callable) -> _Swapped:
         """While it lasts, the parameters are what the optimiser averaged, if it does."""

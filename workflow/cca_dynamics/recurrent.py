@@ -1,7 +1,7 @@
-"""Recurrent language models that train many at a time.
+"""Recurrent language models, any number of one architecture.
 
-As in `networks`, every tensor has the network as its first axis. On a CPU the networks' cells advance in lockstep, one
-batched product a step, with the backward pass written out; on a GPU each layer is PyTorch's (cuDNN).
+As in `networks`, every tensor has the network as its first axis. Each layer of each network is PyTorch's own: batching
+the networks' steps is slower than that, on a CPU too (benchmarks/language.py).
 """
 
 from __future__ import annotations
@@ -140,7 +140,7 @@ class LanguageModels:
     def _embedded(self, state: dict[str, Tensor], tokens: Tensor, masks: _Masks) -> Tensor:
         weight = masks.whole_rows(state["embedding.weight"], masks.rates.embedding)
         each = tokens if tokens.ndim == 3 else [tokens] * len(weight)
-        return torch.stack([functional.embedding(own, w) for own, w in zip(each, weight, strict=True)])
+        return _stacked([functional.embedding(own, w) for own, w in zip(each, weight, strict=True)])
 
     def logits(self, state: dict[str, Tensor], seen: Tensor) -> Tensor:
         """(N, positions, batch, vocabulary) from what the head sees."""
@@ -175,11 +175,11 @@ class _Masks:
 def lstm(
     x: Tensor, h: Tensor, c: Tensor, weight_ih: Tensor, weight_hh: Tensor, bias: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """One LSTM layer of N networks.
+    """One LSTM layer of N networks, one after the other by PyTorch's own layer (on a GPU cuDNN's).
 
     Args:
         x: (N, positions, batch, inputs).
-        h, c: (N, batch, units) before the first position; no gradient flows to them.
+        h, c: (N, batch, units) before the first position.
         weight_ih, weight_hh, bias: (N, 4·units, inputs), (N, 4·units, units), (N, 4·units), gates in PyTorch's order:
             input, forget, cell, output.
 
@@ -188,85 +188,16 @@ def lstm(
 
     Source: Hochreiter & Schmidhuber 1997, with the forget gate of Gers et al. 2000.
     """
-    if not x.is_cuda:
-        return _LSTM.apply(x, h, c, weight_ih, weight_hh, bias)
     found = []
-    for own in zip(x, h, c, weight_ih, weight_hh, bias, strict=True):
-        x_, h_, c_, *weights, bias_ = own
+    for x_, h_, c_, *weights, bias_ in zip(x, h, c, weight_ih, weight_hh, bias, strict=True):
         weights = [weight.contiguous() for weight in (*weights, bias_, torch.zeros_like(bias_))]
         y, h_, c_ = torch._VF.lstm(
             x_, (h_[None], c_[None]), weights, True, 1, 0.0, torch.is_grad_enabled(), False, False
         )
         found.append((y, h_[0], c_[0]))
-    return tuple(map(torch.stack, zip(*found, strict=True)))
+    return tuple(map(_stacked, zip(*found, strict=True)))
 
 
-def _sigmoids_first(gates: Tensor) -> Tensor:
-    """Rows (N, 4·units, ...) from the order input, forget, cell, output to input, forget, output, cell; or back: the
-    exchange is its own inverse."""
-    i, f, third, fourth = gates.chunk(4, dim=1)
-    return torch.cat([i, f, fourth, third], dim=1)
-
-
-class _LSTM(torch.autograd.Function):
-    """See `lstm`. Inside, gates lie in the order input, forget, output, cell, and time comes first."""
-
-    @staticmethod
-    def forward(ctx, x, h, c, weight_ih, weight_hh, bias):
-        networks, positions, batch, _ = x.shape
-        units = weight_hh.shape[2]
-        into, around = _sigmoids_first(weight_ih), _sigmoids_first(weight_hh)
-        x = x.reshape(networks, positions * batch, -1)
-        driven = torch.baddbmm(_sigmoids_first(bias)[:, None], x, into.transpose(1, 2))
-        driven = driven.view(networks, positions, batch, 4 * units)
-        gates = x.new_empty(positions, networks, batch, 4 * units)
-        cells, hidden = (x.new_empty(positions + 1, networks, batch, units) for _ in range(2))
-        squashed = x.new_empty(positions, networks, batch, units)  # tanh of the cells
-        hidden[0], cells[0] = h, c
-        turned = around.transpose(1, 2)
-        for t in range(positions):
-            now = gates[t]
-            torch.baddbmm(driven[:, t], hidden[t], turned, out=now)
-            now[..., : 3 * units].sigmoid_()
-            now[..., 3 * units :].tanh_()
-            i, f, o, g = now.split(units, dim=-1)
-            torch.mul(f, cells[t], out=cells[t + 1])
-            cells[t + 1].addcmul_(i, g)
-            torch.tanh(cells[t + 1], out=squashed[t])
-            torch.mul(o, squashed[t], out=hidden[t + 1])
-        ctx.save_for_backward(x, gates, cells, hidden, squashed, into, around)
-        ctx.mark_non_differentiable(h, c)
-        ctx.set_materialize_grads(True)
-        return hidden[1:].transpose(0, 1), hidden[-1].clone(), cells[-1].clone()
-
-    @staticmethod
-    def backward(ctx, grad, grad_h, grad_c):
-        x, gates, cells, hidden, squashed, into, around = ctx.saved_tensors
-        positions, networks, batch, four = gates.shape
-        units = four // 4
-        i, f, o, g = gates.split(units, dim=-1)
-        # What a step's gradients are multiplied with, for all steps at once; the steps then need few operations.
-        factors = torch.empty_like(gates)
-        of = factors.split(units, dim=-1)
-        torch.mul(g * i, 1 - i, out=of[0])
-        torch.mul(cells[:-1] * f, 1 - f, out=of[1])
-        torch.mul(squashed * o, 1 - o, out=of[2])
-        torch.mul(i, 1 - g * g, out=of[3])
-        through = o * (1 - squashed * squashed)
-        deltas = torch.empty_like(gates)
-        grad = grad.transpose(0, 1)
-        dh, dc = grad[-1] + grad_h, grad_c
-        for t in range(positions - 1, -1, -1):
-            dc = torch.addcmul(dc, dh, through[t])
-            now = deltas[t]
-            torch.mul(factors[t].unflatten(-1, (4, units)), dc[:, :, None], out=now.unflatten(-1, (4, units)))
-            torch.mul(factors[t][..., 2 * units : 3 * units], dh, out=now[..., 2 * units : 3 * units])
-            if t:
-                dc = dc * f[t]
-                dh = torch.baddbmm(grad[t - 1], now, around)
-        deltas = deltas.transpose(0, 1).reshape(networks, positions * batch, four)
-        before = hidden[:-1].transpose(0, 1).reshape(networks, positions * batch, units)
-        x_grad = torch.bmm(deltas, into).view(networks, positions, batch, -1) if ctx.needs_input_grad[0] else None
-        turned = deltas.transpose(1, 2)
-        into_grad, around_grad = (_sigmoids_first(torch.bmm(turned, other)) for other in (x, before))
-        return x_grad, None, None, into_grad, around_grad, _sigmoids_first(deltas.sum(dim=1))
+def _stacked(tensors: Sequence[Tensor]) -> Tensor:
+    """On a new first axis; of one tensor a view."""
+    return tensors[0][None] if len(tensors) == 1 else torch.stack(list(tensors))
