@@ -109,9 +109,9 @@ class Bench:
         return output
 
     def logs(self) -> str:
-        """Errors in the logs of jobs."""
+        """Errors and tracebacks in the logs of jobs."""
         lines = [line for log in self.folder.glob("logs/**/*.log") for line in log.read_text().splitlines()]
-        return "\n".join(line for line in lines if "rror" in line)
+        return "\n".join(line for line in lines if "rror" in line or "Traceback" in line)
 
     def command(self, *arguments: str) -> tuple[int, str]:
         """`cca-dynamics` in this copy."""
@@ -338,6 +338,8 @@ def damaged_inputs(suite: Suite) -> None:
         if not status or made.exists() or len(errors) != 1 or victim not in errors[0] or "delete" not in errors[0]:
             raise Lost(f"{victim}: status {status}, {errors or bench.logs()}")
         path.write_bytes(content)
+        whole = suite.whole.results / output
+        shutil.copytree(whole, made) if whole.is_dir() else shutil.copy2(whole, made)
     bench.finish()
     bench.compare(suite.whole)
 
