@@ -121,7 +121,11 @@ class Terminal:
             stdin=slave,
             stdout=slave,
             stderr=slave,
-            preexec_fn=lambda: (os.setsid(), fcntl.ioctl(0, termios.TIOCSCTTY, 0)),
+            preexec_fn=lambda: (
+                os.setsid(),
+                fcntl.ioctl(0, termios.TIOCSCTTY, 0),
+                signal.signal(signal.SIGINT, signal.SIG_DFL),  # which whoever runs the tests may ignore
+            ),
         )
         os.close(slave)
         self.shown = ""
