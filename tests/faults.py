@@ -466,13 +466,13 @@ def full_disk(suite: Suite, times: int) -> None:
 def scenarios(suite: Suite) -> dict[str, Callable[[], None]]:
     """Every scenario, long ones first."""
     found: dict[str, Callable[[], None]] = {}
-    for number in range(3):
-        found[f"kill snakemake {number}"] = lambda number=number: kill_snakemake(suite, number, 6)
+    for number in range(2):
+        found[f"kill snakemake {number}"] = lambda number=number: kill_snakemake(suite, number, 8)
     for cohort, times in (("sweep", 9), ("lstm", 9), ("width-2", 7)):
         found[f"kill training {cohort}"] = lambda c=cohort, t=times: kill_training(suite, signal.SIGKILL, c, t)
     found["terminate training"] = lambda: kill_training(suite, signal.SIGTERM, "lstm", 6)
-    found["config changes"] = lambda: config_changes(suite, 3)
-    found["full disk"] = lambda: full_disk(suite, 3)
+    found["config changes"] = lambda: config_changes(suite, 2)
+    found["full disk"] = lambda: full_disk(suite, 2)
     for number in range(4):
         found[f"damaged files {number}"] = lambda number=number: damaged_files(suite, number, 10)
     found["removed while running"] = lambda: removed_while_running(suite, 3)

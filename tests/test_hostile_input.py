@@ -93,7 +93,7 @@ def test_random_bytes_never_crash_a_reader(tmp_path, reader, content):
     refused(reader, place(tmp_path, content))
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_damaged_tensor_files_are_found_out(tmp_path, data):
     """Any change of any byte, any truncation: refused, or the tensors and facts are what they were."""
@@ -115,8 +115,8 @@ def test_damaged_tensor_files_are_found_out(tmp_path, data):
         assert "t.safetensors" in str(problem) and "run snakemake again" in str(problem)
     else:
         for name, tensor in found.items():
-            assert torch.equal(tensor, good[name])
-        assert said == facts or set(said) != set(facts)
+            assert torch.equal(tensor, good[name]) and tensor.dtype == good[name].dtype
+        assert said == facts
 
 
 @pytest.mark.parametrize("name", [*HOSTILE, "..", ".", "", "/etc", "a/b", "-rf", "a b", "x" * 65, "a\nb", "a\x00b"])

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -116,7 +117,7 @@ def test_a_run_that_has_stored_nothing_yet_goes_on_too(tmp_path, monkeypatch):
     assert contents(tmp_path / "whole") == contents(tmp_path / "killed")
 
 
-@pytest.mark.parametrize("damage", ["truncated", "flipped", "checkpoint", "no checkpoint", "no recipe", "garbage key"])
+@pytest.mark.parametrize("damage", ["truncated", "flipped", "checkpoint", "no checkpoint", "no output", "garbage key"])
 def test_damaged_saves_are_not_used(tmp_path, monkeypatch, damage):
     chosen, data = test_training.recipe(checkpoints=[0, 1]), small()
     training.train(chosen, data, tmp_path / "whole", report=lambda line: None)
@@ -135,13 +136,27 @@ def test_damaged_saves_are_not_used(tmp_path, monkeypatch, damage):
         stored.write_bytes(stored.read_bytes()[:-9])
     elif damage == "no checkpoint":
         (folder / "output/step-000000.safetensors").unlink()
-    elif damage == "no recipe":
-        (folder / "output/recipe.json").unlink()
+    elif damage == "no output":
+        shutil.rmtree(folder / "output")
     else:
         (folder / "key.json").write_bytes(b"\xff{")
     lines = []
     training.train(chosen, data, tmp_path / "killed", report=lines.append)
     assert not any("going on" in line for line in lines)
+    assert contents(tmp_path / "whole") == contents(tmp_path / "killed")
+
+
+@pytest.mark.parametrize("content", [None, b"{}"])
+def test_a_damaged_recipe_beside_a_save_is_written_again(tmp_path, monkeypatch, content):
+    chosen, data, lines = test_training.recipe(), small(), []
+    training.train(chosen, data, tmp_path / "whole", report=lambda line: None)
+    with monkeypatch.context() as patched, pytest.raises(Killed):
+        killing_at(patched, 5)
+        training.train(chosen, data, tmp_path / "killed", report=lambda line: None, save_steps=1)
+    path = tmp_path / ".killed.unfinished/output/recipe.json"
+    path.unlink() if content is None else path.write_bytes(content)
+    training.train(chosen, data, tmp_path / "killed", report=lines.append)
+    assert lines[0] == "going on from step 5 of 9"
     assert contents(tmp_path / "whole") == contents(tmp_path / "killed")
 
 

@@ -1,6 +1,7 @@
 """Outputs appear whole or not at all, and a damaged input says which file it is and what to do.
 
-Tensors are stored as safetensors files with a checksum of every tensor, so that a flipped bit is found when it is read.
+Tensors are stored as safetensors files with a checksum of every tensor and of what is said about them, so that a
+flipped bit is found when it is read.
 """
 
 from __future__ import annotations
@@ -68,9 +69,10 @@ def write_tensors(path: Path, tensors: dict[str, Tensor], **facts: object) -> No
 
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     facts = {**facts, "sha256": {name: _sha256(tensor) for name, tensor in tensors.items()}}
+    text = json.dumps(facts, sort_keys=True)
     # Several metadata keys would be written in a random order.
     try:
-        save_file(tensors, path, metadata={"facts": json.dumps(facts, sort_keys=True)})
+        save_file(tensors, path, metadata={"facts": f"{hashlib.sha256(text.encode()).hexdigest()} {text}"})
     except SafetensorError as problem:
         raise OSError(f"{path} cannot be written ({problem}); free disk space and run again") from None
 
@@ -118,11 +120,16 @@ def checksum(facts: dict[str, object]) -> str:
 
 
 def _facts(file) -> dict[str, object]:
-    facts = json.loads((file.metadata() or {}).get("facts", "null"))
+    digest, _, text = (file.metadata() or {}).get("facts", "").partition(" ")
+    if hashlib.sha256(text.encode()).hexdigest() != digest:
+        raise ValueError("the checksum of its description is wrong, or it was not written by this workflow")
+    facts = json.loads(text)
     if not isinstance(facts, dict) or not isinstance(facts.get("sha256"), dict):
         raise ValueError("it was not written by this workflow")
     return facts
 
 
 def _sha256(tensor: Tensor) -> str:
-    return hashlib.sha256(tensor.numpy()).hexdigest()
+    digest = hashlib.sha256(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
+    digest.update(tensor.numpy())
+    return digest.hexdigest()

@@ -117,11 +117,11 @@ def train(
         if step is None:
             work.restart()
             work.output.mkdir()
-            checkpoints.save_recipe({**recipe, "data_checksum": corpus.checksum}, work.output)
             step = 0
             finish(0, torch.full((len(members),), math.nan))
         else:
             report(f"going on from epoch {position[0]}, step {step}")
+        checkpoints.save_recipe({**recipe, "data_checksum": corpus.checksum}, work.output)
         start, begun = time.monotonic(), position.clone()
         for epoch in range(int(position[0]), epochs):
             rng = generator(recipe["seed"], recipe["cohort"], 0, WINDOWS, epoch)

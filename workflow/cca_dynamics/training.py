@@ -109,14 +109,14 @@ def train(
         if step is None:
             work.restart()
             work.output.mkdir()
-            facts = {"convolutions_in": "bfloat16" if mixed else "float32", "data_checksum": dataset.checksum}
-            checkpoints.save_recipe({**recipe, **facts}, folder)
             if 0 in stored_at:
                 store(0)
             evaluate(0)
             step = 0
         else:
             report(f"going on from step {step} of {last}")
+        facts = {"convolutions_in": "bfloat16" if mixed else "float32", "data_checksum": dataset.checksum}
+        checkpoints.save_recipe({**recipe, **facts}, folder)
         start, begun = time.monotonic(), step
         for epoch in range(step // steps_per_epoch, epochs):
             orders = [generator(recipe["seed"], recipe["cohort"], i, ORDER, epoch).permutation(len(x)) for i in members]
@@ -206,11 +206,10 @@ def restored(work: Unfinished, live: dict[str, Tensor], history: History) -> int
         history: to fill.
     """
     found = work.load()
-    if found is None:
+    if found is None or not work.output.is_dir():
         return None
     tensors, facts = found
     try:
-        checkpoints.load_recipe(work.output)
         for name in facts["stored"]:
             read_tensors(work.output / name)
     except DamagedFile:
