@@ -7,11 +7,14 @@ READY := $(VENV)/ready
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help figures test test-faults lint format environment lock clean
+.PHONY: help figures test test-faults test-slurm test-container lint format environment cluster lock clean
 help:
 	@echo "make figures      every figure and claim of the default study (environment first, if there is none)"
 	@echo "make test         format, lint, then the tests"
-	@echo "make test-faults  break running studies on purpose"
+	@echo "make test-faults  break running studies on purpose (15 minutes)"
+	@echo "make test-slurm   start a SLURM cluster here, run the smoke study on it, break it (root on Debian; 15 minutes)"
+	@echo "make test-container   build envs/Containerfile, or replay it in a plain environment where there is no podman"
+	@echo "make cluster      add Snakemake's plugins for SLURM, Kubernetes and S3 to the environment"
 	@echo "make format       rewrite Python and Snakemake files in the project's format"
 	@echo "make lock         resolve envs/requirements.lock anew (needs uv)"
 	@echo "make clean        delete results/, figures/ (but figures/reference) and logs/"
@@ -36,6 +39,15 @@ test: lint
 test-faults: $(READY)
 	@$(BIN)/python tests/faults.py
 
+test-slurm: cluster
+	@$(BIN)/python tests/slurm.py
+
+test-container: $(READY)
+	@$(BIN)/python tests/container.py
+
+cluster: $(READY)
+	@$(BIN)/python -m pip install --quiet --no-deps --requirement envs/requirements-cluster.lock
+
 lint: $(READY)
 	@ruff format --check --quiet .
 	@ruff check --quiet .
@@ -47,9 +59,10 @@ format: $(READY)
 	@ruff check --fix .
 	@snakefmt Snakefile workflow/rules
 
+COMPILE := uv pip compile --universal --python-version 3.11 --no-annotate --no-emit-index-url --no-header pyproject.toml
 lock:
-	uv pip compile --universal --python-version 3.11 --extra dev --no-annotate --no-emit-index-url --no-header \
-	  --output-file envs/requirements.lock pyproject.toml
+	$(COMPILE) --extra slurm --extra kubernetes --output-file envs/requirements-cluster.lock
+	$(COMPILE) --extra dev --constraint envs/requirements-cluster.lock --output-file envs/requirements.lock
 
 clean:
 	rm -rf results logs .snakemake

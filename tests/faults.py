@@ -25,6 +25,7 @@ import sys
 import tempfile
 import threading
 import time
+import traceback
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -324,7 +325,7 @@ def damaged_inputs(suite: Suite) -> None:
     }
     for (victim, output), kind in zip(victims.items(), ["truncated", "bit-flipped"] * 3, strict=True):
         path, made = bench.results / victim, bench.results / output
-        content = path.read_bytes()
+        content, stamp = path.read_bytes(), path.stat()
         damage(path, kind, bench.rng)
         suite.count(f"an input of a job {kind}")
         if made.is_dir():
@@ -338,8 +339,11 @@ def damaged_inputs(suite: Suite) -> None:
         if not status or made.exists() or len(errors) != 1 or victim not in errors[0] or "delete" not in errors[0]:
             raise Lost(f"{victim}: status {status}, {errors or bench.logs()}")
         path.write_bytes(content)
+        os.utime(path, ns=(stamp.st_atime_ns, stamp.st_mtime_ns))
         whole = suite.whole.results / output
+        made.parent.mkdir(parents=True, exist_ok=True)  # Snakemake removes empty folders
         shutil.copytree(whole, made) if whole.is_dir() else shutil.copy2(whole, made)
+        shutil.rmtree(made.with_name(f".{made.name}.unfinished"), ignore_errors=True)  # as the job would, at its end
     bench.finish()
     bench.compare(suite.whole)
 
@@ -503,7 +507,8 @@ def main() -> int:
                 verdict = "ok"
             except Exception as problem:
                 failed.append(name)
-                verdict = f"FAILED: {problem!r}" if not isinstance(problem, Lost) else f"FAILED: {problem}"
+                trace = "" if isinstance(problem, Lost) else traceback.format_exc()
+                verdict = f"FAILED: {problem}\n{trace}"
             print(
                 f"{time.monotonic() - begin:4.0f} s  {name} ({time.monotonic() - start:.0f} s): {verdict}", flush=True
             )

@@ -2,24 +2,28 @@
 
 import platform
 import re
+import subprocess
 import sys
 import tomllib
 from importlib.metadata import version
+from pathlib import Path
 
 import pytest
 import yaml
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
-from tests.conftest import ROOT
+from tests.conftest import BIN, ROOT
+from tests.container import CONTAINERFILE, instructions
 
 LOCK = ROOT / "envs" / "requirements.lock"
+CLUSTER = ROOT / "envs" / "requirements-cluster.lock"
 
 
-def locked(**environment: str) -> dict[str, str]:
-    """Package → version of the lock file for a platform."""
+def locked(lock: Path = LOCK, **environment: str) -> dict[str, str]:
+    """Package → version of a lock file for a platform."""
     platform = {"python_full_version": "3.11.9", "python_version": "3.11", "extra": "", **environment}
-    requirements = [Requirement(line) for line in LOCK.read_text().splitlines() if line and not line.startswith("#")]
+    requirements = [Requirement(line) for line in lock.read_text().splitlines() if line and not line.startswith("#")]
     return {
         re.sub(r"[-_.]+", "-", r.name).lower(): str(r.specifier).removeprefix("==")
         for r in requirements
@@ -27,9 +31,10 @@ def locked(**environment: str) -> dict[str, str]:
     }
 
 
-def project() -> list[Requirement]:
+def project(*extras: str) -> list[Requirement]:
     table = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    return [Requirement(line) for line in table["dependencies"] + table["optional-dependencies"]["dev"]]
+    lines = [line for extra in extras or ("dev",) for line in table["optional-dependencies"][extra]]
+    return [Requirement(line) for line in table["dependencies"] + lines]
 
 
 PLATFORMS = {
@@ -47,8 +52,17 @@ def test_lock_has_every_dependency_at_an_allowed_version(platform):
         assert versions[requirement.name] in requirement.specifier
 
 
-def test_lock_holds_names_and_exact_versions_only():
-    for line in LOCK.read_text().splitlines():
+@pytest.mark.parametrize("platform", PLATFORMS)
+def test_plugins_for_clusters_come_with_the_same_versions(platform):
+    versions, plain = locked(CLUSTER, **PLATFORMS[platform]), locked(**PLATFORMS[platform])
+    for requirement in project("slurm", "kubernetes"):
+        assert versions[requirement.name] in requirement.specifier
+    assert not {name: (v, plain[name]) for name, v in versions.items() if plain.get(name, v) != v}
+
+
+@pytest.mark.parametrize("lock", [LOCK, CLUSTER], ids=lambda path: path.name)
+def test_locks_hold_names_and_exact_versions_only(lock):
+    for line in lock.read_text().splitlines():
         if line and not line.startswith("#"):
             assert re.fullmatch(r"[A-Za-z0-9._-]+==[^ ;]+( ; .+)?", line), line
             assert "://" not in line and not line.startswith("-")
@@ -70,8 +84,38 @@ def test_conda_environment_has_the_same_packages_at_the_locked_versions():
     assert environment["channels"] == ["conda-forge", "nodefaults"]
 
 
-def test_installed_environment_is_the_locked_one():
+def test_every_file_that_the_image_copies_is_there_and_not_ignored():
+    copied = []
+    steps = instructions(CONTAINERFILE.read_text())
+    for name, arguments in steps:
+        copied += arguments.split()[:-1] if name == "COPY" else []
+    ignored = (ROOT / ".dockerignore").read_text().splitlines()
+    for source in copied:
+        assert (ROOT / source).exists(), source
+        assert f"!{source.split('/')[0]}" in ignored, f"{source} is ignored by .dockerignore"
+    assert steps[0][0] == "FROM" and {"ENTRYPOINT", "WORKDIR"} <= {name for name, _ in steps}
 
+
+def test_an_unknown_instruction_is_found():
+    with pytest.raises(ValueError, match="RUM pip"):
+        instructions("FROM x\nRUM pip install y\n")
+
+
+def test_profiles_say_what_snakemake_knows():
+    helped = subprocess.run([BIN / "snakemake", "--help"], capture_output=True, text=True, check=True).stdout
+    known = set(re.findall(r"--([a-z][a-z0-9-]+)", helped))
+    plugins = (
+        "slurm-",
+        "kubernetes-",
+        "storage-s3-",
+        "container-image",
+    )  # theirs, in the help where they are installed
+    for profile in (ROOT / "profiles").glob("*/config.yaml"):
+        for key in yaml.safe_load(profile.read_text()):
+            assert key in known or key.startswith(plugins), f"{profile}: {key}"
+
+
+def test_installed_environment_is_the_locked_one():
     versions = locked(
         sys_platform=sys.platform,
         platform_machine=platform.machine(),

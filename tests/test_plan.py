@@ -119,6 +119,12 @@ def test_the_whole_run_is_no_shorter_than_its_chain():
     assert plan.wall_clock(works, 1) == 43 and plan.wall_clock(works, 4) == 28
 
 
+def test_disk_at_its_fullest_and_afterwards():
+    works = [plan.Work("train", disk=2e9), plan.Work("activations", disk=5e9), plan.Work("compute", disk=1e9)]
+    assert plan.disk_use(works, True) == "Disk: 8 GB, all of which is kept."
+    assert plan.disk_use(works, False).startswith("Disk: at most 8 GB while it runs; 3 GB are kept")
+
+
 def test_command_and_target_print_the_table(capsys, monkeypatch, quick):
     from cca_dynamics import cli
 
@@ -127,7 +133,7 @@ def test_command_and_target_print_the_table(capsys, monkeypatch, quick):
     text = capsys.readouterr().out
     for rule in ("dataset", "train", "activations", "ablation", "compute", "the whole run"):
         assert re.search(rf"^{rule} ", text, re.MULTILINE)
-    assert "2 jobs side by side" in text
+    assert "2 jobs side by side" in text and re.search(r"^Disk: .+ all of which is kept", text, re.MULTILINE)
     assert cli.main(["plan", "--config", json.dumps({"study": "x"}), "--device", "cpu"]) == 1
     assert cli.main(["plan", "--configfile", "studies/nowhere.yaml", "--device", "cpu"]) == 1
     assert "studies/nowhere.yaml cannot be read" in capsys.readouterr().err

@@ -9,7 +9,7 @@ import torch
 from cca_dynamics import ablation, activations, checkpoints, training
 from cca_dynamics.architectures import describe
 from cca_dynamics.datasets import Dataset
-from cca_dynamics.files import DamagedFile, read_facts, read_tensors
+from cca_dynamics.files import DamagedFile, read_facts, read_tensors, stream_tensors
 from cca_dynamics.networks import _fold, _train_alone, _train_in_lockstep, _unfold, build, channels_last
 from torch import nn
 from torch.nn import functional
@@ -411,6 +411,34 @@ def test_layers_can_be_compared_on_some_data_points(tmp_path):
     assert activations.load(tmp_path / "out/test/step-000009.safetensors", "conv2").shape == (3, 20, 6)
     places = [np.flatnonzero(np.isclose(every[0], row).all(axis=1)) for row in some[0]]
     assert all(len(place) == 1 for place in places) and (np.diff(np.concatenate(places)) > 0).all()
+
+
+def test_activations_come_in_parts_where_they_are_large(tmp_path, monkeypatch):
+    data = dataset(1)
+    run(recipe(), data, tmp_path / "networks")
+    extract(tmp_path, data)
+    path = tmp_path / "out/train/step-000009.safetensors"
+    whole, facts = read_tensors(path)
+    shutil.rmtree(tmp_path / "out")
+    monkeypatch.setattr(activations, "MEMORY", 1)
+    monkeypatch.setattr(activations, "BATCH", 7)
+    parts = []
+    plain = activations.build(recipe()["network"], 2, (12,), 3).representations
+    monkeypatch.setattr(
+        "cca_dynamics.networks.Networks.representations",
+        lambda self, state, x, layers: parts.append(len(x)) or plain(state, x, layers),
+    )
+    extract(tmp_path, data)
+    assert max(parts) == 7 and sum(parts) == 3 * (len(data.train_x) + len(data.test_x))
+    streamed, again = read_tensors(path)
+    assert set(streamed) == set(whole) and {**again, "sha256": 0} == {**facts, "sha256": 0}
+    for layer, tensor in whole.items():
+        torch.testing.assert_close(streamed[layer], tensor, rtol=1e-5, atol=1e-6)
+
+
+def test_a_stream_that_ends_early_is_no_file_of_zeros(tmp_path):
+    with pytest.raises(ValueError, match="3 data points came, but conv1 has 4"):
+        stream_tensors(tmp_path / "x.safetensors", {"conv1": (2, 4, 5)}, [{"conv1": torch.ones(2, 3, 5)}])
 
 
 @pytest.mark.parametrize(

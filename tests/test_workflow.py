@@ -9,8 +9,10 @@ import subprocess
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 import yaml
 from cca_dynamics.claims import COLUMNS
+from cca_dynamics.files import read_tensors
 from safetensors import safe_open
 
 from tests.conftest import BIN, copy_workflow, snakemake
@@ -166,6 +168,60 @@ def test_cohorts_split_over_jobs_give_the_same_distances(finished, tmp_path):
     pd.testing.assert_frame_equal(one[columns], other[columns])
     # Batched and single matrix products round differently; training amplifies that a little in two epochs.
     assert (one["value"] - other["value"]).abs().max() < 1e-3
+    networks = "results/smoke/networks/width-1"
+    first, *_, last = sorted(path.name for path in (finished / networks / "0-1").glob("step-*"))
+    for name, tolerance in (
+        (first, 0),
+        (last, 1e-4),
+    ):  # initial weights: bit for bit; another data order would be far off
+        together, _ = read_tensors(finished / networks / "0-1" / name)
+        apart = [read_tensors(split / networks / part / name)[0] for part in ("0-0", "1-1")]
+        for key, tensor in together.items():
+            merged = torch.cat([state[key] for state in apart])
+            torch.testing.assert_close(merged, tensor, rtol=tolerance, atol=tolerance)
+
+
+def test_activations_need_not_be_kept(finished, tmp_path):
+    folder = copy_workflow(tmp_path / "lean")
+    lean = (*SMOKE, "--config", "keep_activations=false", "--", "width", "recurrent_training")
+    run = snakemake(folder, *lean)
+    assert run.returncode == 0, run.stdout + run.stderr
+    left = [path for path in (folder / "results/smoke/activations").rglob("*") if path.is_file()]
+    assert {path.parts[-4] for path in left} == set(), left
+    for result in ("width", "recurrent_training"):
+        table = f"results/smoke/{result}.parquet"
+        assert (folder / table).read_bytes() == (finished / table).read_bytes()
+    assert "othing to be done" in (again := snakemake(folder, *lean)).stdout + again.stderr
+
+
+def test_another_workflow_can_use_this_one_as_a_module(finished, tmp_path):
+    copy = copy_workflow(tmp_path / "cca-dynamics")
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    (mine / "Snakefile").write_text(
+        f"""
+configfile: "{copy}/config.yaml"
+configfile: "{copy}/studies/smoke.yaml"
+
+module cca:
+    snakefile: "{copy}/Snakefile"
+    config: config
+
+use rule * from cca as cca_*
+
+rule bytes:
+    default_target: True
+    input: "results/smoke/toy_noise.parquet", rules.cca_width.input
+    output: "bytes.txt"
+    shell: "wc -c {{input}} > {{output}}"
+"""
+    )
+    run = snakemake(mine, "--cores", "2", PYTHONPATH=str(copy / "workflow"))
+    assert run.returncode == 0, run.stdout + run.stderr
+    assert "figures/smoke/width.png" in (mine / "bytes.txt").read_text()
+    for result in ("toy_noise", "width"):
+        table = f"results/smoke/{result}.parquet"
+        assert (mine / table).read_bytes() == (finished / table).read_bytes()
 
 
 def test_truncated_checkpoint_is_named_and_the_remedy_works(finished, edited):

@@ -10,8 +10,11 @@ from torch import Tensor
 
 from cca_dynamics import checkpoints
 from cca_dynamics.datasets import Dataset
-from cca_dynamics.files import read_facts, read_tensors, replacing, write_tensors
-from cca_dynamics.networks import build
+from cca_dynamics.files import read_facts, read_tensors, replacing, stream_tensors
+from cca_dynamics.networks import BATCH, build
+
+MEMORY = 2**29
+"""Bytes of activations that are held at a time; the file grows by as much."""
 
 
 def extract(
@@ -57,11 +60,22 @@ def extract(
     with replacing(out) as folder:
         for count, ((step, split), layers) in enumerate(sorted(wanted.items()), start=1):
             state, facts = read_tensors(files[step], device=device)
-            found = network.representations(state, inputs[split].to(device), list(layers))
             path = folder / split / files[step].name
             path.parent.mkdir(parents=True, exist_ok=True)
-            write_tensors(path, found, **{**facts, "split": split, "checkpoint": facts["sha256"]})
+            size = len(recipe["networks"]), len(inputs[split])
+            shapes = {layer: (*size, width) for layer, width in zip(layers, network.width_of(*layers), strict=True)}
+            parts = (
+                network.representations(state, some.to(device), list(layers))
+                for some in inputs[split].split(_at_a_time(shapes))
+            )
+            stream_tensors(path, shapes, parts, **{**facts, "split": split, "checkpoint": facts["sha256"]})
             report(f"checkpoint {count}/{len(wanted)} · step {step} · {split}")
+
+
+def _at_a_time(shapes: dict[str, tuple[int, int, int]]) -> int:
+    """Data points whose activations take `MEMORY`, in whole batches."""
+    numbers = sum(networks * width for networks, _, width in shapes.values())
+    return max(int(MEMORY / (4 * numbers)) // BATCH, 1) * BATCH
 
 
 def _chosen(x: Tensor, points: int | None, seed: int) -> Tensor:

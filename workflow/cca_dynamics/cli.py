@@ -196,23 +196,16 @@ def _table(options: argparse.Namespace):
 
 
 def _device(options: argparse.Namespace) -> str:
-    """Resolve "auto", and let torch use the threads that the rule was given.
-
-    Raises:
-        ValueError: cuda is asked for and there is none.
-    """
+    """The device that this process computes on (see `devices.choose`), with the threads that the rule was given."""
     os.environ.setdefault("OMP_NUM_THREADS", str(options.threads))
     import torch
 
+    from cca_dynamics.devices import choose
     from cca_dynamics.workers import keep_memory
 
     torch.set_num_threads(options.threads)
     keep_memory()
-    if options.device == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    if options.device == "cuda" and not torch.cuda.is_available():
-        raise ValueError("config key device: cuda, but PyTorch finds no GPU here; use device=cpu or device=auto")
-    return options.device
+    return choose(options.device, _report)
 
 
 def _saving(options: argparse.Namespace) -> dict:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import re
 import shutil
@@ -69,12 +70,71 @@ def write_tensors(path: Path, tensors: dict[str, Tensor], **facts: object) -> No
 
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     facts = {**facts, "sha256": {name: _sha256(tensor) for name, tensor in tensors.items()}}
-    text = json.dumps(facts, sort_keys=True)
     # Several metadata keys would be written in a random order.
     try:
-        save_file(tensors, path, metadata={"facts": f"{hashlib.sha256(text.encode()).hexdigest()} {text}"})
+        save_file(tensors, path, metadata={"facts": _sealed(facts)})
     except SafetensorError as problem:
         raise OSError(f"{path} cannot be written ({problem}); free disk space and run again") from None
+
+
+def stream_tensors(
+    path: Path, shapes: dict[str, tuple[int, ...]], parts: Iterable[dict[str, Tensor]], **facts: object
+) -> None:
+    """Write float32 tensors that come in parts and would not fit into memory whole; `read_tensors` reads them.
+
+    Args:
+        path: the file.
+        shapes: of the whole tensors, (networks, n, d).
+        parts: dicts of (networks, some of n, d) tensors in the order of n; together they are the whole.
+        facts: as in `write_tensors`.
+
+    Raises:
+        OSError: the file cannot be written, e.g. because the disk is full.
+        ValueError: the parts are not the whole.
+    """
+    import numpy as np
+    import torch
+
+    header = _header(shapes, {**facts, "sha256": dict.fromkeys(shapes, "0" * 64)})
+    wholes, offset = {}, len(header)
+    with open(path, "wb") as file:
+        size = offset + sum(4 * math.prod(shape) for shape in shapes.values())
+        # Claim the space first: a memory map of a full disk ends in a signal.
+        getattr(os, "posix_fallocate", lambda handle, _, length: os.ftruncate(handle, length))(file.fileno(), 0, size)
+    for name, shape in shapes.items():
+        wholes[name] = np.memmap(path, np.float32, "r+", offset, shape)
+        offset += wholes[name].nbytes
+    done = 0
+    for part in parts:
+        n = next(iter(part.values())).shape[1]
+        for name, tensor in part.items():
+            wholes[name][:, done : done + n] = tensor.detach().cpu().numpy()
+        done += n
+    if short := [name for name, shape in shapes.items() if shape[1] != done]:
+        raise ValueError(f"{path}: {done} data points came, but {short[0]} has {shapes[short[0]][1]}")
+    for whole in wholes.values():
+        whole.flush()
+    sums = {name: _sha256(torch.from_numpy(whole)) for name, whole in wholes.items()}
+    with open(path, "r+b") as file:
+        file.write(_header(shapes, {**facts, "sha256": sums}))
+
+
+def _header(shapes: dict[str, tuple[int, ...]], facts: dict[str, object]) -> bytes:
+    """The beginning of a safetensors file of float32 tensors that lie one after the other."""
+    offset, content = 0, {"__metadata__": {"facts": _sealed(facts)}}
+    for name, shape in shapes.items():
+        end = offset + 4 * math.prod(shape)
+        content[name] = {"dtype": "F32", "shape": list(shape), "data_offsets": [offset, end]}
+        offset = end
+    text = json.dumps(content).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text
+
+
+def _sealed(facts: dict[str, object]) -> str:
+    """Facts as they are stored: their checksum, then they."""
+    text = json.dumps(facts, sort_keys=True)
+    return f"{hashlib.sha256(text.encode()).hexdigest()} {text}"
 
 
 def read_tensors(

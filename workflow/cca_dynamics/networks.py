@@ -23,6 +23,7 @@ from torch.nn import functional
 
 from cca_dynamics.architectures import Architecture, Convolution, describe
 
+BATCH = 500  # data points at a time, where no gradient is wanted
 BATCH_NORM_MOMENTUM, BATCH_NORM_EPSILON = 0.1, 1e-5  # PyTorch's defaults
 LOCKSTEP_ON_GPU = 64  # the most channels of networks on images that a GPU computes in lockstep
 
@@ -96,9 +97,21 @@ class Networks:
         x = self.architecture.forward(x, lambda c, x, relu: train(c, state, x, relu), lambda layer, x: x)
         return _head(state, _mean_over_space(x))
 
+    def width_of(self, *layers: str) -> list[int]:
+        """Neurons of layers.
+
+        Raises:
+            ValueError: a layer does not exist.
+        """
+        widths = self.architecture.widths
+        unknown = [layer for layer in layers if layer not in widths]
+        if unknown:
+            raise ValueError(f"the network has no layer {unknown[0]}; its layers are {', '.join(widths)}")
+        return [widths[layer] for layer in layers]
+
     @torch.no_grad()
     def representations(
-        self, state: dict[str, Tensor], x: Tensor, layers: Sequence[str], batch_size: int = 500
+        self, state: dict[str, Tensor], x: Tensor, layers: Sequence[str], batch_size: int = BATCH
     ) -> dict[str, Tensor]:
         """What each layer makes of the same data points, in evaluation mode.
 
@@ -114,9 +127,7 @@ class Networks:
         Raises:
             ValueError: a layer does not exist.
         """
-        unknown = [layer for layer in layers if layer not in self.layers]
-        if unknown:
-            raise ValueError(f"the network has no layer {unknown[0]}; its layers are {', '.join(self.layers)}")
+        self.width_of(*layers)
         found: dict[str, list[Tensor]] = {layer: [] for layer in layers}
         for batch in channels_last(x).split(batch_size):
             means: dict[str, Tensor] = {}
@@ -131,7 +142,9 @@ class Networks:
         return {layer: torch.cat(parts, dim=1) for layer, parts in found.items()}
 
     @torch.no_grad()
-    def evaluate(self, state: dict[str, Tensor], x: Tensor, y: Tensor, batch_size: int = 500) -> tuple[Tensor, Tensor]:
+    def evaluate(
+        self, state: dict[str, Tensor], x: Tensor, y: Tensor, batch_size: int = BATCH
+    ) -> tuple[Tensor, Tensor]:
         """Mean cross-entropy (nats) and accuracy of each network in evaluation mode.
 
         Args:

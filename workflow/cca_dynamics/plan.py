@@ -544,11 +544,21 @@ def show(study: Study, device: str, parallel: int) -> None:
     console.print(
         f"About {duration(wall_clock(works, parallel))} on {hardware()}, {side}. Good within a factor of two."
     )
+    console.print(disk_use(works, study.config["keep_activations"]))
     trained = next((work for work in works if work.rule == "train"), None)
     if trained:
         console.print(f"Training: {trained.operations / trained.seconds / 1e9:,.0f} GFLOP/s a job.")
     if device == "cpu":
         console.print("Memory is without the 0.6 GB of Python with PyTorch.")
+
+
+def disk_use(works: Sequence[Work], keep_activations: bool) -> str:
+    """What the study takes on the disk at its fullest and afterwards, in a sentence."""
+    peak = sum(work.disk for work in works)
+    if keep_activations:
+        return f"Disk: {_size(peak)}, all of which is kept."
+    left = sum(work.disk for work in works if work.rule != "activations")
+    return f"Disk: at most {_size(peak)} while it runs; {_size(left)} are kept, activations are not."
 
 
 def _figures(value: float) -> str:

@@ -267,6 +267,9 @@ def validated(config: dict) -> dict:
 
     schema = _with_registries(yaml.safe_load(SCHEMA.read_text(encoding="utf-8")))
     config = copy.deepcopy(dict(config))
+    for key, value in config.items():  # `--config key=false` arrives as text
+        if schema["properties"].get(key, {}).get("type") == "boolean" and value in ("true", "false"):
+            config[key] = value == "true"
     error = best_match(Draft202012Validator(schema).iter_errors(config))
     if error is not None:
         raise _readable(error)

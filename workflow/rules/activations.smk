@@ -1,10 +1,14 @@
+# Activations are the largest files of a study and quickly made again; large studies drop them once they are compared.
+kept = (lambda path: path) if study.config["keep_activations"] else temp
+
+
 rule activations:
     """Extract what the results need of each checkpoint: one file a checkpoint and split, one tensor a layer."""
     input:
         data=data_of,
         networks=rules.train.output.networks,
     output:
-        activations=directory(f"{RESULTS}/activations/{{cohort}}/{{part}}"),
+        activations=kept(directory(f"{RESULTS}/activations/{{cohort}}/{{part}}")),
     log:
         f"{LOGS}/activations/{{cohort}}/{{part}}.log",
     benchmark:

@@ -3,6 +3,8 @@ import re
 import shutil
 import time
 
+from snakemake.resources import Resource
+
 from cca_dynamics.provenance import code_fingerprint
 from cca_dynamics.results.recurrent import tokens_needed
 from cca_dynamics.study import ConfigError, Study, as_argument, check_output_folders
@@ -27,7 +29,10 @@ wildcard_constraints:
 
 # Whether jobs need a GPU from the scheduler. "auto" asks for one only where this machine has one, so that on a laptop jobs
 # run side by side; where the scheduler's machine differs from the workers, say device=cuda.
+# On this machine one GPU job runs at a time unless a profile or `--resources gpu=N` says that it has more GPUs.
 GPU = int(study.config["device"] == "cuda" or (study.config["device"] == "auto" and bool(shutil.which("nvidia-smi"))))
+if workflow.local_exec:
+    workflow.global_resources.setdefault("gpu", Resource("gpu", 1))
 
 
 def code(*entries):

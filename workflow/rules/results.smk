@@ -16,6 +16,7 @@ rule compute:
         f"{LOGS}/compute/{{result}}.log",
     benchmark:
         f"{RESULTS}/benchmarks/compute-{{result}}.tsv"
+    priority: 20  # above training, so that activations are used, and dropped if they are not kept, early
     conda:
         "../../envs/environment.yaml"
     threads: 1

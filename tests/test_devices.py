@@ -1,0 +1,67 @@
+"""Every job has a GPU of its own, whoever started it. The GPUs are pretended; the locks are real."""
+
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import pytest
+import torch
+from cca_dynamics import devices
+
+JOB = """
+import sys
+from pathlib import Path
+from cca_dynamics import devices
+devices.WAIT = 0.05
+print(devices.lease(["one", "two"], Path(sys.argv[1]), report=lambda line: print(line, flush=True)), flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.fixture
+def job(tmp_path):
+    """Start jobs on a machine of two GPUs; all are ended with the test."""
+    started = []
+
+    def start() -> subprocess.Popen:
+        process = subprocess.Popen(
+            [sys.executable, "-c", JOB, tmp_path], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        started.append(process)
+        return process
+
+    yield start
+    for process in started:
+        process.kill()
+        process.communicate()
+
+
+def test_two_jobs_get_two_gpus_and_a_third_waits_for_one(job):
+    first, second = job(), job()
+    devices_taken = {process.stdout.readline() for process in (first, second)}
+    assert devices_taken == {"0\n", "1\n"}
+    third = job()
+    assert third.stdout.readline() == "all 2 GPUs have a job; waiting for one\n"
+    second.kill()  # a lease ends with its process, however that ends
+    second.wait()
+    freed = third.stdout.readline()
+    assert freed in devices_taken
+    assert first.poll() is None
+
+
+def test_the_chosen_gpu_becomes_the_current_one(monkeypatch, tmp_path):
+    current = []
+    monkeypatch.setattr(devices.tempfile, "gettempdir", lambda: str(tmp_path))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda i: SimpleNamespace(uuid=f"GPU-{i}"))
+    monkeypatch.setattr(torch.cuda, "set_device", current.append)
+    assert devices.choose("auto") == devices.choose("cuda") == "cuda"
+    assert current == [0, 1] and devices.choose("cpu") == "cpu"
+
+
+def test_without_a_gpu(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert devices.choose("auto") == "cpu"
+    with pytest.raises(ValueError, match="device: cuda, but PyTorch finds no GPU"):
+        devices.choose("cuda")
