@@ -7,12 +7,13 @@ READY := $(VENV)/ready
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help figures test test-faults test-slurm test-container lint format environment cluster lock clean
+.PHONY: help figures test test-faults test-slurm test-report test-container lint format environment cluster lock clean
 help:
 	@echo "make figures      every figure and claim of the default study (environment first, if there is none)"
 	@echo "make test         format, lint, then the tests"
 	@echo "make test-faults  break running studies on purpose (15 minutes)"
 	@echo "make test-slurm   start a SLURM cluster here, run the smoke study on it, break it (root on Debian; 15 minutes)"
+	@echo "make test-report  the HTML report in headless Chromium (needs chromium and chromium-driver)"
 	@echo "make test-container   build envs/Containerfile, or replay it in a plain environment where there is no podman"
 	@echo "make cluster      add Snakemake's plugins for SLURM, Kubernetes and S3 to the environment"
 	@echo "make format       rewrite Python and Snakemake files in the project's format"
@@ -41,6 +42,12 @@ test-faults: $(READY)
 
 test-slurm: cluster
 	@$(BIN)/python tests/slurm.py
+
+test-report: $(READY)
+	@$(BIN)/python -m pip install --quiet --no-deps --requirement envs/requirements-browser.lock
+	@command -v chromedriver > /dev/null || \
+	  { echo "error: Chromium is missing; apt-get install chromium chromium-driver" >&2; exit 1; }
+	@pytest tests/test_report.py
 
 test-container: $(READY)
 	@$(BIN)/python tests/container.py

@@ -11,6 +11,7 @@ import yaml
 
 ROOT = Path(__file__).parents[1]
 BIN = Path(sys.executable).parent
+SMOKE = ("--configfile", "studies/smoke.yaml", "--cores", "2")
 
 
 @pytest.fixture
@@ -48,3 +49,13 @@ def snakemake(folder: Path, *arguments: str, timeout: int = 300, **environment: 
     return subprocess.run(
         ["snakemake", *arguments], cwd=folder, env=variables, capture_output=True, text=True, timeout=timeout
     )
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory):
+    """A working copy in which the smoke study has been run once."""
+    folder = copy_workflow(tmp_path_factory.mktemp("smoke"))
+    run = snakemake(folder, *SMOKE)
+    assert run.returncode == 0, run.stdout + run.stderr
+    folder.joinpath("terminal.txt").write_text(run.stdout + run.stderr)
+    return folder

@@ -15,22 +15,11 @@ from cca_dynamics.claims import COLUMNS
 from cca_dynamics.files import read_tensors
 from safetensors import safe_open
 
-from tests.conftest import BIN, copy_workflow, snakemake
+from tests.conftest import BIN, SMOKE, copy_workflow, snakemake
 
-SMOKE = ("--configfile", "studies/smoke.yaml", "--cores", "2")
 RESULTS = ("stability", "toy_noise", "generalization", "width", "clusters", "toy_rnn")
 RESULTS += ("recurrent_training", "recurrent_sequence")
 WIDTH = "results/smoke/width.parquet"
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory):
-    """A working copy in which the smoke study has been run once."""
-    folder = copy_workflow(tmp_path_factory.mktemp("smoke"))
-    run = snakemake(folder, *SMOKE)
-    assert run.returncode == 0, run.stdout + run.stderr
-    folder.joinpath("terminal.txt").write_text(run.stdout + run.stderr)
-    return folder
 
 
 @pytest.fixture

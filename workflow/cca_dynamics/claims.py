@@ -99,9 +99,16 @@ def write(claims: Sequence[Claim], path: Path) -> None:
 
 
 def read(path: Path) -> pd.DataFrame:
-    """Read a claims file; text columns are str, numbers float."""
+    """Read a claims file; text columns are str, numbers float.
+
+    Raises:
+        ValueError: it is not a table of claims.
+    """
     text = ["claim", "figure", "statement", "statistic", "verdict"]
-    return pd.read_csv(path, dtype={column: str for column in text})
+    table = pd.read_csv(path, dtype={column: str for column in text})
+    if list(table.columns) != list(COLUMNS):
+        raise ValueError("it is not a table of claims")
+    return table
 
 
 def merge(paths: Sequence[Path], out: Path) -> None:

@@ -145,6 +145,13 @@ def manifest(options: argparse.Namespace) -> None:
     manifest.write(options.config, options.out)
 
 
+def report(options: argparse.Namespace) -> None:
+    """Write one page with all verdicts and figures of a finished study."""
+    from cca_dynamics import report
+
+    report.write(options.config, options.out)
+
+
 def verify(options: argparse.Namespace) -> None:
     """Check a finished study against its manifest and say what differs."""
     from cca_dynamics import manifest
@@ -297,6 +304,10 @@ def _parser() -> argparse.ArgumentParser:
     added = command(manifest)
     added.add_argument("--config", type=json.loads, required=True, metavar="JSON", help="the whole validated config")
     added.add_argument("--out", type=Path, required=True, help="output, JSON")
+
+    added = command(report)
+    added.add_argument("--config", type=json.loads, required=True, metavar="JSON", help="the whole validated config")
+    added.add_argument("--out", type=Path, required=True, help="output, HTML")
 
     added = command(verify)
     added.add_argument("study", help="name of a finished study")

@@ -107,12 +107,12 @@ def _stale(results: Path, root: Path) -> list[str]:
 
 
 def _outputs(root: Path, study: str) -> Iterator[Path]:
-    """Files of a study, relative to root; not what describes a run (benchmarks, the manifest) or is unfinished."""
+    """Files of a study, relative to root; not what describes a run (benchmarks, manifest, report) or is unfinished."""
     for folder in (root / "results" / study, root / "figures" / study):
         for path in sorted(folder.rglob("*")):
             inside = path.relative_to(folder).parts
             hidden = any(part.startswith(".") for part in inside)
-            if path.is_file() and not hidden and inside[0] not in ("benchmarks", NAME):
+            if path.is_file() and not hidden and inside[0] not in ("benchmarks", NAME, "report.html"):
                 yield path.relative_to(root)
 
 

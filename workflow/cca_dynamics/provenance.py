@@ -62,6 +62,14 @@ def code_fingerprint(
     return digest.hexdigest()[:16]
 
 
+def texts_fingerprint() -> str:
+    """Checksum of the captions and the page template of the report: 16 hexadecimal digits."""
+    digest = hashlib.sha256()
+    for path in sorted((PACKAGE.parent / "report").iterdir()):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
 def registry_keys(entry: str) -> list[str]:
     """Keys of a module-level dict literal of the package, e.g. "similarity.pairwise:MEASURES", without importing it."""
     module, name = entry.split(":")

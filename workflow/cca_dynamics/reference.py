@@ -18,6 +18,8 @@ import pandas as pd
 from cca_dynamics import claims
 from cca_dynamics.files import DamagedFile, replacing
 
+WHOLE = "the whole run"
+
 
 def publish(study: str, command: str, note: str = "") -> Path:
     """Copy a study's figures and claims to figures/reference/<study>/, describe the run there, and bring the README's
@@ -100,12 +102,26 @@ def results_table(study: str, table: pd.DataFrame) -> str:
 
 
 def runtime_table(study: str) -> str:
-    """What each rule took, from the `benchmark:` files, as Markdown.
+    """What each rule took, as Markdown; see `runtime_rows`."""
+    rows = [[f"**{name}**" if name == WHOLE else f"`{name}`", *rest] for name, *rest in runtime_rows(study)]
+    disk = sum(path.stat().st_size for path in Path("results", study).rglob("*") if path.is_file()) / 1e6
+    return _markdown(["Rule", "Jobs", "Time", "Peak memory of a job"], rows) + f"\n\nIts results take {disk:,.0f} MB."
+
+
+def runtime_rows(study: str, root: Path = Path()) -> list[list]:
+    """What each rule took, from the `benchmark:` files, and the whole run.
+
+    Args:
+        study: name of a finished study.
+        root: the folder that holds results/.
+
+    Returns:
+        Rows of rule, jobs, time, peak memory of a job; the last is `WHOLE`.
 
     Raises:
-        DamagedFile: there are none.
+        DamagedFile: there are no measurements.
     """
-    folder = Path("results") / study / "benchmarks"
+    folder = root / "results" / study / "benchmarks"
     jobs = []
     for file in sorted(folder.glob("*.tsv")):
         measured = pd.read_csv(file, sep="\t", na_values="-").iloc[-1]
@@ -116,8 +132,8 @@ def runtime_table(study: str) -> str:
     table = pd.DataFrame(jobs, columns=["rule", "seconds", "megabytes", "start", "end"])
     rows = []
     for rule, own in table.groupby("rule", sort=False):
-        rows.append([f"`{rule}`", len(own), *_spent(own["seconds"].sum(), own["megabytes"].max())])
-    order = {f"`{rule}`": start for rule, start in table.groupby("rule")["start"].min().items()}
+        rows.append([rule, len(own), *_spent(own["seconds"].sum(), own["megabytes"].max())])
+    order = table.groupby("rule")["start"].min()
     rows.sort(key=lambda row: order[row[0]])
     wall, reached = (
         0.0,
@@ -126,9 +142,7 @@ def runtime_table(study: str) -> str:
     for start, end in table.sort_values("start")[["start", "end"]].itertuples(index=False):
         wall += max(0.0, end - max(start, reached))
         reached = max(reached, end)
-    disk = sum(path.stat().st_size for path in folder.parent.rglob("*") if path.is_file()) / 1e6
-    rows.append(["**the whole run**", len(table), *_spent(wall, table["megabytes"].max())])
-    return _markdown(["Rule", "Jobs", "Time", "Peak memory of a job"], rows) + f"\n\nIts results take {disk:,.0f} MB."
+    return [*rows, [WHOLE, len(table), *_spent(wall, table["megabytes"].max())]]
 
 
 def hardware() -> str:

@@ -32,7 +32,7 @@ def show(study: str, since: float | None = None) -> None:
     paths = [path] if since is None else _made_since(path, since)
     if not paths:
         return
-    table = pd.concat([_read(path) for path in paths], ignore_index=True)
+    table = pd.concat([read(path) for path in paths], ignore_index=True)
     title = " ".join(map(str, paths))
     console = Console(file=sys.stdout, width=None if sys.stdout.isatty() else 120, highlight=False)
     shown = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False, padding=(0, 2, 0, 0))
@@ -70,7 +70,7 @@ def _made_since(path: Path, since: float) -> list[Path]:
     return []
 
 
-def _read(path: Path) -> pd.DataFrame:
+def read(path: Path) -> pd.DataFrame:
     try:
         return claims.read(path)
     except (OSError, ValueError) as problem:

@@ -5,7 +5,7 @@ import time
 
 from snakemake.resources import Resource
 
-from cca_dynamics.provenance import code_fingerprint
+from cca_dynamics.provenance import code_fingerprint, texts_fingerprint
 from cca_dynamics.results.recurrent import tokens_needed
 from cca_dynamics.study import ConfigError, Study, as_argument, check_output_folders
 

@@ -1,6 +1,7 @@
 localrules:
     plan,
     manifest,
+    report,
 
 
 rule manifest:
@@ -27,6 +28,39 @@ rule manifest:
         "manifest"
     shell:
         "cca-dynamics manifest --config {params.config:q} --out {output} &> {log}"
+
+
+rule report:
+    """Put verdicts, figures, data, config, runtime and provenance on one page."""
+    input:
+        rules.claims.output,
+        rules.manifest.output,
+        figures_of(*study.targets),
+    output:
+        report(
+            f"{FIGURES}/report.html",
+            caption="../report/report.rst",
+            category="Overview",
+            labels={"page": "verdicts and figures"},
+        ),
+    log:
+        f"{LOGS}/report.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/report.tsv"
+    conda:
+        "../../envs/environment.yaml"
+    threads: 1
+    resources:
+        mem_mb=1000,
+        runtime=10,
+    params:
+        config=lambda w: as_argument(study.config),
+        code=code("report:write"),
+        texts=texts_fingerprint(),
+    message:
+        "report"
+    shell:
+        "cca-dynamics report --config {params.config:q} --out {output} &> {log}"
 
 
 rule plan:
