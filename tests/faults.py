@@ -472,7 +472,7 @@ def scenarios(suite: Suite) -> dict[str, Callable[[], None]]:
     found: dict[str, Callable[[], None]] = {}
     for number in range(2):
         found[f"kill snakemake {number}"] = lambda number=number: kill_snakemake(suite, number, 8)
-    for cohort, times in (("sweep", 9), ("lstm", 9), ("width-2", 7)):
+    for cohort, times in (("sweep", 8), ("lstm", 7), ("width-2", 7)):
         found[f"kill training {cohort}"] = lambda c=cohort, t=times: kill_training(suite, signal.SIGKILL, c, t)
     found["terminate training"] = lambda: kill_training(suite, signal.SIGTERM, "lstm", 6)
     found["config changes"] = lambda: config_changes(suite, 2)
