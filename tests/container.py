@@ -81,7 +81,10 @@ def replay(root: Path) -> None:
 
 def main() -> None:
     """Build, or replay."""
-    builder = next(filter(None, map(shutil.which, ("podman", "docker"))), None)
+    found = filter(None, map(shutil.which, ("podman", "docker")))
+    builder = next(
+        (name for name in found if subprocess.run([name, "info"], capture_output=True).returncode == 0), None
+    )
     if builder:
         tag = "cca-dynamics:test"
         subprocess.run([builder, "build", "--file", CONTAINERFILE, "--tag", tag, ROOT], check=True)
@@ -90,7 +93,7 @@ def main() -> None:
             [builder, "run", "--rm", tag, "--cores", "2", "--configfile", study, "--", "toy_rnn"], check=True
         )
         return
-    print("neither podman nor docker is here; replaying the steps in a virtual environment")
+    print("neither podman nor docker runs here; replaying the steps in a virtual environment")
     with tempfile.TemporaryDirectory() as folder:
         replay(Path(folder))
 
