@@ -1,4 +1,5 @@
 """`cca-dynamics`: one subcommand per stage of the workflow. The Snakemake rules call these; so can you.
+`capture` and `compare` are for networks from elsewhere.
 
 A problem with an input ends the program with status 1 and one line, `error: ...`, that names the file or key and the
 remedy. A job that is told to stop (SIGTERM, SIGINT) keeps what it has and ends with status 75.
@@ -186,6 +187,27 @@ def publish(options: argparse.Namespace) -> None:
     print(reference.publish(options.study, options.command, options.note))
 
 
+def compare(options: argparse.Namespace) -> None:
+    """Compare the layers in files: print the distances of all pairs beside their floors, draw a heatmap."""
+    device = _device(options)
+    from cca_dynamics import compare
+
+    compare.run(options.files, options.measure, options.out, options.table, device)
+
+
+def capture(options: argparse.Namespace) -> None:
+    """Store what layers of a network give for a folder of images, for `compare`."""
+    device = _device(options)
+    from cca_dynamics import capture
+
+    how = {"weights": options.weights, "size": options.size, "seed": options.seed, "device": device}
+    if options.list:
+        capture.show(options.model, **how)
+    else:
+        arguments = (options.model, options.images, options.layers, options.out)
+        capture.run(*arguments, points=options.points, batch=options.batch, **how)
+
+
 def _table(options: argparse.Namespace):
     """A result's table without the rows of networks that are left out, and what a reader must know."""
     import pandas as pd
@@ -321,6 +343,27 @@ def _parser() -> argparse.ArgumentParser:
     added.add_argument("study", help="name of a finished study")
     added.add_argument("--command", required=True, help="the command that made it")
     added.add_argument("--note", default="", help="a sentence about the run")
+
+    added = command(compare, device=True)
+    added.add_argument("files", type=Path, nargs="+", metavar="FILE", help=".npy .npz .safetensors .pt .pth")
+    added.add_argument("--measure", nargs="+", default=["pwcca"], help="pwcca (the default), svcca, linear_cka, ...")
+    added.add_argument("--out", type=Path, default=Path("heatmap.png"), help="the heatmap, .png .pdf .svg")
+    added.add_argument("--table", type=Path, help="also write a, b, measure, distance, floor of every pair, .csv")
+
+    added = command(capture, device=True)
+    added.add_argument("model", metavar="MODEL", help="a name of torchvision.models, or module:function of your own")
+    added.add_argument("--list", action="store_true", help="only print the layers and the shapes of what they give")
+    added.add_argument("--images", type=Path, metavar="FOLDER", help="images, in subfolders of any depth")
+    added.add_argument(
+        "--layers", nargs="+", default=[], metavar="LAYER", help="names or globs, e.g. layer1 'layer*.0'"
+    )
+    added.add_argument("--out", type=Path, help="output, .safetensors or .npz")
+    weights = "none (the default): initialised; default: torchvision's, downloaded; or a state_dict, .pt .safetensors"
+    added.add_argument("--weights", default="none", help=weights)
+    added.add_argument("--size", type=int, default=224, help="height and width that images are scaled and cropped to")
+    added.add_argument("--points", type=int, help="so many images, spread evenly over all; default: all")
+    added.add_argument("--seed", type=int, default=0, help="of the initialisation")
+    added.add_argument("--batch", type=int, default=64, help="images in a forward pass")
     return parser
 
 

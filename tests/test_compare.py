@@ -1,0 +1,586 @@
+"""Layers of networks from elsewhere: captured with hooks, read from any file, compared as the measures say."""
+
+import io
+import json
+import pickle
+import re
+import shlex
+import sys
+import textwrap
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from cca_dynamics import capture, cli, compare, representations
+from cca_dynamics.files import read_tensors, write_tensors
+from cca_dynamics.resume import Interrupted
+from cca_dynamics.similarity import MEASURES, null_floor, pairwise, pwcca, svcca
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from safetensors.torch import save_file
+
+from tests.conftest import ROOT
+from tests.test_hostile_input import Payload
+
+IMAGES = 140  # more than twice the 64 channels of a ResNet's first layer
+SMALL = """
+    import torch
+    from torch import nn
+
+
+    class Small(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv2d(3, 5, 3)
+            self.relu = nn.ReLU(inplace=True)
+            self.fc = nn.Linear(5, 4)
+            self.after = nn.ReLU(inplace=True)
+            self.tokens = nn.Flatten(2)
+            self.lstm = nn.LSTM(4, 2)
+            self.unused = nn.Linear(2, 2)
+            self.last = nn.Identity()
+
+        def forward(self, x):
+            x = self.relu(self.conv(x))
+            self.tokens(x)
+            x = self.after(self.fc(x.mean(dim=(2, 3))))
+            self.lstm(x)
+            self.last(x.T)
+            return self.relu(x)
+
+
+    def small():
+        return Small()
+
+
+    def broken():
+        return Small(), 1
+
+
+    def fails():
+        raise RuntimeError("no such thing\\nsecond line")
+
+
+    def demanding():
+        return nn.Linear(7, 7)
+
+
+    def channels_last():
+        class Permute(nn.Module):
+            def forward(self, x):
+                return x.permute(0, 2, 3, 1)
+
+        return nn.Sequential(Permute())
+
+
+    def infinite():
+        net = nn.Sequential(nn.Flatten(), nn.LazyLinear(3))
+        net(torch.zeros(1, 3, 8, 8))
+        net[1].weight.data.fill_(float("inf"))
+        return net
+"""
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    """A folder of random images, in subfolders, of unequal shapes."""
+    folder, rng = tmp_path_factory.mktemp("images"), np.random.default_rng(0)
+    for i in range(IMAGES):
+        target = folder / "abc"[i % 3] / f"{i:03d}.{('png', 'jpg')[i % 2]}"
+        target.parent.mkdir(exist_ok=True)
+        coarse = Image.fromarray(rng.integers(0, 256, (4, 5, 3), dtype=np.uint8))
+        coarse.resize((20 + i % 4, 18), Image.Resampling.BICUBIC).save(target)
+    return folder
+
+
+@pytest.fixture
+def small(tmp_path, monkeypatch):
+    """The current folder has a module of networks, under a name of its own; returns the name."""
+    name = f"networks_{abs(hash(str(tmp_path)))}"
+    (tmp_path / f"{name}.py").write_text(textwrap.dedent(SMALL))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    return name
+
+
+@pytest.fixture
+def two(rng):
+    """Two layers that share some signal, float32."""
+    shared = rng.normal(size=(80, 3))
+    x, y = (shared @ rng.normal(size=(3, d)) + 0.5 * rng.normal(size=(80, d)) for d in (6, 9))
+    return x.astype(np.float32), y.astype(np.float32)
+
+
+def run(capsys, *arguments) -> tuple[int, str, str]:
+    """Status, stdout and stderr of the command line."""
+    status = cli.main([*map(str, arguments), "--device", "cpu"])
+    return (status, *capsys.readouterr())
+
+
+def refusal(capsys, *arguments) -> str:
+    """The one line that a command is refused with."""
+    status, out, err = run(capsys, *arguments)
+    assert status == 1 and not out and err.count("\n") == 1 and err.startswith("error: "), err
+    assert ";" in err, "a remedy is named"
+    return err.removeprefix("error: ")
+
+
+def symmetric(x, y, measure=pwcca) -> float:
+    result = measure(x, y)
+    return (result.distance + result.reverse) / 2
+
+
+def test_two_resnets_from_images_to_heatmap(tmp_path, images, capsys):
+    for seed in (0, 1):
+        arguments = ("--layers", "layer1", "conv1", "--size", "64", "--seed", seed)
+        status, out, err = run(
+            capsys, "capture", "resnet18", "--images", images, *arguments, "--out", tmp_path / f"seed{seed}.safetensors"
+        )
+        assert status == 0, err
+        assert f"{IMAGES} images" in out and "layer1: 64 neurons, averaged over 16 × 16 positions" in out
+    files, heatmap, table = tmp_path.glob("seed*"), tmp_path / "heatmap.png", tmp_path / "new/table.csv"
+    status, out, err = run(capsys, "compare", *sorted(files), "--out", heatmap, "--table", table)
+    assert status == 0 and not err
+    with Image.open(heatmap) as image:
+        assert image.width > 1000
+    rows = pd.read_csv(table)
+    assert list(rows) == ["a", "b", "measure", "distance", "floor"] and len(rows) == 6
+    x, y = (read_tensors(tmp_path / f"seed{seed}.safetensors")[0]["layer1"] for seed in (0, 1))
+    (row,) = rows[(rows["a"] == "seed0:layer1") & (rows["b"] == "seed1:layer1")].itertuples()
+    assert row.distance == pytest.approx(symmetric(x, y), abs=1e-10)
+    assert row.floor == pytest.approx(pwcca(x, y).floor, abs=1e-12)
+    assert 0 < row.distance < row.floor  # they see the same images
+    for text in (f"{row.distance:.3f}", f"{row.floor:.3f}", "mean of both directions", "Gaussian", "seed1:layer1"):
+        assert text in out
+    assert "\x1b" not in out
+
+
+def test_what_hooks_store_is_a_forward_pass(tmp_path, images, small, capsys):
+    """Averages over space, before anything later changes them in place; files and batches change nothing."""
+    model = ("capture", f"{small}:small", "--images", images, "--size", "16", "--layers", "conv", "fc", "after")
+    assert run(capsys, *model, "--out", "a.safetensors", "--batch", "7")[0] == 0
+    assert run(capsys, *model, "--out", "a.npz", "--batch", "1000")[0] == 0
+    found, facts = read_tensors(tmp_path / "a.safetensors")
+    torch.manual_seed(0)
+    network = sys.modules[small].small().eval()
+    paths = sorted(images.rglob("*.*"), key=lambda path: path.relative_to(images).as_posix())
+    x = torch.stack([capture.image(path, 16) for path in paths])
+    with torch.no_grad():
+        conv = network.conv(x)
+        fc = network.fc(conv.relu().mean(dim=(2, 3)))
+    for name, expected in (("conv", conv.mean(dim=(2, 3))), ("fc", fc), ("after", fc.relu())):
+        torch.testing.assert_close(found[name], expected, rtol=1e-5, atol=1e-6)
+        assert found[name].dtype == torch.float32
+    assert fc.min() < 0
+    with np.load("a.npz", allow_pickle=False) as stored:
+        described = json.loads(str(stored[representations.DESCRIPTION]))
+        np.testing.assert_allclose(stored["fc"], fc, rtol=1e-5, atol=1e-6)
+    assert described == {key: value for key, value in facts.items() if key != "sha256"}
+    assert facts["model"] == f"{small}:small" and facts["images"] == IMAGES and facts["layers"]["conv"] == [5, 14, 14]
+    assert [read.name for read in representations.read([tmp_path / "a.npz"])] == ["conv", "fc", "after"]
+
+
+def test_an_image_is_cropped_in_the_middle_and_normalised(tmp_path):
+    pixels = np.zeros((10, 20, 3), dtype=np.uint8)
+    pixels[:, 5:15] = (255, 128, 0)  # the square in the middle
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    x = capture.image(tmp_path / "a.png", 10)
+    expected = (torch.tensor([1, 128 / 255, 0]) - torch.tensor(capture.MEAN)) / torch.tensor(capture.STD)
+    torch.testing.assert_close(x, expected[:, None, None].expand(3, 10, 10))
+
+
+def test_seeds_change_the_network_and_not_the_images(images):
+    first, second, again = (capture.build("squeezenet1_1", "none", seed).state_dict() for seed in (0, 1, 0))
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    assert not all(torch.equal(first[name], second[name]) for name in first)
+    every, _ = capture.listing(images, None)
+    some, _ = capture.listing(images, 14)
+    assert some == every[::10]
+
+
+def test_layers_by_name_and_glob():
+    calls = capture.probe(capture.build("resnet18", "none", 0), 32, "resnet18")
+    assert capture.chosen(["layer*"], calls, "resnet18") == ["layer1", "layer2", "layer3", "layer4"]
+    assert capture.chosen(["fc", "layer[12].?.conv1", "fc"], calls, "resnet18") == [
+        "fc",
+        *(f"layer{i}.{j}.conv1" for i in (1, 2) for j in (0, 1)),
+    ]
+
+
+def test_list_names_layers_and_what_they_give(small, capsys):
+    status, out, _ = run(capsys, "capture", f"{small}:small", "--list", "--size", "16")
+    lines = {line.split()[0]: line for line in out.splitlines()}
+    assert status == 0 and lines["conv"].split() == ["conv", "Conv2d", "5×14×14"]
+    for layer, problem in {"relu": "called 2 times", "unused": "never called", "lstm": "gives a tuple"}.items():
+        assert problem in lines[layer]
+
+
+def test_weights_come_from_a_file(tmp_path, images, small, capsys):
+    network = capture.build(f"{small}:small", "none", 5)
+    torch.save(network.state_dict(), tmp_path / "w.pt")
+    save_file(network.state_dict(), tmp_path / "w.safetensors")
+    model = ("capture", f"{small}:small", "--images", images, "--points", "9", "--size", "16", "--layers", "fc")
+    assert run(capsys, *model, "--seed", "5", "--out", "seed.npz")[0] == 0
+    for suffix in ("pt", "safetensors"):
+        assert run(capsys, *model, "--weights", f"w.{suffix}", "--out", f"{suffix}.npz")[0] == 0
+    x, y, z = (
+        each.x for each in representations.read([tmp_path / f"{name}.npz" for name in ("seed", "pt", "safetensors")])
+    )
+    assert torch.equal(x, y) and torch.equal(x, z)
+
+
+def test_default_weights_are_torchvision_s(monkeypatch, capsys, images, tmp_path):
+    from torchvision import models
+
+    state = models.squeezenet1_1(weights=None).state_dict()
+    monkeypatch.setattr(models._api, "load_state_dict_from_url", lambda *arguments, **options: state)
+    network = capture.build("squeezenet1_1", "default", 0)
+    assert all(torch.equal(tensor, state[name]) for name, tensor in network.state_dict().items())
+
+    def offline(*arguments, **options):
+        raise OSError("no route to host")
+
+    monkeypatch.setattr(models._api, "load_state_dict_from_url", offline)
+    arguments = ("--weights", "default", "--images", images, "--layers", "features", "--out", tmp_path / "a.npz")
+    assert "or download https://download.pytorch.org/" in refusal(capsys, "capture", "squeezenet1_1", *arguments)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"model": "resnet19"}, "resnet19: torchvision has no such model; did you mean resnet1"),
+        ({"model": "zzz"}, "zzz: torchvision has no such model; give a name"),
+        ({"model": "no_such_module:f"}, "no_such_module cannot be imported from"),
+        ({"model": "SMALL:smal"}, "has no function smal; did you mean small?"),
+        ({"model": "SMALL:"}, "not module:function; name both"),
+        ({"model": "SMALL:fails"}, "fails() fails (RuntimeError: no such thing); it must take no arguments"),
+        ({"model": "SMALL:broken"}, "broken() returns a tuple; return a torch.nn.Module"),
+        ({"model": "SMALL:demanding"}, "it fails on images of 3 × 16 × 16"),
+        ({"layers": ["cnv"]}, "has no layer cnv; did you mean conv?"),
+        ({"layers": ["x*"]}, "has no layer x*; --list names"),
+        ({"layers": ["unused"]}, "unused of SMALL:small is not to be had (never called in a forward pass)"),
+        ({"layers": ["*"]}, "relu of SMALL:small is not to be had (called 2 times in a forward pass)"),
+        ({"layers": ["tokens"]}, "(gives 3×5×196, neither"),
+        ({"layers": ["lstm"]}, "(gives a tuple, not a tensor)"),
+        ({"layers": ["last"]}, "(gives 4 rows for 3 images)"),
+        ({"model": "SMALL:channels_last", "layers": ["0"]}, "(gives 16×16×3 an image, channels last)"),
+        ({"model": "SMALL:infinite", "layers": ["1"], "size": 8}, "1 of SMALL:infinite gives NaN or infinite values"),
+        ({"layers": None}, "--layers is missing"),
+        ({"images": None}, "--images is missing"),
+        ({"images": "nowhere"}, "nowhere: there is no such folder"),
+        ({"images": "empty"}, "empty: it holds no image (.png, .jpg, .jpeg)"),
+        ({"images": "damaged"}, "b.png: not an image, or damaged ("),
+        ({"points": 500}, f"it holds {IMAGES} images, fewer than --points 500"),
+        ({"points": 2}, "--points is at least 3, not 2"),
+        ({"batch": 0}, "--batch is at least 1, not 0"),
+        ({"size": -1}, "--size is at least 1, not -1"),
+        ({"out": "out.txt"}, "out.txt: its suffix is neither .safetensors nor .npz"),
+        ({"weights": "nowhere.pt"}, "nowhere.pt: there is no such file"),
+        ({"weights": "best"}, "--weights: best is neither none, default nor"),
+        ({"weights": "default"}, "--weights: SMALL:small has no default"),
+        ({"weights": "other.pt"}, "other.pt: its weights are not those of SMALL:small (it lacks conv.weight and"),
+        ({"weights": "pickle.pt"}, "pickle.pt: damaged, or it holds more than tensors"),
+    ],
+)
+def test_what_cannot_be_captured_is_named(tmp_path, images, small, capsys, change, message):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "damaged").mkdir()
+    for name in "ac":
+        Image.new("RGB", (9, 9)).save(tmp_path / f"damaged/{name}.png")
+    (tmp_path / "damaged/b.png").write_bytes((tmp_path / "damaged/a.png").read_bytes()[:40])
+    torch.save({"weight": torch.zeros(2)}, "other.pt")
+    (tmp_path / "pickle.pt").write_bytes(pickle.dumps(Payload(tmp_path / "owned")))
+    base = {"model": "SMALL:small", "images": images, "layers": ["conv"], "out": "out.npz", "size": 16}
+    options = {**base, **change}
+    model = options.pop("model").replace("SMALL", small)
+    given = {key: value if key == "layers" else [value] for key, value in options.items() if value is not None}
+    flags = [part for key, values in given.items() for part in (f"--{key}", *values)]
+    before = set(tmp_path.iterdir())
+    assert message.replace("SMALL", small) in refusal(capsys, "capture", model, *flags)
+    assert {path for path in tmp_path.iterdir() if path.name != "__pycache__"} == before - {tmp_path / "__pycache__"}
+
+
+def write(path, layers: dict):
+    """The same layers in the format of the suffix."""
+    tensors = {name: torch.from_numpy(x) for name, x in layers.items()}
+    if path.suffix == ".npz":
+        np.savez(path, **layers)
+    elif path.suffix == ".npy":
+        (x,) = layers.values()
+        np.save(path, x)
+    elif path.suffix == ".safetensors":
+        save_file(tensors, path)
+    else:
+        torch.save(next(iter(tensors.values())) if len(tensors) == 1 else tensors, path)
+    return path
+
+
+@pytest.mark.parametrize("suffix", representations.READERS)
+def test_every_format_gives_what_the_arrays_give(tmp_path, two, suffix):
+    x, y = two
+    found = compare.compare([write(tmp_path / f"{name}{suffix}", {"l": z}) for name, z in (("x", x), ("y", y))])
+    assert found.distances["pwcca"][0, 1] == found.distances["pwcca"][1, 0] == pytest.approx(symmetric(x, y), abs=1e-12)
+    assert found.floors["pwcca"][0, 1] == pwcca(x, y).floor
+    one_file = suffix in (".npz", ".safetensors")
+    assert found.names == (["x:l", "y:l"] if one_file else ["x", "y"])
+    if suffix != ".npy":
+        both = compare.compare([write(tmp_path / f"both{suffix}", {"x": x, "y": y})])
+        assert both.names == ["x", "y"] and both.distances["pwcca"][0, 1] == found.distances["pwcca"][0, 1]
+
+
+def test_maps_are_averaged_and_networks_taken_apart(tmp_path, rng):
+    maps = rng.normal(size=(50, 4, 3, 5)).astype(np.float32)
+    (read,) = representations.read([write(tmp_path / "maps.npy", {"x": maps})])
+    np.testing.assert_allclose(read.x, maps.mean(axis=(2, 3)), atol=1e-6)
+    assert read.positions == (3, 5) and read.x.dtype == torch.float32
+    stacked = torch.from_numpy(rng.normal(size=(2, 50, 4)))
+    write_tensors(tmp_path / "networks.safetensors", {"conv1": stacked}, cohort="c")
+    found = representations.read([tmp_path / "networks.safetensors", tmp_path / "maps.npy"])
+    assert [each.name for each in found] == ["networks:conv1[0]", "networks:conv1[1]", "maps"]
+    assert torch.equal(found[1].x, stacked[1])
+    assert "averaged over space (1 of 3 representations)" in "; ".join(
+        compare.notes(compare.compare([tmp_path / "networks.safetensors", tmp_path / "maps.npy"]))
+    )
+
+
+@pytest.mark.parametrize("kind", [np.int8, np.uint16, np.bool_, np.float16, ">f4", np.longdouble])
+def test_numbers_of_any_type(tmp_path, rng, kind):
+    x = (rng.normal(size=(60, 4)) * 5).astype(np.int64).clip(0, 9).astype(kind)
+    np.save(tmp_path / "x.npy", x)
+    np.save(tmp_path / "y.npy", x.astype(np.float64) @ np.diag([1, 2, 3, 4]))
+    found = compare.compare([tmp_path / "x.npy", tmp_path / "y.npy"], ["mean_cca"])
+    assert found.distances["mean_cca"][0, 1] == pytest.approx(0, abs=1e-6)
+
+
+def test_identical_and_rotated_layers_have_no_distance(tmp_path, two, rng):
+    """CCA sees no rotation; the raw distances do."""
+    x, _ = two
+    rotated = x @ np.linalg.qr(rng.normal(size=(6, 6)))[0].astype(np.float32)
+    files = [write(tmp_path / f"{name}.npy", {"x": z}) for name, z in (("x", x), ("same", x), ("rotated", rotated))]
+    found = compare.compare(files, ["pwcca", "linear_cka", "procrustes", "cosine"])
+    for measure in ("pwcca", "linear_cka", "procrustes"):
+        assert np.abs(found.distances[measure]).max() < 1e-5
+    assert found.distances["cosine"][0, 1] == pytest.approx(0, abs=1e-6) and found.distances["cosine"][0, 2] > 0.1
+
+
+def test_all_measures_at_once(tmp_path, rng):
+    layers = {f"layer{i}": rng.normal(size=(60, 5)) for i in range(4)}
+    rows = compare.pairs(compare.compare([write(tmp_path / "all.npz", layers)], list(MEASURES)))
+    assert len(rows) == 6 * len(MEASURES)
+    for measure in MEASURES:
+        expected = pairwise(list(layers.values()), measure)
+        upper = np.triu_indices(4, k=1)
+        np.testing.assert_allclose(rows[rows["measure"] == measure]["distance"], ((expected + expected.T) / 2)[upper])
+    floors = rows.groupby("measure")["floor"].apply(lambda floor: floor.notna().all())
+    assert set(floors[floors].index) == {"pwcca", "pwcca_squared", "mean_cca", "svcca"}
+    first = rows[rows["measure"] == "svcca"].iloc[0]
+    assert first["floor"] == pytest.approx(svcca(layers["layer0"], layers["layer1"]).floor)
+
+
+def test_many_layers_are_printed_as_a_matrix_of_each_measure(tmp_path, rng, capsys):
+    layers = {f"layer{i}": rng.normal(size=(40, 3)) for i in range(7)}
+    arguments = ("--out", tmp_path / "h.svg", "--measure", "pwcca", "linear_cka")
+    status, out, err = run(capsys, "compare", write(tmp_path / "all.npz", layers), *arguments)
+    assert status == 0, err
+    found = compare.compare([tmp_path / "all.npz"])
+    lines = out.partition("floor:\n")[2].splitlines()
+    assert lines[0].split() == list("1234567")
+    cells = [line.split()[1:] for line in lines[1:8]]
+    for i, j in np.ndindex(7, 7):
+        value = (found.distances if i < j else found.floors)["pwcca"][i, j]
+        assert cells[i][j] == ("–" if i == j else f"{value:.2f}".removeprefix("0"))
+    assert "PWCCA distance above the diagonal, below it the floor:" in out
+    assert "Linear CKA distance above the diagonal:" in out and "for PWCCA" in out
+    assert "<svg" in (tmp_path / "h.svg").read_text()
+
+
+def test_a_matrix_wider_than_the_terminal_goes_on_below(tmp_path, rng, capsys):
+    layers = {f"a layer with a long name {i}": rng.normal(size=(30, 2)) for i in range(62)}
+    status, out, _ = run(capsys, "compare", write(tmp_path / "a.npz", layers), "--out", tmp_path / "h.pdf")
+    assert status == 0 and max(map(len, out.splitlines())) <= 120
+    rows = [line.split() for line in out.partition("floor:")[2].splitlines()]
+    heads = [int(word) for words in rows if all(word.isdigit() for word in words) for word in words]
+    assert heads == list(range(1, 63))
+    assert (tmp_path / "h.pdf").read_bytes().startswith(b"%PDF")
+
+
+def test_names_are_short_unique_and_harmless(tmp_path, two):
+    def names(*paths):
+        for path in paths:
+            (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+            write(tmp_path / path, {"x": two[0]})
+        return [each.name for each in representations.read([tmp_path / path for path in paths])]
+
+    assert names("a/run.npy", "a/other.npy") == ["run", "other"]
+    assert names("a/run.npy", "a/run.pt") == ["run.npy", "run.pt"]
+    assert names("a/run.npy", "b/run.npy") == ["a/run", "b/run"]
+    hostile = {"[bold]$x$": two[0], "\x1b[31mred": two[1]}
+    write(tmp_path / "hostile.npz", hostile)
+    found = compare.compare([tmp_path / "hostile.npz"])
+    assert found.names == ["[bold]$x$", "�[31mred"]
+    compare.heatmap(found).canvas.draw()  # no mathematics
+
+
+def test_dead_layers_and_too_few_points_are_told(tmp_path, rng, capsys):
+    layers = {"dead": np.ones((20, 3)), "a": rng.normal(size=(20, 15)), "b": rng.normal(size=(20, 10))}
+    status, out, err = run(capsys, "compare", write(tmp_path / "a.npz", layers), "--out", tmp_path / "h.png")
+    assert status == 0 and not err
+    assert "1 of 3 representations do not vary" in out
+    assert "In 1 of 3 pairs up to 6 correlations are 1 by counting alone" in out.replace("\n", " ")
+
+
+def objects() -> bytes:
+    buffer = io.BytesIO()
+    np.save(buffer, np.array([{}, 1], dtype=object), allow_pickle=True)
+    return buffer.getvalue()
+
+
+BAD = {
+    "rows.npy": (lambda path, x: np.save(path, x[:-1]), "the array has 79 data points and"),
+    "nan.npy": (lambda path, x: np.save(path, np.where(x > 1, np.nan, x)), "values that are NaN or infinite; remove"),
+    "vector.npy": (lambda path, x: np.save(path, x[:, 0]), "the array has shape (80,), not (data points"),
+    "cube.npy": (lambda path, x: np.save(path, x[:, :, None]), "the array has shape (80, 6, 1), not (data points"),
+    "text.npy": (lambda path, x: np.save(path, np.array(["a", "b"])), "the array is of type <U1; save real numbers"),
+    "complex.npy": (lambda path, x: np.save(path, x + 1j), "the array is of type complex"),
+    "objects.npy": (lambda path, x: path.write_bytes(objects()), "or a pickle, which is never loaded; save numbers"),
+    "pickle.npy": (lambda path, x: path.write_bytes(pickle.dumps(x)), "or a pickle, which is never loaded"),
+    "empty.npz": (lambda path, x: np.savez(path), "it holds no array; save at least one"),
+    "wide.npy": (
+        lambda path, x: np.save(path, np.random.default_rng(0).normal(size=(80, 99))),
+        "spans all 79 directions",
+    ),
+    "module.pt": (lambda path, x: torch.save(torch.nn.Linear(2, 2), path), "holds more than tensors, which is never"),
+    "nested.pt": (lambda path, x: torch.save({"a": {"b": torch.ones(2)}}, path), "its entry 'a' is a dict, no tensor"),
+    "list.pt": (lambda path, x: torch.save([torch.ones(2)], path), "it holds a list; save a tensor or a flat dict"),
+    "sparse.pt": (lambda path, x: torch.save(torch.eye(80).to_sparse(), path), "the array is sparse"),
+    "cut.safetensors": (lambda path, x: path.write_bytes(b"\x08"), "not a safetensors file, or damaged ("),
+    "file.txt": (lambda path, x: path.write_text("1 2"), "its suffix is none of .npy, .npz, .safetensors, .pt, .pth"),
+    "missing.npy": (lambda path, x: None, "there is no such file; check the path"),
+    "folder.npy": (lambda path, x: path.mkdir(), "it is a folder; give the files in it"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_a_bad_file_is_named_and_nothing_written(tmp_path, two, capsys, name):
+    good, bad, out, table = (tmp_path / each for each in ("good.npy", name, "h.png", "t.csv"))
+    np.save(good, two[0])
+    make, message = BAD[name]
+    make(bad, two[0])
+    said = refusal(capsys, "compare", good, bad, "--out", out, "--table", table)
+    assert said.startswith(f"{bad}: ") and message in said
+    assert not out.exists() and not table.exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["x.npy", "./x.npy"], "x.npy: it is given twice"),
+        (["x.npy"], "x.npy: the array is all there is; give at least two"),
+        (["x.npy", "y.npy", "--measure", "pwca"], "--measure: pwca is not known; did you mean pwcca?"),
+        (["x.npy", "y.npy", "--measure", "cosine"], "y.npy: the array has 9 neurons and x.npy: the array 6; cosine"),
+        (["x.npy", "y.npy", "--out", "h.jpg"], "h.jpg: its suffix is none of .png, .pdf, .svg"),
+        (["x.npy", "y.npy", "--table", "t.txt"], "t.txt: its suffix is not .csv"),
+        (["few.npz"], "few.npz: a has shape (2, 5); give at least 3 data points"),
+        (["clash.npz", "a.npz"], "has the same name as another"),
+    ],
+)
+def test_bad_arguments_are_named(tmp_path, two, capsys, monkeypatch, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    for name, x in zip("xy", two, strict=True):
+        np.save(f"{name}.npy", x)
+    np.savez("few.npz", a=np.ones((2, 5)), b=np.ones((2, 5)))
+    save_file({"x": torch.ones(2, 9, 3), "x[0]": torch.ones(9, 3)}, "clash.safetensors")
+    arguments = ["clash.safetensors" if each == "clash.npz" else each for each in arguments if each != "a.npz"]
+    before = set(tmp_path.iterdir())
+    assert message in refusal(capsys, "compare", *arguments)
+    assert set(tmp_path.iterdir()) == before
+
+
+def test_layers_of_different_images_are_not_compared(tmp_path, images, small, capsys):
+    model = ("capture", f"{small}:small", "--images", images, "--size", "16", "--layers", "conv")
+    assert run(capsys, *model, "--points", "40", "--out", "a.npz")[0] == 0
+    (tmp_path / "other").mkdir()
+    for i, path in enumerate(sorted(images.rglob("*.png"))[:40]):
+        (tmp_path / f"other/{i}.png").write_bytes(path.read_bytes())
+    model = ("capture", f"{small}:small", "--images", "other", "--size", "16", "--layers", "conv")
+    assert run(capsys, *model, "--out", "b.safetensors")[0] == 0
+    assert "b.safetensors: it was captured from other images than a.npz" in refusal(
+        capsys, "compare", "a.npz", "b.safetensors"
+    )
+
+
+def test_the_page_says_what_works(tmp_path, images, monkeypatch, capsys):
+    """The network of docs/compare.md and all commands on it; of the others, the arguments."""
+    page = (ROOT / "docs/compare.md").read_text(encoding="utf-8")
+    (tmp_path / "networks.py").write_text(re.search(r"```python\n(.*?)```", page, re.DOTALL)[1])
+    (tmp_path / "photos").symlink_to(images)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    torch.save(capture.build("networks:small", "none", 1).state_dict(), "trained.pt")
+    floors = [f"{null_floor(128, 128, n):.2f}".removeprefix("0") for n in (300, 1000, 5000)]
+    assert "floor of {} on 300\nimages, of {} on 1,000 and of {} on 5,000".format(*floors) in page
+    commands = re.findall(r"^cca-dynamics (.*?)(?:  +#.*)?$", page, re.MULTILINE)
+    assert len(commands) == 7
+    for command in commands:
+        if "resnet18" in command or "seed0" in command:
+            cli._parser().parse_args(shlex.split(command))
+        else:
+            assert run(capsys, *shlex.split(command))[0] == 0, command
+    found = compare.compare([tmp_path / "trained.npz", tmp_path / "untrained.npz"])
+    assert found.names == [
+        f"{file}:{layer}" for file in ("trained", "untrained") for layer in ("conv1", "conv2", "head")
+    ]
+
+
+def test_code_of_others_may_fail_but_not_hide_a_signal():
+    with pytest.raises(ValueError, match=r"^x \(KeyError: 'a'\); y$"), representations.foreign("x", "y"):
+        raise KeyError("a")
+    with pytest.raises(ValueError, match=r"^x; y$"), representations.foreign("x", "y", reason=False):
+        sys.exit("two\nlines")
+    with pytest.raises(Interrupted), representations.foreign("x", "y"):
+        raise Interrupted
+
+
+def test_a_changed_byte_of_a_captured_file_is_found(tmp_path, two):
+    write_tensors(tmp_path / "a.safetensors", {"x": torch.from_numpy(two[0])}, model="m")
+    content = bytearray((tmp_path / "a.safetensors").read_bytes())
+    content[-3] ^= 1
+    (tmp_path / "a.safetensors").write_bytes(content)
+    with pytest.raises(ValueError, match=r"a\.safetensors: its content is not what the checksums in it say; make"):
+        representations.read([tmp_path / "a.safetensors"])
+
+
+@pytest.mark.parametrize("suffix", representations.READERS)
+def test_a_pickle_is_never_executed(tmp_path, suffix):
+    path = tmp_path / f"a{suffix}"
+    for content in (pickle.dumps(Payload(tmp_path / "owned")), None):
+        if content is None and suffix in (".pt", ".pth"):
+            torch.save({"x": Payload(tmp_path / "owned")}, path)
+        elif content is None:
+            np.savez(path.with_suffix(".npz"), x=np.array([Payload(tmp_path / "owned")], dtype=object))
+            path.with_suffix(".npz").replace(path)
+        else:
+            path.write_bytes(content)
+        with pytest.raises(ValueError, match=f"a{suffix}: "):
+            representations.read([path])
+        assert not (tmp_path / "owned").exists()
+
+
+@pytest.mark.parametrize("suffix", representations.READERS)
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_random_and_damaged_bytes_never_crash_a_reader(tmp_path, suffix, data):
+    path = write(tmp_path / f"a{suffix}", {"x": np.arange(12.0).reshape(4, 3)})
+    content = bytearray(path.read_bytes())
+    if data.draw(st.booleans()):
+        content = data.draw(st.binary(max_size=200))
+    else:
+        for _ in range(data.draw(st.integers(1, 3))):
+            content[data.draw(st.integers(0, len(content) - 1))] ^= data.draw(st.integers(1, 255))
+    path.write_bytes(bytes(content))
+    try:
+        representations.read([path])
+    except ValueError as problem:
+        assert str(problem).startswith(f"{path}: ") and "\n" not in str(problem)
