@@ -7,7 +7,7 @@ READY := $(VENV)/ready
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help figures test test-faults test-slurm test-container lint format environment cluster lock clean
+.PHONY: help figures test test-faults test-slurm test-container lint format environment cluster lock docs clean
 help:
 	@echo "make figures      every figure and claim of the default study (environment first, if there is none)"
 	@echo "make test         format, lint, then the tests"
@@ -15,8 +15,9 @@ help:
 	@echo "make test-slurm   start a SLURM cluster here, run the smoke study on it, break it (root on Debian; 15 minutes)"
 	@echo "make test-container   build envs/Containerfile, or replay it in a plain environment where there is no podman"
 	@echo "make cluster      add Snakemake's plugins for SLURM, Kubernetes and S3 to the environment"
+	@echo "make docs         render the documentation into docs/_build/html"
 	@echo "make format       rewrite Python and Snakemake files in the project's format"
-	@echo "make lock         resolve envs/requirements.lock anew (needs uv)"
+	@echo "make lock         resolve envs/*.lock anew (needs uv)"
 	@echo "make clean        delete results/, figures/ (but figures/reference) and logs/"
 
 environment: $(READY)
@@ -47,6 +48,11 @@ test-container: $(READY)
 
 cluster: $(READY)
 	@$(BIN)/python -m pip install --quiet --no-deps --requirement envs/requirements-cluster.lock
+
+docs: $(READY)
+	@$(BIN)/python -m pip install --quiet --no-deps --requirement envs/requirements-docs.lock
+	@$(BIN)/python -m sphinx --quiet --fail-on-warning --keep-going docs docs/_build/html
+	@echo "docs/_build/html/index.html"
 
 lint: $(READY)
 	@ruff format --check --quiet .
