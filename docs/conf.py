@@ -1,7 +1,10 @@
 """How `make docs` renders this folder: Markdown by MyST, docstrings by autodoc, generated pages by `generate.py`."""
 
+import re
 import sys
 from pathlib import Path
+
+from pygments.lexers import PythonLexer
 
 HERE = Path(__file__).parent
 sys.path[:0] = [str(HERE), str(HERE.parent / "workflow")]
@@ -36,10 +39,17 @@ def write_pages(app):
 
 def plain(app, what, name, obj, options, lines):
     """Bars in docstrings are absolute values, underscores subscripts; reStructuredText would read markup."""
-    lines[:] = [line.replace("|", r"\|").replace("_*", r"_\*") for line in lines]
+    lines[:] = [re.sub(r"(\||(?<=_)\*|\*\*)", r"\\\1", line) for line in lines]
+
+
+def outside(app, page, source):
+    """Markdown files outside this folder are files to Sphinx, not pages."""
+    source[0] = re.sub(r"\]\((\.\./[^)#]+\.md)\)", r"](path:\1)", source[0])
 
 
 def setup(app):
     """Sphinx calls this."""
+    app.add_lexer("snakemake", PythonLexer)
+    app.connect("source-read", outside)
     app.connect("builder-inited", write_pages)
     app.connect("autodoc-process-docstring", plain)
