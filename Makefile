@@ -69,6 +69,8 @@ COMPILE := uv pip compile --universal --python-version 3.11 --no-annotate --no-e
 lock:
 	$(COMPILE) --extra slurm --extra kubernetes --output-file envs/requirements-cluster.lock
 	$(COMPILE) --extra dev --constraint envs/requirements-cluster.lock --output-file envs/requirements.lock
+	@echo "# What \`make docs\` needs beyond requirements.lock. Made by \`make lock\`; names and versions only." > envs/requirements-docs.lock
+	$(COMPILE) --extra docs --constraint envs/requirements.lock | grep -vxFf envs/requirements.lock >> envs/requirements-docs.lock
 
 clean:
 	rm -rf results logs .snakemake
