@@ -7,7 +7,7 @@ READY := $(VENV)/ready
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help figures test test-faults test-slurm test-report test-container lint format environment cluster lock clean
+.PHONY: help figures test test-faults test-slurm test-report test-container lint format environment cluster lock docs clean
 help:
 	@echo "make figures      every figure and claim of the default study (environment first, if there is none)"
 	@echo "make test         format, lint, then the tests"
@@ -16,8 +16,9 @@ help:
 	@echo "make test-report  the HTML report in headless Chromium (needs chromium and chromium-driver)"
 	@echo "make test-container   build envs/Containerfile, or replay it in a plain environment where there is no podman"
 	@echo "make cluster      add Snakemake's plugins for SLURM, Kubernetes and S3 to the environment"
+	@echo "make docs         render the documentation into docs/_build/html"
 	@echo "make format       rewrite Python and Snakemake files in the project's format"
-	@echo "make lock         resolve envs/requirements.lock anew (needs uv)"
+	@echo "make lock         resolve envs/*.lock anew (needs uv)"
 	@echo "make clean        delete results/, figures/ (but figures/reference) and logs/"
 
 environment: $(READY)
@@ -55,6 +56,11 @@ test-container: $(READY)
 cluster: $(READY)
 	@$(BIN)/python -m pip install --quiet --no-deps --requirement envs/requirements-cluster.lock
 
+docs: $(READY)
+	@$(BIN)/python -m pip install --quiet --no-deps --requirement envs/requirements-docs.lock
+	@$(BIN)/python -m sphinx --quiet --fail-on-warning --keep-going docs docs/_build/html
+	@echo "docs/_build/html/index.html"
+
 lint: $(READY)
 	@ruff format --check --quiet .
 	@ruff check --quiet .
@@ -70,6 +76,8 @@ COMPILE := uv pip compile --universal --python-version 3.11 --no-annotate --no-e
 lock:
 	$(COMPILE) --extra slurm --extra kubernetes --output-file envs/requirements-cluster.lock
 	$(COMPILE) --extra dev --constraint envs/requirements-cluster.lock --output-file envs/requirements.lock
+	@echo "# What \`make docs\` needs beyond requirements.lock. Made by \`make lock\`; names and versions only." > envs/requirements-docs.lock
+	$(COMPILE) --extra docs --constraint envs/requirements.lock | grep -vxFf envs/requirements.lock >> envs/requirements-docs.lock
 
 clean:
 	rm -rf results logs .snakemake

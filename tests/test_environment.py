@@ -17,6 +17,7 @@ from tests.conftest import BIN, ROOT
 from tests.container import CONTAINERFILE, instructions
 
 LOCK = ROOT / "envs" / "requirements.lock"
+DOCS = ROOT / "envs" / "requirements-docs.lock"
 CLUSTER = ROOT / "envs" / "requirements-cluster.lock"
 
 
@@ -60,7 +61,15 @@ def test_plugins_for_clusters_come_with_the_same_versions(platform):
     assert not {name: (v, plain[name]) for name, v in versions.items() if plain.get(name, v) != v}
 
 
-@pytest.mark.parametrize("lock", [LOCK, CLUSTER], ids=lambda path: path.name)
+@pytest.mark.parametrize("platform", PLATFORMS)
+def test_documentation_needs_nothing_in_another_version(platform):
+    versions, plain = locked(DOCS, **PLATFORMS[platform]), locked(**PLATFORMS[platform])
+    assert not set(versions) & set(plain)  # what is in both is in the first lock alone
+    for requirement in project("docs"):
+        assert requirement.name in {**plain, **versions}, f"{requirement.name} is not in {DOCS.name}; run `make lock`"
+
+
+@pytest.mark.parametrize("lock", [LOCK, CLUSTER, DOCS], ids=lambda path: path.name)
 def test_locks_hold_names_and_exact_versions_only(lock):
     for line in lock.read_text().splitlines():
         if line and not line.startswith("#"):

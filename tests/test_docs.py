@@ -1,0 +1,382 @@
+"""What the documentation says is so: its links lead somewhere, its commands run, its code and its numbers are right.
+
+A fenced command that needs more than a clone is marked by a comment above the fence, `<!-- needs: GPU -->`; it is
+parsed but not run. A command that is meant to fail ends in a comment, `# fails: what it says`. A fenced block whose
+first line is `# PATH` or `# PATH, before TEXT` is a file, or goes into one.
+"""
+
+import importlib.util
+import os
+import re
+import shlex
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+from cca_dynamics import cli
+from cca_dynamics.similarity import mean_cca, null_floor, pwcca
+from cca_dynamics.study import SCHEMA, validated
+
+from tests.conftest import ROOT, copy_workflow, snakemake
+
+DOCS = ROOT / "docs"
+GENERATED = ("reference-config.md", "reference-command-line.md")
+WRITTEN = sorted(path for path in DOCS.glob("*.md") if path.name not in GENERATED)
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "benchmarks" / "README.md", *WRITTEN]
+PROGRAMS = {
+    "snakemake",
+    "make",
+    "cca-dynamics",
+    "python",
+    "git",
+    "conda",
+    "pip",
+    "podman",
+    "source",
+    "cd",
+    "export",
+    "cp",
+}
+PRELUDE = """
+import numpy as np
+rng = np.random.default_rng(0)
+x, y = rng.normal(size=(200, 5)), rng.normal(size=(200, 7))
+representations = [x, y, x + rng.normal(size=x.shape)]
+"""
+
+
+@dataclass(frozen=True)
+class Block:
+    """A fenced block: where it is, its language, its text, and what its commands need."""
+
+    page: Path
+    line: int
+    language: str
+    text: str
+    needs: str | None
+
+    def __str__(self) -> str:
+        return f"{self.page.relative_to(ROOT)}:{self.line}"
+
+    @property
+    def place(self) -> tuple[str, str] | None:
+        """(path, where in it, "" for the whole file) if the block is part of a file of the repository."""
+        known = r"(?:workflow|studies)/\S+?\.\w+|config\.yaml"
+        found = re.match(rf"(?:#|\.\.) ({known})(?:, (at the end|(?:before|after|instead of) .+))?$", self.head)
+        return (found[1], found[2] or "") if found else None
+
+    @property
+    def head(self) -> str:
+        return self.text.partition("\n")[0]
+
+
+@cache
+def blocks(page: Path) -> list[Block]:
+    """The fenced blocks of a page."""
+    found, lines, i = [], page.read_text(encoding="utf-8").splitlines(), 0
+    while i < len(lines):
+        if opening := re.match(r"( *)```(\S*)", lines[i]):
+            indent, language = opening.groups()
+            end = next(j for j in range(i + 1, len(lines)) if lines[j].strip() == "```")
+            text = "\n".join(line.removeprefix(indent) for line in lines[i + 1 : end])
+            needs = re.fullmatch(r" *<!-- needs: (.+) -->", lines[i - 1]) if i else None
+            found.append(Block(page, i + 1, language, text, needs[1] if needs else None))
+            i = end
+        i += 1
+    return found
+
+
+ALL = [block for page in PAGES for block in blocks(page)]
+
+
+@cache
+def generated() -> dict[str, str]:
+    """The pages that `make docs` writes."""
+    spec = importlib.util.spec_from_file_location("generate", DOCS / "generate.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.pages()
+
+
+def prose(text: str) -> str:
+    """Without fenced blocks and code."""
+    text = re.sub(r"^( *)```.*?^ *```$", "", text, flags=re.MULTILINE | re.DOTALL)
+    return re.sub(r"`[^`\n]*`", "code", text)
+
+
+def anchors(text: str) -> set[str]:
+    """What headings are called in links."""
+    headings = re.findall(r"^#+ (.+)$", re.sub(r"^( *)```.*?^ *```$", "", text, flags=re.M | re.S), flags=re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_links_lead_somewhere(page):
+    for target in re.findall(r"\]\(([^)\s]+)\)", prose(page.read_text(encoding="utf-8"))):
+        if re.match(r"[a-z]+:", target):
+            continue
+        name, _, anchor = target.partition("#")
+        file = (page.parent / name).resolve() if name else page
+        text = generated().get(file.name) if file.parent == DOCS else None
+        assert text or file.exists(), f"{page.name} links to {target}, which does not exist"
+        if anchor:
+            assert anchor in anchors(text or file.read_text(encoding="utf-8")), f"{page.name}: {target}"
+
+
+def test_every_page_is_in_the_table_of_contents():
+    contents = [line for block in blocks(DOCS / "index.md") for line in block.text.splitlines()]
+    pages = {path.stem for path in WRITTEN} | {Path(name).stem for name in generated()}
+    assert pages - {"index"} == {line for line in contents if re.fullmatch(r"[a-z-]+", line)}
+
+
+def commands(block: Block) -> list[tuple[list[str], str]]:
+    """(words, comment) of each command of a block; nothing if it holds no commands."""
+    lines = [line for line in block.text.splitlines() if line.strip() and not line.lstrip().startswith("#")]
+    starts = [line.split()[0] in PROGRAMS for line in lines]
+    if block.language not in ("sh", "console") and not (block.language == "" and any(starts)):
+        return []
+    found = []
+    for line in lines:
+        command, _, comment = re.sub(r"^\$ ", "", line).partition(" #")
+        words = shlex.split(command)
+        while "&&" in words:
+            found.append((words[: words.index("&&")], ""))
+            words = words[words.index("&&") + 1 :]
+        found.append((words, comment.strip()))
+    return found
+
+
+COMMANDS = [(block, words, comment) for block in ALL for words, comment in commands(block)]
+
+
+def test_commands_are_found():
+    assert {"README.md", "tutorial.md", "how-to-run.md", "how-to-extend.md"} <= {b.page.name for b, _, _ in COMMANDS}
+    assert len(COMMANDS) > 40
+
+
+def test_programs_targets_and_subcommands_exist(capsys):
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE))
+    texts = "\n".join(page.read_text(encoding="utf-8") for page in PAGES)
+    for target in re.findall(r"`make ([a-z-]+)`", texts):
+        assert target in targets, f"make {target}"
+    for block, words, _ in COMMANDS:
+        assert words[0] in PROGRAMS, f"{block}: {words[0]} is not known; is it a command?"
+        if words[0] == "make":
+            assert [w for w in words[1:] if "=" not in w and w not in targets] == [], f"{block}: {shlex.join(words)}"
+        if words[0] == "cca-dynamics":
+            try:
+                cli._parser().parse_args(words[1:])
+            except SystemExit:
+                pytest.fail(f"{block}: {shlex.join(words)}\n{capsys.readouterr().err}")
+        if words[0] == "python" and words[1].endswith(".py"):
+            assert (ROOT / words[1]).exists(), f"{block}: {shlex.join(words)}"
+
+
+def insert(folder: Path, block: Block) -> None:
+    """Put a block where its first line says."""
+    name, where = block.place
+    path, lines = folder / name, block.text.splitlines()[1:]
+    if not where:
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+        return
+    old = path.read_text(encoding="utf-8").splitlines()
+    first = last = len(old)
+    if where != "at the end":
+        how, text = re.match(r"(before|after|instead of) (.+)", where).groups()
+        place = next((i for i, line in enumerate(old) if line.strip().startswith(text)), None)
+        assert place is not None, f"{block}: no line of {name} begins with {text}"
+        first, last = place + (how == "after"), place + (how != "before")
+    path.write_text("\n".join([*old[:first], *lines, *old[last:]]) + "\n", encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def clone(tmp_path_factory):
+    """A working copy with the overlays that the documentation writes."""
+    folder = copy_workflow(tmp_path_factory.mktemp("docs") / "cca-dynamics")
+    for block in ALL:
+        if block.place and block.place[0].startswith("studies/"):
+            insert(folder, block)
+    return folder
+
+
+def test_snakemake_commands_would_run(clone):
+    """Each a dry run, but for those that are marked."""
+    runs: dict[tuple[str, ...], tuple[Block, str]] = {}
+    for block, words, comment in COMMANDS:
+        if words[0] == "snakemake" and not block.needs:
+            plain = tuple(word for word in words[1:] if word not in ("-n", "--dry-run"))
+            runs.setdefault(plain, (block, comment.partition("fails: ")[2]))
+
+    def dry(words: tuple[str, ...]) -> subprocess.CompletedProcess:
+        return snakemake(clone, *words, *(() if "--unlock" in words else ("--dry-run", "--quiet")))
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        done = dict(zip(runs, pool.map(dry, runs), strict=True))
+    for words, run in done.items():
+        block, message = runs[words]
+        text = run.stdout + run.stderr
+        assert (run.returncode != 0) == bool(message) and message in text, (
+            f"{block}: snakemake {shlex.join(words)}\n{text}"
+        )
+    assert len(runs) > 15
+
+
+def test_the_tutorial(clone):
+    """Its commands for real, what it says of the dry run, and the table at its end."""
+    page = DOCS / "tutorial.md"
+    verdicts, expected = (block.text.splitlines() for block in blocks(page) if block.language == "text")
+    mine = ("width", "--configfile", "studies/smoke.yaml", "studies/mine.yaml")
+    run = snakemake(clone, *mine[:3])
+    assert run.returncode == 0, run.stdout + run.stderr
+    shown = run.stdout.splitlines()
+    for line in verdicts:  # but for the numbers, which depend on the machine
+        assert any(re.match(r"[^\d-]*|.{75}", line)[0].strip() in other for other in shown), f"{line}\n{run.stdout}"
+    dry = snakemake(clone, *mine, "-n")
+    text = [line.rstrip() for line in (dry.stdout + dry.stderr).splitlines()]
+    assert [line for line in expected if line.rstrip() not in text] == [], "\n".join(text)
+    before = (clone / "figures/smoke/width.png").read_bytes()
+    run = snakemake(clone, *mine)
+    assert run.returncode == 0, run.stdout + run.stderr
+    assert (clone / "figures/smoke/width.png").read_bytes() != before
+    assert len(list((clone / "results/smoke/networks").glob("width-*"))) == 4
+    table = pd.read_parquet(clone / "results/smoke/width.parquet")
+    assert set(table["measure"].dropna()) == {"pwcca", "procrustes"}
+    again = snakemake(clone, *mine, "-n")
+    assert "othing to be done" in again.stdout + again.stderr
+
+
+def test_extensions_work(tmp_path):
+    """All code of the page on extending, put where it says, in one study."""
+    folder = copy_workflow(tmp_path / "extended")
+    parts = [block for block in blocks(DOCS / "how-to-extend.md") if block.place]
+    assert len(parts) > 12
+    for block in parts:
+        insert(folder, block)
+    overlays = [f"studies/{name}.yaml" for name in ("smoke", "digits", "pairs", "squared")]
+    run = snakemake(folder, "width", "unrelated", "--configfile", *overlays)
+    logs = "\n".join(path.read_text() for path in folder.glob("logs/**/*.log"))
+    assert run.returncode == 0, run.stdout + run.stderr + logs
+    table = pd.read_parquet(folder / "results/digits/width.parquet")
+    assert set(table["measure"].dropna()) == {"pwcca", "mean_squared_cca"} and table["n"].max() == 1347
+    networks = folder / "results/digits/networks/width-1/0-1"
+    assert '"pairnet"' in (networks / "recipe.json").read_text()
+    (claim,) = pd.read_csv(folder / "results/digits/claims/unrelated.csv").itertuples()
+    assert claim.verdict == "reproduced" and abs(claim.value) < 0.01
+    for result in ("width", "unrelated"):
+        assert (folder / f"figures/digits/{result}.png").exists()
+    plan = snakemake(folder, "width", "unrelated", "plan", "--configfile", *overlays, "-n")
+    assert plan.returncode == 0, plan.stdout + plan.stderr
+
+
+def test_the_module_of_another_workflow(clone):
+    """The Snakefile of the page, beside a clone."""
+    (block,) = (block for block in blocks(DOCS / "how-to-run.md") if block.language == "snakemake")
+    (clone.parent / "Snakefile").write_text(block.text)
+    run = snakemake(clone.parent, "--cores", "1", "--dry-run", PYTHONPATH=str(clone / "workflow"))
+    assert run.returncode == 0 and "summary" in run.stdout + run.stderr, run.stdout + run.stderr
+
+
+@pytest.mark.parametrize("page", [ROOT / "README.md", *WRITTEN], ids=lambda page: page.name)
+def test_python_runs(page, tmp_path):
+    code = [b.text for b in blocks(page) if b.language == "python" and not b.place and not b.needs]
+    if not code:
+        pytest.skip("no Python on this page")
+    run = subprocess.run(
+        [sys.executable, "-c", "\n".join([PRELUDE, *code])], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert run.returncode == 0, run.stderr
+
+
+def rows(heading: str) -> list[list[str]]:
+    """The body of the table of explanation.md whose first column is called so."""
+    lines = (DOCS / "explanation.md").read_text(encoding="utf-8").splitlines()
+    start = next(i for i, line in enumerate(lines) if line.startswith(f"| {heading} |")) + 2
+    end = next(i for i in range(start, len(lines)) if not lines[i].startswith("|"))
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[start:end]]
+
+
+def test_the_worked_example():
+    data = np.array([[float(cell) for cell in row] for row in rows("data point")])[:, 1:]
+    x, y = data[:, :2], data[:, 2:]
+    a, b = np.repeat([1, -1], 4), np.tile(np.repeat([1, -1], 2), 2)
+    c, d = np.tile([1, -1], 4), a * b
+    assert (x == np.column_stack([2 * a, b])).all() and (y == np.column_stack([4 * a + 3 * c, d])).all()
+    mixed = np.array([[1, 1], [1, -1]])
+    result = pwcca(x, y)
+    computed = {
+        "ρ₁": result.correlations[0],
+        "ρ₂": result.correlations[1],
+        "mean CCA distance": mean_cca(x, y).distance,
+        "α₁ of x": result.weights_x[0],
+        "α₂ of x": result.weights_x[1],
+        "PWCCA from x to y": result.distance,
+        "PWCCA from y to x": result.reverse,
+        "PWCCA from x to y, 10 added to every neuron": pwcca(x + 10, y + 10).distance,
+        "PWCCA from x to y, y's neurons replaced by y₁ + y₂ and y₁ − y₂": pwcca(x, y @ mixed).distance,
+        "PWCCA from x to y, x₂ replaced by x₁ + x₂": pwcca(x @ np.array([[1, 1], [0, 1]]), y).distance,
+        "floor": result.floor,
+    }
+    stated = {name: float(value) for name, value in rows("quantity")}
+    assert stated == {name: pytest.approx(value, abs=5e-5) for name, value in computed.items()}
+
+
+def test_the_floors_of_the_explanation():
+    text = (DOCS / "explanation.md").read_text(encoding="utf-8")
+    assert "a floor of .73 on 5,000 data points and of .91 on 50,000" in text
+    assert [round(null_floor(512, 512, n), 2) for n in (5_000, 50_000)] == [0.73, 0.91]
+    assert "in the example it says .53, where the truth is .54" in text
+    layers = np.random.default_rng(0).normal(size=(2, 20_000, 8, 2))
+    x, y = np.linalg.qr(layers - layers.mean(axis=2, keepdims=True))[0]
+    assert 1 - np.linalg.svd(x.mT @ y, compute_uv=False).mean() == pytest.approx(0.54, abs=0.01)
+
+
+def schema_keys(node: dict, root: dict, prefix: str = ""):
+    """Dotted names of all properties, through references and branches."""
+    if "$ref" in node:
+        yield from schema_keys(root["$defs"][node["$ref"].split("/")[-1]], root, prefix)
+    for name, child in node.get("properties", {}).items():
+        yield f"{prefix}{name}"
+        yield from schema_keys(child, root, f"{prefix}{name}.")
+    for branch in node.get("allOf", []):
+        yield from schema_keys(branch["then"], root, prefix)
+
+
+def test_every_key_is_in_the_reference(default_config):
+    schema, page = yaml.safe_load(SCHEMA.read_text()), generated()["reference-config.md"]
+    stated = {key: row for row in page.splitlines() for key in re.findall(r"^\| `([^`]+)` \|", row)}
+    assert set(stated) == set(schema_keys(schema, schema))
+
+    def leaves(config: dict, prefix: str = ""):
+        for key, value in config.items():
+            yield from leaves(value, f"{prefix}{key}.") if isinstance(value, dict) else [f"{prefix}{key}"]
+
+    assert set(leaves(validated(default_config))) <= set(stated)
+    assert "≥ 0, ≤ 4294967295" in stated["seed"] and "Seed of everything random" in stated["seed"]
+    assert (
+        "`50`" in stated["networks_per_job"]
+        and "`[0.125, 0.1875, 0.25, 0.5, 1]`" in stated["results.width.multipliers"]
+    )
+
+
+def test_every_subcommand_is_in_the_reference():
+    page = generated()["reference-command-line.md"]
+    for name, command in cli._parser()._subparsers._group_actions[0].choices.items():
+        assert f"## cca-dynamics {name}\n" in page
+        section = page.partition(f"## cca-dynamics {name}\n")[2].partition("\n## ")[0]
+        for action in command._actions[1:]:
+            assert (action.option_strings or [action.dest])[0] in section
+
+
+def test_every_column_of_claims_is_described():
+    from cca_dynamics.claims import COLUMNS
+
+    text = (DOCS / "reference-files.md").read_text(encoding="utf-8")
+    assert [column for column in COLUMNS if f"`{column}`" not in text] == []
