@@ -15,7 +15,7 @@ from cca_dynamics.architectures import describe
 from cca_dynamics.files import read_tensors
 from cca_dynamics.networks import build, channels_last
 from cca_dynamics.plan import training_memory
-from cca_dynamics.provenance import module_fingerprint
+from cca_dynamics.provenance import code_fingerprint, module_fingerprint
 from cca_dynamics.study import ConfigError, Study, read_config
 
 from tests.conftest import ROOT, copy_workflow, snakemake
@@ -238,7 +238,7 @@ LINEAR = "from torch import nn\ndef net(in_channels, classes):\n"
     ("text", "changes", "message"),
     [
         (TWIN, {"function": "twins"}, r"network\.module: .+\.py has no function twins; did you mean twin\?"),
-        (LINEAR + "    return 3", {"function": "net"}, "makes a int; return a torch.nn.Module"),
+        (LINEAR + "    return 3", {"function": "net"}, "net returns int; return a torch.nn.Module"),
         ("import nowhere_to_be_found", {}, r"mine_\w+\.py line 1: ModuleNotFoundError: No module named"),
         (LINEAR + "    return nn.Linear('a')", {"function": "net"}, r"mine_\w+\.py line 3: TypeError"),
         (TWIN.replace("x.flatten(2)", "x.flat(2)"), {}, r"mine_\w+\.py line 7: AttributeError"),
@@ -307,6 +307,14 @@ def test_a_module_needs_its_keys(monkeypatch):
 def test_a_file_that_is_not_python_is_refused_before_any_job(own):
     with pytest.raises(ConfigError, match=r"network\.module: mine_\w+\.py is not Python"):
         Study(custom(**own("def twin(:", layers=["conv1", "conv2", "conv3", "conv4"], channels=[16, 32, 32, 64])))
+
+
+def test_built_in_networks_do_not_depend_on_the_code_behind_those_of_users():
+    for entry in ("training:train", "activations:extract", "ablation:ablate"):
+        for name in ("convnet", "module"):
+            code: dict = {}
+            code_fingerprint(entry, selected=[name, "sgd", "cosine", "none"], collect=code)
+            assert any(module == "modules" for module, _ in code) == (name == "module")
 
 
 def test_the_fingerprint_follows_imports_in_the_working_directory(tmp_path):

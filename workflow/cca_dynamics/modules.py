@@ -21,6 +21,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from cca_dynamics.architectures import Module
 from cca_dynamics.provenance import module_fingerprint
+from cca_dynamics.resume import Interrupted
 from cca_dynamics.study import ConfigError
 
 KEY = "network.module"
@@ -55,7 +56,7 @@ def factory(architecture: Module) -> Callable[[], nn.Module]:
             takes = inspect.signature(function).parameters
             module = function(**{key: value for key, value in given.items() if key in takes})
         if not isinstance(module, nn.Module):
-            raise ConfigError(KEY, f"{architecture.module} makes a {type(module).__name__}; return a torch.nn.Module")
+            raise ConfigError(KEY, f"{architecture.module} returns {type(module).__name__}; return a torch.nn.Module")
         return module
 
     return make
@@ -174,6 +175,8 @@ def _in_one_line() -> Iterator[None]:
     """An exception of the user's code as a ConfigError that names where in the working directory it was raised."""
     try:
         yield
+    except Interrupted:
+        raise
     except Exception as problem:
         here = os.getcwd() + os.sep
         frames = [f for f in traceback.extract_tb(problem.__traceback__) if f.filename.startswith(here)]
