@@ -230,7 +230,7 @@ def test_published_sizes():
     """ResNet-20 has 0.27 million parameters (He et al. 2016, table 6; projections add a few); the paper's network is
     an 11-layer one of 64 to 512 filters, counted by hand."""
     resnet = describe({"name": "resnet", "channels": [16, 32, 64], "blocks": 3}, 3, (32, 32), 10)
-    assert resnet.parameters == 272_474 and len(resnet.layers) == 11
+    assert resnet.parameters == 272_474 and len(resnet.widths) == 11
     channels, strides = [64] * 2 + [128] * 3 + [256] * 3 + [512] * 3, [1, 1, 2, 1, 1, 2, 1, 1, 2, 1, 1]
     network = describe({"name": "convnet", "channels": channels, "strides": strides}, 3, (32, 32), 10)
     incoming = [3, *channels[:-1]]

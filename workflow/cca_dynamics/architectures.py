@@ -8,7 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
+from functools import cached_property
 from math import prod
+
+LOCKSTEP_ON_GPU = 64
+"""The most channels of networks on images that a GPU computes in lockstep."""
 
 
 @dataclass(frozen=True)
@@ -78,10 +82,13 @@ class Architecture:
         """
         raise NotImplementedError
 
-    @property
-    def layers(self) -> list[str]:
-        """Names of the representations."""
-        return list(self.widths)
+    def lockstep(self, device: str, mixed: bool) -> bool:
+        """Whether many of them are best computed in lockstep, see `networks`.
+
+        On images, laying inputs side by side moves nine times the data; a CPU always loses by it.
+        """
+        widest = max(convolution.outputs for convolution in self.convolutions)
+        return len(self.space) == 1 or (device == "cuda" and widest <= LOCKSTEP_ON_GPU and not mixed)
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Shape of each parameter of one network, named and laid out as in a plain torch.nn.Module."""
@@ -115,6 +122,12 @@ class Architecture:
     def activations(self) -> int:
         """Numbers that one example's convolutions put out."""
         return sum(c.outputs * prod(c.space) for c in self.convolutions)
+
+    def operations_after(self, layer: str) -> int:
+        """Of one example's forward pass from a layer on: what an ablation of that layer computes."""
+        names = [c.name for c in self.convolutions]
+        first = max(i for i, name in enumerate(names) if name.partition(".")[0] == layer)
+        return sum(c.operations for c in self.convolutions[first + 1 :]) + 2 * self.classes
 
 
 def _after(space: Sequence[int], stride: int) -> tuple[int, ...]:
@@ -228,6 +241,66 @@ class ResNet(Architecture):
 
 
 @dataclass(frozen=True)
+class Module(Architecture):
+    """A user's own torch.nn.Module; `modules` imports it.
+
+    Attributes:
+        in_channels, space, classes: as in ConvNet.
+        module: "file:function", whose call makes one network.
+        layers: names of the submodules whose outputs are the representations, in order.
+        channels: one per layer.
+        source: fingerprint of the user's code that is meant; "": whatever is there.
+    """
+
+    in_channels: int
+    space: tuple[int, ...]
+    classes: int
+    module: str
+    layers: tuple[str, ...]
+    channels: tuple[int, ...]
+    source: str = ""
+
+    @property
+    def widths(self) -> dict[str, int]:
+        """The layers, softmax."""
+        return dict(zip(self.layers, self.channels, strict=True)) | {"softmax": self.classes}
+
+    def lockstep(self, device: str, mixed: bool) -> bool:
+        """Never."""
+        return False
+
+    @cached_property
+    def _costs(self) -> tuple[int, int, int, int]:
+        from cca_dynamics.modules import costs
+
+        return costs(self)
+
+    @property
+    def parameters(self) -> int:
+        """See `Architecture`; counted on the module itself, with PyTorch, as the following."""
+        return self._costs[0]
+
+    @property
+    def operations(self) -> int:
+        """See `Architecture`."""
+        return self._costs[1]
+
+    @property
+    def training_operations(self) -> int:
+        """See `Architecture`."""
+        return self._costs[2]
+
+    @property
+    def activations(self) -> int:
+        """See `Architecture`."""
+        return self._costs[3]
+
+    def operations_after(self, layer: str) -> int:
+        """All: an ablation computes the whole network."""
+        return self.operations
+
+
+@dataclass(frozen=True)
 class LanguageModel:
     """Embedded tokens, LSTM layers one on the other, a linear head.
 
@@ -290,8 +363,8 @@ def describe_language_model(block: dict, vocabulary: int) -> LanguageModel:
     return LanguageModel(vocabulary, block["embedding"], tuple(block["sizes"]), block.get("tied", False))
 
 
-NETWORKS = {"convnet": ConvNet, "resnet": ResNet}
-"""Adding an architecture: one class as above, and one line here."""
+NETWORKS = {"convnet": ConvNet, "resnet": ResNet, "module": Module}
+"""Adding an architecture: one class as above, and one line here and in `networks.COMPUTED_BY`."""
 
 
 def describe(network: dict, in_channels: int, space: Sequence[int], classes: int) -> Architecture:

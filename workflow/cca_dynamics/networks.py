@@ -12,20 +12,22 @@ Activations are stored channels last, (networks, batch, *space, channels). There
 
 from __future__ import annotations
 
+import copy
+import threading
 from collections.abc import Iterable, Sequence
 from itertools import product
 from math import prod
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
-from cca_dynamics.architectures import Architecture, Convolution, describe
+from cca_dynamics import modules
+from cca_dynamics.architectures import Architecture, Convolution, Module, describe
 
 BATCH = 500  # data points at a time, where no gradient is wanted
 BATCH_NORM_MOMENTUM, BATCH_NORM_EPSILON = 0.1, 1e-5  # PyTorch's defaults
-LOCKSTEP_ON_GPU = 64  # the most channels of networks on images that a GPU computes in lockstep
 
 
 class Networks:
@@ -42,14 +44,12 @@ class Networks:
 
     def __init__(self, architecture: Architecture, device: str = "cpu", mixed: bool = False):
         self.architecture, self.mixed = architecture, mixed
-        # On images, laying inputs side by side moves nine times the data; a CPU always loses by it.
-        widest = max(convolution.outputs for convolution in architecture.convolutions)
-        self.lockstep = len(architecture.space) == 1 or (device == "cuda" and widest <= LOCKSTEP_ON_GPU and not mixed)
+        self.lockstep = architecture.lockstep(device, mixed)
 
     @property
     def layers(self) -> list[str]:
         """Names of the representations."""
-        return self.architecture.layers
+        return list(self.architecture.widths)
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Shape of each parameter of one network."""
@@ -217,11 +217,97 @@ class Networks:
         return weight * scale.view(*scale.shape, *(1,) * (weight.ndim - 2)), bias - mean * scale
 
 
+class ModuleNetworks(Networks):
+    """Networks that are a user's torch.nn.Module, one after the other.
+
+    Their parameters and buffers are the state; the module is called with those of one network in their place.
+    """
+
+    def __init__(self, architecture: Module, device: str = "cpu", mixed: bool = False):
+        super().__init__(architecture, device, mixed)
+        self._device, self._own = device, threading.local()  # a call changes the module: each thread has a copy
+        self._make = modules.factory(architecture)
+        with torch.random.fork_rng(devices=[]):
+            self._module = self._make()
+            self._trained = modules.check(architecture, self._module)
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shape of each trained parameter of one network."""
+        return {name: tuple(self._module.get_parameter(name).shape) for name in self._trained}
+
+    def initialise(self, generators: Iterable[np.random.Generator]) -> dict[str, Tensor]:
+        """Parameters and buffers as the user's function draws them, of one network per generator, stacked."""
+        networks = [self._drawn(generator) for generator in generators]
+        return {name: torch.stack([network[name] for network in networks]) for name in networks[0]}
+
+    def _drawn(self, generator: np.random.Generator) -> dict[str, Tensor]:
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(int(generator.integers(2**63)))
+            module = self._make()
+        return {name: tensor.detach() for name, tensor in (*module.named_parameters(), *module.named_buffers())}
+
+    def logits(self, state: dict[str, Tensor], x: Tensor) -> Tensor:
+        """See `Networks.logits`; buffers in `state` are updated."""
+        return torch.stack([self._call(_only(state, i), x[i], training=True) for i in range(len(x))])
+
+    @torch.no_grad()
+    def representations(
+        self, state: dict[str, Tensor], x: Tensor, layers: Sequence[str], batch_size: int = BATCH
+    ) -> dict[str, Tensor]:
+        """See `Networks.representations`: the mean over space of what each submodule puts out."""
+        networks = len(next(iter(state.values())))
+        each = [Networks.representations(self, _only(state, i), x, layers, batch_size) for i in range(networks)]
+        return {layer: torch.cat([found[layer] for found in each]) for layer in layers}
+
+    def accuracy_without(
+        self, state: dict[str, Tensor], x: Tensor, y: Tensor, masks: dict[str, Tensor], batch_size: int = BATCH
+    ) -> Tensor:
+        """See `Networks.accuracy_without`; one way after the other, because shortcuts may pass a layer by."""
+        ways = [
+            {layer: mask[i : i + 1] for layer, mask in masks.items()} for i in range(len(next(iter(masks.values()))))
+        ]
+        return torch.cat([Networks.accuracy_without(self, state, x, y, way, batch_size) for way in ways])
+
+    def _evaluate(self, state: dict[str, Tensor], x: Tensor, tap=None) -> Tensor:
+        networks = len(next(iter(state.values())))
+        return torch.stack([self._call(_only(state, i), x, training=False, tap=tap) for i in range(networks)])
+
+    def _call(self, state: dict[str, Tensor], x: Tensor, training: bool, tap=None) -> Tensor:
+        """Logits (n, classes) of one network; x is (n, *space, channels), and so is what `tap` sees, space flat."""
+
+        def pass_on(layer: str, y: Tensor) -> Tensor:
+            flat = y.flatten(2) if y.ndim > 2 else y[..., None]  # (n, channels, positions)
+            return tap(layer, flat.transpose(1, 2)[None])[0].transpose(1, 2).reshape(y.shape)
+
+        before = {name: tensor[0] for name, tensor in state.items()}
+        after, module = dict(before), self._copy()
+        module.train(training)
+        with (
+            torch.autocast(self._device, torch.bfloat16, enabled=self.mixed and training),
+            modules.tapped(module, self.architecture.layers if tap else (), pass_on),
+        ):
+            logits = torch.func.functional_call(module, after, x.movedim(-1, 1).contiguous())
+        for name, tensor in after.items():
+            if tensor is not before[name]:  # a buffer that the module did not change in place
+                before[name].copy_(tensor.detach())
+        return logits.float()
+
+    def _copy(self) -> nn.Module:
+        """The module, for this thread."""
+        if not hasattr(self._own, "module"):
+            self._own.module = copy.deepcopy(self._module)
+        return self._own.module
+
+
+COMPUTED_BY = {"convnet": Networks, "resnet": Networks, "module": ModuleNetworks}
+"""Name of an architecture → who does its arithmetic."""
+
+
 def build(
     network: dict, in_channels: int, space: Sequence[int], classes: int, device: str = "cpu", mixed: bool = False
 ) -> Networks:
     """Networks of the architecture that a config's `network` block describes, for a dataset's inputs."""
-    return Networks(describe(network, in_channels, space, classes), device, mixed)
+    return COMPUTED_BY[network["name"]](describe(network, in_channels, space, classes), device, mixed)
 
 
 def _train_in_lockstep(convolution: Convolution, state: dict[str, Tensor], x: Tensor, relu: bool) -> Tensor:

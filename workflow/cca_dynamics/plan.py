@@ -234,7 +234,7 @@ class _Counts:
                     disk=count * kept * 4,
                 )
             if cohort.ablation:
-                masked = _operations_after(network, cohort.ablation["layers"][0])
+                masked = network.operations_after(cohort.ablation["layers"][0])
                 ways = cohort.ablation["orders"] * cohort.ablation["levels"] * cohort.ablation["points"]
                 self.works["ablation"].add(
                     networks=count,
@@ -333,11 +333,11 @@ def training_memory(architecture: Architecture, options: dict, networks: int, de
     gradients, optimiser, and what the backward pass needs of the networks that are in one pass."""
     from cca_dynamics.training import TOGETHER_ON_CPU
 
-    networks_ = Networks(architecture, device, mixed)
-    together = networks if device == "cuda" else min(networks, TOGETHER_ON_CPU if networks_.lockstep else 1)
+    lockstep = architecture.lockstep(device, mixed)
+    together = networks if device == "cuda" else min(networks, TOGETHER_ON_CPU if lockstep else 1)
     parameters = networks * architecture.parameters * 4 * (3 + OPTIMIZER_STATE[options["optimizer"]])
     kept = 3 * architecture.activations  # convolution, batch norm with ReLU, gradient
-    if networks_.lockstep:
+    if lockstep:
         kept += sum(2 * math.prod(c.space) * c.inputs * c.kernel ** len(c.space) for c in architecture.convolutions)
     return parameters + together * options["batch_size"] * kept * (2 if mixed else 4)
 
@@ -483,13 +483,6 @@ def _wanted(layer: str, layers: str | list[str]) -> bool:
 
 def _epochs(epochs: str | list[float], checkpoints: int) -> range:
     return range({"all": checkpoints, "final": 1}.get(epochs, 0) if isinstance(epochs, str) else len(epochs))
-
-
-def _operations_after(architecture: Architecture, layer: str) -> int:
-    """Operations of one example's forward pass after a layer."""
-    names = [c.name for c in architecture.convolutions]
-    first = max(i for i, name in enumerate(names) if name.partition(".")[0] == layer)
-    return sum(c.operations for c in architecture.convolutions[first + 1 :]) + 2 * architecture.classes
 
 
 def show(study: Study, device: str, parallel: int) -> None:

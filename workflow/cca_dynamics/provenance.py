@@ -70,6 +70,54 @@ def texts_fingerprint() -> str:
     return digest.hexdigest()[:16]
 
 
+def module_fingerprint(module: str, root: Path = Path()) -> str:
+    """Hash of a user's module and of the modules below `root` that it imports, without comments, docstrings or layout.
+
+    Args:
+        module: its dotted name, from `root` on.
+        root: the working directory.
+
+    Returns:
+        16 hexadecimal digits.
+
+    Raises:
+        ValueError: it is not there, or one of the files is not Python.
+    """
+    trees: dict[str, str] = {}
+    todo = [module]
+    while todo:
+        name = todo.pop()
+        path = root.joinpath(*name.split("."))
+        file = next((file for file in (path / "__init__.py", path.with_suffix(".py")) if file.is_file()), None)
+        if file is None or name in trees:
+            continue
+        try:
+            tree = ast.parse(file.read_bytes())
+        except (SyntaxError, ValueError) as problem:
+            raise ValueError(f"{file} is not Python ({problem}); correct it") from None
+        trees[name] = ast.dump(_WithoutDocstrings().visit(tree))
+        todo += _imported(tree, name if file.name == "__init__.py" else name.rpartition(".")[0])
+    if module not in trees:
+        raise ValueError(f"there is no {module.replace('.', '/')}.py in the working directory; correct the name")
+    return hashlib.sha256("".join(f"{name}\n{trees[name]}\n" for name in sorted(trees)).encode()).hexdigest()[:16]
+
+
+def _imported(tree: ast.AST, package: str):
+    """Dotted names of whatever a module of a package may import, and of the packages around it."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            around = package.split(".")[: package.count(".") + 2 - node.level] if node.level else []
+            base = ".".join([*filter(None, around), *([node.module] if node.module else [])])
+            names = [base, *(f"{base}.{alias.name}".lstrip(".") for alias in node.names)]
+        else:
+            continue
+        for name in filter(None, names):
+            parts = name.split(".")
+            yield from (".".join(parts[:i]) for i in range(1, len(parts) + 1))
+
+
 def registry_keys(entry: str) -> list[str]:
     """Keys of a module-level dict literal of the package, e.g. "similarity.pairwise:MEASURES", without importing it."""
     module, name = entry.split(":")

@@ -18,7 +18,7 @@ from pathlib import Path
 import yaml
 
 from cca_dynamics.architectures import missing_keys, widened, widths
-from cca_dynamics.provenance import registry_keys
+from cca_dynamics.provenance import module_fingerprint, registry_keys
 
 SCHEMA = Path(__file__).parents[1] / "schemas" / "config.schema.yaml"
 
@@ -124,7 +124,7 @@ class Study:
         base, own = self.config["network"], self.config["results"][result].get("network", {})
         network = {**base, **own} if own.get("name", base["name"]) == base["name"] else own
         self._require_keys(f"results.{result}.network", network)
-        return widened(network)
+        return _sourced(f"results.{result}.network", widened(network))
 
     def training(self, result: str) -> dict:
         """The training recipe of one result: the base with the result's own changes."""
@@ -172,9 +172,10 @@ class Study:
         """
         known = widths(network)
         if layer not in known:
-            *_, last, _ = known
-            names = f"conv1 to {last}" if last.startswith("conv") else f"conv1, block1 to {last}"
-            raise ConfigError(key, f"the network has no {layer}; its layers are {names} and softmax")
+            *hidden, _ = known
+            names = {"convnet": f"conv1 to {hidden[-1]}", "resnet": f"conv1, block1 to {hidden[-1]}"}
+            listed = names.get(network["name"], ", ".join(hidden))
+            raise ConfigError(key, f"the network has no {layer}; its layers are {listed} and softmax")
         return None if layer == "softmax" else known[layer]
 
     def _require_keys(self, key: str, network: dict) -> None:
@@ -184,12 +185,14 @@ class Study:
 
     def _check_network(self, key: str, network: dict) -> None:
         self._require_keys(key, network)
-        if network["name"] == "convnet" and len(network["channels"]) != len(network["strides"]):
+        one_each = {"convnet": "strides", "module": "layers"}.get(network["name"])
+        if one_each and len(network["channels"]) != len(network[one_each]):
             raise ConfigError(
-                f"{key}.strides",
-                f"{len(network['strides'])} strides for {len(network['channels'])} layers; give one for each of "
+                f"{key}.{one_each}",
+                f"{len(network[one_each])} {one_each} for {len(network['channels'])} channels; give one for each of "
                 f"{key}.channels",
             )
+        _sourced(key, network)
 
     def _check_training(self, key: str, training: dict) -> None:
         size = self.config["dataset"].get("train_size")
@@ -229,6 +232,21 @@ class Study:
                             f"{points} data points are too few for {layer} of {cohort.name}, which has {known[layer]} "
                             f"neurons; give more, several times the neurons",
                         )
+
+
+def _sourced(key: str, network: dict) -> dict:
+    """A `network` block that names a user's module with the fingerprint of its code; another as it is.
+
+    Raises:
+        ConfigError: the module is not there.
+    """
+    if network["name"] != "module":
+        return network
+    try:
+        source = module_fingerprint(network["module"].partition(":")[0])
+    except ValueError as problem:
+        raise ConfigError(f"{key}.module", str(problem)) from None
+    return {part: network[part] for part in ("name", "module", "layers", "channels")} | {"source": source}
 
 
 def read_config(overlays: Sequence[Path], base: Path = Path("config.yaml")) -> dict:

@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 
 from cca_dynamics import statistics
+from cca_dynamics.architectures import layers
 from cca_dynamics.claims import (
     ALPHA,
     INCONCLUSIVE,
@@ -77,11 +78,10 @@ def compute(inputs: Inputs, options: dict) -> pd.DataFrame:
         "inter"), network_a, network_b, value, rank_a, rank_b, n, floor; networks are numbered generalizing first.
         quantity "loss", "train_accuracy", "test_accuracy": group, network, value.
     """
-    from cca_dynamics.activations import layers
+    from cca_dynamics.checkpoints import load_recipe
 
-    step = inputs.checkpoints(GROUPS[0])[-1][0]
     steps = {group: inputs.checkpoints(group)[-1][0] for group in GROUPS}
-    names = layers(inputs.activations[GROUPS[0]][0] / SPLITS[0] / f"step-{step:06d}.safetensors")
+    names = layers(load_recipe(inputs.networks[GROUPS[0]][0])["network"])
     tables = []
     for split in SPLITS:
         for index, layer in enumerate(names):
