@@ -7,13 +7,14 @@ READY := $(VENV)/ready
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help figures test test-faults test-slurm test-report test-container lint format environment cluster lock docs clean
+.PHONY: help figures test test-faults test-slurm test-report test-docs test-container lint format environment cluster lock docs clean
 help:
 	@echo "make figures      every figure and claim of the default study (environment first, if there is none)"
 	@echo "make test         format, lint, then the tests"
 	@echo "make test-faults  break running studies on purpose (15 minutes)"
 	@echo "make test-slurm   start a SLURM cluster here, run the smoke study on it, break it (root on Debian; 15 minutes)"
 	@echo "make test-report  the HTML report in headless Chromium (needs chromium and chromium-driver)"
+	@echo "make test-docs    the commands, the tutorial and the extensions that the documentation shows"
 	@echo "make test-container   build envs/Containerfile, or replay it in a plain environment where there is no podman"
 	@echo "make cluster      add Snakemake's plugins for SLURM, Kubernetes and S3 to the environment"
 	@echo "make docs         render the documentation into docs/_build/html"
@@ -49,6 +50,9 @@ test-report: $(READY)
 	@command -v chromedriver > /dev/null || \
 	  { echo "error: Chromium is missing; apt-get install chromium chromium-driver" >&2; exit 1; }
 	@pytest tests/test_report.py
+
+test-docs: $(READY)
+	@pytest -m slow tests/test_docs.py
 
 test-container: $(READY)
 	@$(BIN)/python tests/container.py

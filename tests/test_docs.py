@@ -207,6 +207,7 @@ def clone(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_snakemake_commands_would_run(clone):
     """Each a dry run, but for those that are marked."""
     runs: dict[tuple[str, ...], tuple[Block, str]] = {}
@@ -229,6 +230,7 @@ def test_snakemake_commands_would_run(clone):
     assert len(runs) > 15
 
 
+@pytest.mark.slow
 def test_the_tutorial(clone):
     """Its commands for real, what it says of the dry run, and the table at its end."""
     page = DOCS / "tutorial.md"
@@ -253,6 +255,7 @@ def test_the_tutorial(clone):
     assert "othing to be done" in again.stdout + again.stderr
 
 
+@pytest.mark.slow
 def test_extensions_work(tmp_path):
     """All code of the page on extending, put where it says, in one study."""
     folder = copy_workflow(tmp_path / "extended")
@@ -276,6 +279,7 @@ def test_extensions_work(tmp_path):
     assert plan.returncode == 0, plan.stdout + plan.stderr
 
 
+@pytest.mark.slow
 def test_the_module_of_another_workflow(clone):
     """The Snakefile of the page, beside a clone."""
     (block,) = (block for block in blocks(DOCS / "how-to-run.md") if block.language == "snakemake")
