@@ -186,7 +186,8 @@ def test_a_failed_job_is_one_block_that_begins_with_its_error(piped):
     ]
     assert run.stderr.count("the loss diverged") == 1 and "CalledProcessError" not in run.stderr
     assert "  removed, since incomplete: networks/memorizing\n" in run.stderr
-    assert re.fullmatch(STAMP + r"end    1 job failed \(train memorizing 0-4\), 2 of 5 jobs done in (\d+|<1) s", block[-2])
+    ended = r"end    1 job failed \(train memorizing 0-4\), 2 of 5 jobs done in (\d+|<1) s"
+    assert re.fullmatch(STAMP + ended, block[-2])
     assert block[-1].startswith("  finished jobs are kept; to continue: snakemake --cores 2 --logger cca-dynamics")
 
 

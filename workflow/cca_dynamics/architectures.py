@@ -364,7 +364,7 @@ def describe_language_model(block: dict, vocabulary: int) -> LanguageModel:
 
 
 NETWORKS = {"convnet": ConvNet, "resnet": ResNet, "module": Module}
-"""Adding an architecture: one class as above, and one line here and in `networks.COMPUTED_BY`."""
+"""Adding an architecture: one class as above, and one line here."""
 
 
 def describe(network: dict, in_channels: int, space: Sequence[int], classes: int) -> Architecture:

@@ -299,15 +299,15 @@ class ModuleNetworks(Networks):
         return self._own.module
 
 
-COMPUTED_BY = {"convnet": Networks, "resnet": Networks, "module": ModuleNetworks}
-"""Name of an architecture → who does its arithmetic."""
+COMPUTED_BY = {"module": ModuleNetworks}
+"""Name of an architecture → who does its arithmetic; all others: `Networks`."""
 
 
 def build(
     network: dict, in_channels: int, space: Sequence[int], classes: int, device: str = "cpu", mixed: bool = False
 ) -> Networks:
     """Networks of the architecture that a config's `network` block describes, for a dataset's inputs."""
-    return COMPUTED_BY[network["name"]](describe(network, in_channels, space, classes), device, mixed)
+    return COMPUTED_BY.get(network["name"], Networks)(describe(network, in_channels, space, classes), device, mixed)
 
 
 def _train_in_lockstep(convolution: Convolution, state: dict[str, Tensor], x: Tensor, relu: bool) -> Tensor:
