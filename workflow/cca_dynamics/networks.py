@@ -299,8 +299,8 @@ class ModuleNetworks(Networks):
         return self._own.module
 
 
-COMPUTED_BY = {"module": ModuleNetworks}
-"""Name of an architecture → who does its arithmetic; all others: `Networks`."""
+COMPUTED_BY = {"convnet": Networks, "resnet": Networks, "module": ModuleNetworks}
+"""Name of an architecture → who does its arithmetic; those that are not here: `Networks`."""
 
 
 def build(
