@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 import torch
-from cca_dynamics.similarity import MEASURES, DegenerateCCAWarning, factorize, pairwise
+from cca_dynamics.results.tables import distance_table
+from cca_dynamics.similarity import MEASURES, DegenerateCCAWarning, factorize, mean_cca, pairwise, svcca
 from cca_dynamics.similarity.pairwise import KERNELS
 
 SYMMETRIC = set(MEASURES) - {"pwcca", "pwcca_squared"}
@@ -208,3 +209,13 @@ def test_a_measure_is_a_function_and_a_line(rng, monkeypatch):
     monkeypatch.setitem(MEASURES, "squared", squared_distance)
     np.testing.assert_allclose(pairwise(members, "squared"), expected**2, atol=1e-12)
     np.testing.assert_allclose(pairwise(members, "squared", power=3), expected**3, atol=1e-12)
+
+
+def test_the_floor_of_svcca_is_that_of_the_directions_it_compares(rng):
+    x, y = (rng.standard_normal((300, 8)) * np.array([5, 4, 3, 1, 0.01, 0.01, 0.01, 0.01]) for _ in range(2))
+    table = distance_table([x, y], ["svcca", "mean_cca"]).set_index(["measure", "network_a"])
+    result = svcca(x, y)
+    assert result.rank_x < 8 and table.loc[("svcca", 0), "value"] == pytest.approx(result.distance)
+    assert table.loc[("svcca", 0), "floor"] == pytest.approx(result.floor)
+    assert table.loc[("mean_cca", 0), "floor"] == pytest.approx(mean_cca(x, y).floor) != result.floor
+    assert table.loc[("svcca", 0), "rank_a"] == 8

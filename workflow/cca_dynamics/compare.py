@@ -21,7 +21,7 @@ from cca_dynamics import figures
 from cca_dynamics.files import replacing
 from cca_dynamics.representations import Representation, read
 from cca_dynamics.similarity import MEASURES, DegenerateCCAWarning, Factors, factorize, null_floor, pairwise
-from cca_dynamics.similarity.pairwise import CANONICAL
+from cca_dynamics.similarity.pairwise import CANONICAL, compared
 
 FEW = 6
 """Representations of which all pairs are listed; of more a matrix is printed."""
@@ -99,12 +99,12 @@ def compare(files: Sequence[Path], measures: Sequence[str] = ("pwcca",), device:
     distances, floors = {}, {}
     for measure in dict.fromkeys(measures):
         _check(representations, factors, measure)
-        compared = [x.truncated(0.99) for x in factors] if measure == "svcca" else factors
+        seen = compared(factors, measure)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", DegenerateCCAWarning)  # `notes` says how many pairs, and how bad it is
             found = pairwise(factors, measure, device=device)
         distances[measure] = (found + found.T) / 2
-        floors[measure] = np.array([[null_floor(x.rank, y.rank, x.n, measure) for y in compared] for x in compared])
+        floors[measure] = np.array([[null_floor(x.rank, y.rank, x.n, measure) for y in seen] for x in seen])
     return Comparison(representations, [x.rank for x in factors], distances, floors)
 
 

@@ -42,20 +42,19 @@ def distance_table(
     Returns:
         N·(N − 1) rows a measure: network_a, network_b (positions in the argument), quantity "distance", measure, value
         (distance from a to b), rank_a, rank_b (of the centred representations), n, and floor: the distance expected of
-        unrelated Gaussian representations of these ranks, nan where the measure has none.
+        unrelated Gaussian representations of the ranks that are compared (SVCCA drops some), nan where the measure
+        has none.
     """
     from cca_dynamics.similarity import factorize, null_floor, pairwise
+    from cca_dynamics.similarity.pairwise import compared
 
     factors = [factorize(x, device=device) for x in representations]
     ranks = np.array([factor.rank for factor in factors])
     a, b = np.nonzero(~np.eye(len(factors), dtype=bool))
     tables = []
     for measure in measures:
-        floors = {
-            (p, q): null_floor(p, q, factors[0].n, measure)
-            for p in np.unique(ranks).tolist()
-            for q in np.unique(ranks).tolist()
-        }
+        seen = [factor.rank for factor in compared(factors, measure)]
+        floors = {(p, q): null_floor(p, q, factors[0].n, measure) for p in set(seen) for q in set(seen)}
         distances = pairwise(factors, measure, device=device, store=store)
         tables.append(
             pd.DataFrame(
@@ -68,7 +67,7 @@ def distance_table(
                     "rank_a": ranks[a],
                     "rank_b": ranks[b],
                     "n": factors[0].n,
-                    "floor": [floors[p, q] for p, q in zip(ranks[a].tolist(), ranks[b].tolist(), strict=True)],
+                    "floor": [floors[seen[i], seen[j]] for i, j in zip(a, b, strict=True)],
                 }
             )
         )

@@ -101,6 +101,15 @@ to one from (p, q)."""
 CANONICAL = ("pwcca", "pwcca_squared", "mean_cca", "svcca")
 
 
+SVCCA_KEEPS = 0.99
+"""Share of a layer's variance whose directions SVCCA compares, as its authors do."""
+
+
+def compared(factors: Sequence[Factors], measure: str, keep: float = SVCCA_KEEPS) -> list[Factors]:
+    """Layers as a measure compares them: for SVCCA without their weakest directions."""
+    return [x.truncated(keep) for x in factors] if measure == "svcca" else list(factors)
+
+
 def pairwise(
     representations: Sequence,
     measure: str = "pwcca",
@@ -152,8 +161,7 @@ def pairwise(
         named = [(x, device, f"representations[{i}]") for i, x in enumerate(representations)]
         factors = workers.run(lambda x, device, name: factorize(x, device=device, name=name), named)
         if measure == "svcca":
-            keep = options.pop("keep", 0.99)
-            factors = [x.truncated(keep) for x in factors]
+            factors = compared(factors, measure, options.pop("keep", SVCCA_KEEPS))
         _check(factors, measure)
 
         count, size = len(factors), max(x.n * max(x.rank, 1) for x in factors) * (8 if precision == "float64" else 4)
