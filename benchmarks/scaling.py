@@ -10,9 +10,7 @@ nothing, and fits time ∝ networks^k to the seconds that grow.
 from __future__ import annotations
 
 import argparse
-import os
 import re
-import subprocess
 import sys
 import tempfile
 import time
@@ -25,7 +23,7 @@ import yaml
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-from tests.conftest import BIN, copy_workflow  # noqa: E402
+from tests.conftest import copy_workflow, snakemake  # noqa: E402
 
 OUT = ROOT / "benchmarks" / "out"
 RULES = ("train", "activations", "ablation", "compute", "test_claims", "plot")
@@ -44,10 +42,9 @@ def study(networks: int) -> dict:
 
 def run(folder: Path, *arguments: str) -> float:
     """Seconds of a snakemake that must succeed."""
-    variables = {**os.environ, "PATH": f"{BIN}:{os.environ['PATH']}", "PYTHONPATH": str(folder / "workflow")}
     begun = time.monotonic()
-    command = ["snakemake", "--configfile", "studies/smoke.yaml", "studies/scaling.yaml", "--cores", "2", *arguments]
-    found = subprocess.run(command, cwd=folder, env=variables, capture_output=True, text=True)
+    files = ("--configfile", "studies/smoke.yaml", "studies/scaling.yaml", "--cores", "2")
+    found = snakemake(folder, *files, *arguments, timeout=3600)
     if found.returncode:
         sys.exit(f"snakemake ended with {found.returncode}:\n{found.stdout[-3000:]}{found.stderr[-3000:]}")
     return time.monotonic() - begun

@@ -1,5 +1,6 @@
 """What several tests share."""
 
+import os
 import shutil
 import subprocess
 import sys
@@ -36,18 +37,32 @@ def copy_workflow(folder: Path) -> Path:
     return folder
 
 
+def variables(folder: Path, **more: str) -> dict[str, str]:
+    """The environment of processes that use a working copy, with that copy's package."""
+    return {**os.environ, "PATH": f"{BIN}:{os.environ['PATH']}", "PYTHONPATH": str(folder / "workflow"), **more}
+
+
+def write_images(folder: Path, rng: np.random.Generator, height: int, width: int) -> None:
+    """Thirty training and twenty test images of each of three classes, which differ in brightness."""
+    from PIL import Image
+
+    for split, size in (("train", 30), ("test", 20)):
+        for label in range(3):
+            (folder / f"{split}/class {label}").mkdir(parents=True)
+            for i in range(size):
+                pixels = rng.integers(0, 120, (height, width, 3)) + 60 * label
+                Image.fromarray(pixels.astype(np.uint8)).save(folder / f"{split}/class {label}/{i}.png")
+
+
 def snakemake(folder: Path, *arguments: str, timeout: int = 300, **environment: str) -> subprocess.CompletedProcess:
     """Run snakemake in a working copy, with that copy's package; stdout and stderr as text."""
-    import os
-
-    variables = {
-        **os.environ,
-        "PATH": f"{BIN}:{os.environ['PATH']}",
-        "PYTHONPATH": str(folder / "workflow"),
-        **environment,
-    }
     return subprocess.run(
-        ["snakemake", *arguments], cwd=folder, env=variables, capture_output=True, text=True, timeout=timeout
+        ["snakemake", *arguments],
+        cwd=folder,
+        env=variables(folder, **environment),
+        capture_output=True,
+        text=True,
+        timeout=timeout,
     )
 
 

@@ -37,7 +37,7 @@ import yaml
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-from tests.conftest import BIN, copy_workflow  # noqa: E402
+from tests.conftest import copy_workflow, variables  # noqa: E402
 
 STUDY = {
     "study": "faults",
@@ -84,11 +84,10 @@ class Bench:
     def start(self, *arguments: str) -> subprocess.Popen:
         """Snakemake, in the background; without targets everything, networks that tables no longer need included."""
         targets = () if {"--", "--unlock"} & set(arguments) else ("--", *EVERYTHING)
-        variables = {**os.environ, "PATH": f"{BIN}:{os.environ['PATH']}", "PYTHONPATH": str(self.folder / "workflow")}
         return subprocess.Popen(
             ["snakemake", *(CONFIG if "--configfile" not in arguments else ()), "--cores", "1", *arguments, *targets],
             cwd=self.folder,
-            env=variables,
+            env=variables(self.folder),
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -116,9 +115,8 @@ class Bench:
 
     def command(self, *arguments: str) -> tuple[int, str]:
         """`cca-dynamics` in this copy."""
-        variables = {**os.environ, "PYTHONPATH": str(self.folder / "workflow")}
         found = subprocess.run(
-            [BIN / "cca-dynamics", *arguments], cwd=self.folder, env=variables, capture_output=True, text=True
+            ["cca-dynamics", *arguments], cwd=self.folder, env=variables(self.folder), capture_output=True, text=True
         )
         return found.returncode, found.stdout + found.stderr
 

@@ -32,7 +32,7 @@ import psutil
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-from tests.conftest import BIN, copy_workflow  # noqa: E402
+from tests.conftest import copy_workflow, variables  # noqa: E402
 
 SYSTEM = Path("/etc/slurm/slurm.conf")  # Snakemake's plugin clears SLURM_CONF, so the configuration must be found here
 RESULTS = Path("results/smoke")
@@ -164,11 +164,10 @@ class Cluster:
 
 def start(folder: Path, *arguments: str) -> subprocess.Popen:
     """Snakemake on the smoke study in a working copy."""
-    variables = {**os.environ, "PATH": f"{BIN}:{os.environ['PATH']}", "PYTHONPATH": str(folder / "workflow")}
     return subprocess.Popen(
         ["snakemake", "--configfile", "studies/smoke.yaml", "--config", "device=cpu", *arguments],
         cwd=folder,
-        env=variables,
+        env=variables(folder),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

@@ -18,7 +18,7 @@ from cca_dynamics.plan import training_memory
 from cca_dynamics.provenance import code_fingerprint, module_fingerprint
 from cca_dynamics.study import ConfigError, Study, read_config
 
-from tests.conftest import ROOT, copy_workflow, snakemake
+from tests.conftest import ROOT, copy_workflow, snakemake, write_images
 from tests.test_resume import Killed, contents, killing_at
 from tests.test_training import dataset, recipe, run
 
@@ -357,17 +357,10 @@ def net(in_channels, classes, space):
 
 def test_a_study_of_a_network_and_of_images_of_one_s_own(tmp_path):
     """The figure; layers in the order of the config; an edit of the network trains again, a comment does not."""
-    from PIL import Image
-
     folder, rng = copy_workflow(tmp_path / "new"), np.random.default_rng(0)
     shutil.copytree(ROOT / "examples", folder / "examples")
     (folder / "mine.py").write_text(NETWORK)
-    for split, size in (("train", 30), ("test", 20)):
-        for label in range(3):
-            (folder / f"data/custom/{split}/class {label}").mkdir(parents=True)
-            for i in range(size):
-                pixels = rng.integers(0, 120, (9, 9, 3)) + 60 * label
-                Image.fromarray(pixels.astype(np.uint8)).save(folder / f"data/custom/{split}/class {label}/{i}.png")
+    write_images(folder / "data/custom", rng, 9, 9)
     overlay = {
         "study": "tiny",
         "dataset": {"resize": 8, "train_size": 90, "test_size": 60},

@@ -15,7 +15,7 @@ from cca_dynamics.claims import COLUMNS
 from cca_dynamics.files import read_tensors
 from safetensors import safe_open
 
-from tests.conftest import BIN, SMOKE, copy_workflow, snakemake
+from tests.conftest import BIN, SMOKE, copy_workflow, snakemake, write_images
 
 RESULTS = ("stability", "toy_noise", "generalization", "width", "clusters", "toy_rnn")
 RESULTS += ("recurrent_training", "recurrent_sequence")
@@ -267,15 +267,8 @@ def test_cuda_without_a_gpu_is_refused_in_one_line(tmp_path):
 
 def test_images_from_a_folder_through_the_whole_chain(tmp_path):
     """A residual network and a convnet in mixed precision, on images decoded from files."""
-    from PIL import Image
-
     folder, rng = copy_workflow(tmp_path / "new"), np.random.default_rng(0)
-    for split, size in (("train", 30), ("test", 20)):
-        for label in range(3):
-            (folder / f"images/{split}/class {label}").mkdir(parents=True)
-            for i in range(size):
-                pixels = rng.integers(0, 120, (10, 12, 3)) + 60 * label
-                Image.fromarray(pixels.astype(np.uint8)).save(folder / f"images/{split}/class {label}/{i}.png")
+    write_images(folder / "images", rng, 10, 12)
     overlay = {
         "study": "images",
         "targets": ["stability", "generalization"],

@@ -9,7 +9,6 @@ from __future__ import annotations
 import difflib
 import fnmatch
 import hashlib
-import importlib
 import json
 import os
 import sys
@@ -23,6 +22,7 @@ from torch import Tensor, nn
 
 from cca_dynamics.files import replacing, write_tensors
 from cca_dynamics.images import SUFFIXES
+from cca_dynamics.modules import imported, tapped
 from cca_dynamics.representations import DESCRIPTION, foreign, read_safetensors, read_torch
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -86,13 +86,11 @@ def _imported(model: str) -> nn.Module:
     module, _, function = model.partition(":")
     if not module or not function:
         raise ValueError(f"{model}: not module:function; name both, as in networks:small")
-    if os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())
     with foreign(f"{model}: {module} cannot be imported from {os.getcwd()}", "check its name and that it runs"):
-        imported = importlib.import_module(module)
-    make = getattr(imported, function, None)
+        found = imported(module)
+    make = getattr(found, function, None)
     if not callable(make):
-        close = difflib.get_close_matches(function, [name for name in dir(imported) if name[0] != "_"], n=1)
+        close = difflib.get_close_matches(function, [name for name in dir(found) if name[0] != "_"], n=1)
         raise ValueError(
             f"{model}: {module} has no function {function}; "
             + (f"did you mean {close[0]}?" if close else "define it there")
@@ -144,20 +142,14 @@ def probe(network: nn.Module, size: int, model: str) -> Calls:
 
 def _forward(network: nn.Module, images: Tensor, layers: Iterable[str], note, model: str) -> None:
     """One forward pass; note(layer, output) is called whenever one of the layers has given something."""
-    hooks = [
-        network.get_submodule(layer).register_forward_hook(
-            lambda module, given, output, layer=layer: note(layer, output)
-        )
-        for layer in layers
-    ]
     device = next(iter(network.parameters()), torch.empty(0)).device
     failure = f"{model}: it fails on images of {' × '.join(map(str, images.shape[1:]))}"
-    try:
-        with torch.no_grad(), foreign(failure, "try another --size, or a smaller --batch if memory is short"):
-            network(images.to(device))
-    finally:
-        for hook in hooks:
-            hook.remove()
+    with (
+        torch.no_grad(),
+        tapped(network, layers, note),
+        foreign(failure, "try another --size, or a smaller --batch if memory is short"),
+    ):
+        network(images.to(device))
 
 
 def unfit(outputs: Sequence[tuple[int, ...] | str]) -> str | None:

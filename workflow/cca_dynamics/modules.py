@@ -14,6 +14,7 @@ import sys
 import traceback
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from types import ModuleType
 
 import torch
 from torch import Tensor, nn
@@ -41,10 +42,8 @@ def factory(architecture: Module) -> Callable[[], nn.Module]:
     name, _, function_name = architecture.module.partition(":")
     if architecture.source and architecture.source != module_fingerprint(name):
         raise ConfigError(KEY, f"{name} has changed since this job was planned; run snakemake again")
-    if os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())
     with _in_one_line():
-        found = importlib.import_module(name)
+        found = imported(name)
     function = getattr(found, function_name, None)
     if not callable(function):
         names = [key for key, value in vars(found).items() if callable(value)]
@@ -60,6 +59,13 @@ def factory(architecture: Module) -> Callable[[], nn.Module]:
         return module
 
     return make
+
+
+def imported(name: str) -> ModuleType:
+    """A Python module from the working directory, or from wherever Python finds it; raises whatever it raises."""
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
+    return importlib.import_module(name)
 
 
 def check(architecture: Module, module: nn.Module) -> list[str]:

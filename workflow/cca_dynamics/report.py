@@ -21,7 +21,7 @@ from cca_dynamics.reference import runtime_rows
 from cca_dynamics.results import RESULTS
 from cca_dynamics.results.tables import DIVERGED
 from cca_dynamics.study import Study
-from cca_dynamics.verdicts import MARKS, read
+from cca_dynamics.verdicts import MARKS, in_words, read
 
 TEMPLATES = Path(__file__).parents[1] / "report"
 PANELS = {"train": "training data", "test": "test data", "lstm": "base model", "lstm-deeper": "deeper model"}
@@ -158,18 +158,18 @@ def _matrix(table: pd.DataFrame, distances: pd.DataFrame) -> dict:
 
 def _claim(row) -> dict:
     """A row of the table of verdicts; numbers as text and as what they are sorted by."""
-    bounds = "" if isnan(row.ci_low) else f" [{row.ci_low:.2f}, {row.ci_high:.2f}]"
+    value, p, paper = in_words(row)
     return {
         "result": row.claim.partition(".")[0],
         "claim": row.claim,
         "figure": row.figure,
         "statement": row.statement,
         "statistic": row.statistic,
-        "value": f"{row.value:.2f}{bounds}" if not isnan(row.value) else "",
+        "value": value,
         "value_key": "" if isnan(row.value) else row.value,
-        "p": "" if isnan(row.p_value) else f"{row.p_value:.3f}" if row.p_value >= 0.001 else "< .001",
+        "p": p,
         "p_key": "" if isnan(row.p_value) else row.p_value,
-        "paper": "" if isnan(row.paper_value) else f"{row.paper_value:.2f}",
+        "paper": paper,
         "paper_key": "" if isnan(row.paper_value) else row.paper_value,
         "verdict": row.verdict,
         "mark": MARKS[row.verdict][0],

@@ -44,13 +44,10 @@ def show(study: str, since: float | None = None) -> None:
     shown.add_column("Verdict", no_wrap=True)
     for row in table.itertuples():
         mark, colour = MARKS[row.verdict]
-        bounds = "" if isnan(row.ci_low) else f" [{row.ci_low:.2f}, {row.ci_high:.2f}]"
         shown.add_row(
             row.figure,
             row.statement,
-            f"{row.value:.2f}{bounds}",
-            "" if isnan(row.p_value) else f"{row.p_value:.3f}" if row.p_value >= 0.001 else "<.001",
-            "" if isnan(row.paper_value) else f"{row.paper_value:.2f}",
+            *in_words(row),
             f"[{colour}]{mark} {row.verdict}[/]",
         )
     console.print(shown)
@@ -70,7 +67,19 @@ def _made_since(path: Path, since: float) -> list[Path]:
     return []
 
 
+def in_words(row) -> tuple[str, str, str]:
+    """Value with interval, p, and the paper's value of a row of claims; "" what it does not have."""
+    bounds = "" if isnan(row.ci_low) else f" [{row.ci_low:.2f}, {row.ci_high:.2f}]"
+    p = "" if isnan(row.p_value) else f"{row.p_value:.3f}" if row.p_value >= 0.001 else "<.001"
+    return f"{row.value:.2f}{bounds}", p, "" if isnan(row.paper_value) else f"{row.paper_value:.2f}"
+
+
 def read(path: Path) -> pd.DataFrame:
+    """A table of claims.
+
+    Raises:
+        DamagedFile: it cannot be read.
+    """
     try:
         return claims.read(path)
     except (OSError, ValueError) as problem:
