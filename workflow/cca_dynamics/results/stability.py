@@ -341,7 +341,7 @@ def _draw(figure, axes, table: pd.DataFrame, options: dict, kind: str) -> None:
     ):
         wide = table[table["quantity"] == measured].pivot_table(index="network", columns="epoch", values="value")
         figures.mean_and_std(right, wide.columns, wide.to_numpy(), colour, None, label)
-    right.axvline(converged, color=figures.GREY, linewidth=0.7, linestyle="--")
+    right.axvline(converged, ymax=0.82, color=figures.GREY, linewidth=0.7, linestyle="--")  # below the legend
     side = {"xytext": (3, 4), "ha": "left"} if converged <= half else {"xytext": (-3, 4), "ha": "right"}
     right.annotate("converged", (converged, 0), textcoords="offset points", color=figures.GREY, **side)
     right.set(xlabel="Epoch", ylabel="Accuracy" if accuracy else "Loss (nats a token)")
