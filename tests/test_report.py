@@ -28,6 +28,15 @@ def page(finished, tmp_path_factory) -> Path:
     return folder / "figures/smoke/report.html"
 
 
+def test_snakemake_s_own_report_shows_figures_with_captions_and_the_page(page):
+    folder = page.parents[2]
+    run = snakemake(folder, *SMOKE, "--report", "own.html", "--", "report")
+    assert run.returncode == 0, run.stdout + run.stderr
+    own = (folder / "own.html").read_text()
+    assert "Wider networks converge to more similar solutions" in own  # the caption of width
+    assert run.stderr.count(".png") + run.stdout.count(".png") >= 8 and "report.html" in own
+
+
 class Page(HTMLParser):
     """Tags with attributes, in order, and the text of the table of verdicts."""
 

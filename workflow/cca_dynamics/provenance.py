@@ -23,6 +23,7 @@ from functools import cache
 from pathlib import Path
 
 PACKAGE = Path(__file__).parent
+TEXTS = PACKAGE.parent / "report"  # captions, and the template of the report
 
 
 def code_fingerprint(
@@ -65,7 +66,7 @@ def code_fingerprint(
 def texts_fingerprint() -> str:
     """Checksum of the captions and the page template of the report: 16 hexadecimal digits."""
     digest = hashlib.sha256()
-    for path in sorted((PACKAGE.parent / "report").iterdir()):
+    for path in sorted(TEXTS.iterdir()):
         digest.update(path.read_bytes())
     return digest.hexdigest()[:16]
 

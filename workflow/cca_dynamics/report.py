@@ -17,13 +17,13 @@ import yaml
 
 from cca_dynamics.figures import MEASURES
 from cca_dynamics.files import DamagedFile, replacing
+from cca_dynamics.provenance import TEXTS
 from cca_dynamics.reference import runtime_rows
 from cca_dynamics.results import RESULTS
 from cca_dynamics.results.tables import DIVERGED
 from cca_dynamics.study import Study
 from cca_dynamics.verdicts import MARKS, in_words, read
 
-TEMPLATES = Path(__file__).parents[1] / "report"
 PANELS = {"train": "training data", "test": "test data", "lstm": "base model", "lstm-deeper": "deeper model"}
 """Names of splits and cohorts."""
 LARGEST_CSV = 3_000_000
@@ -49,7 +49,7 @@ def write(config: dict, out: Path, root: Path = Path()) -> None:
     table = read(results / "claims.csv")
     manifest = _json(results / "manifest.json")
     environment = Environment(
-        loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined, trim_blocks=True
+        loader=FileSystemLoader(TEXTS), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
     counts = table["verdict"].value_counts()
     shown = [_result(study, name, table, root) for name in study.targets]
@@ -77,7 +77,7 @@ def _result(study: Study, name: str, table: pd.DataFrame, root: Path) -> dict:
     try:
         data = pd.read_parquet(path)
         image, vector = ((figures / f"{name}.{suffix}").read_bytes() for suffix in ("png", "pdf"))
-        caption = (TEMPLATES / f"{name}.rst").read_text(encoding="utf-8")
+        caption = (TEXTS / f"{name}.rst").read_text(encoding="utf-8")
     except (OSError, ValueError) as problem:
         raise DamagedFile(path, problem) from None
     own = table[table["claim"].str.startswith(f"{name}.")]

@@ -5,7 +5,7 @@ import time
 
 from snakemake.resources import Resource
 
-from cca_dynamics.provenance import code_fingerprint, texts_fingerprint
+from cca_dynamics.provenance import TEXTS, code_fingerprint, texts_fingerprint
 from cca_dynamics.results.recurrent import tokens_needed
 from cca_dynamics.study import ConfigError, Study, as_argument, check_output_folders
 
@@ -70,6 +70,11 @@ def ablations_of(result):
         if c.ablation
         for part in study.parts(c.name)
     ]
+
+
+def caption_of(result):
+    """What stands below a result's figure."""
+    return (TEXTS / f"{result}.rst").read_text(encoding="utf-8")
 
 
 def figures_of(*results):

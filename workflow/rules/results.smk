@@ -70,7 +70,7 @@ rule plot:
     output:
         png=report(
             f"{FIGURES}/{{result}}.png",
-            caption="../report/{result}.rst",
+            caption="../report/figure.rst",  # shows params.caption: its name knows no wildcards
             category="Figures",
             labels={"result": "{result}"},
         ),
@@ -88,6 +88,7 @@ rule plot:
         runtime=10,
     params:
         options=lambda w: as_argument(study.options(w.result)),
+        caption=lambda w: caption_of(w.result),
         code=lambda w: code(f"results.{w.result}:plot", "figures:save"),
     message:
         "plot {wildcards.result}"
