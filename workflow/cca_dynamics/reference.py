@@ -45,10 +45,8 @@ def publish(study: str, command: str, note: str = "") -> Path:
     for figure in figures:
         shutil.copyfile(figure, out / figure.name)
     shutil.copyfile(Path("results") / study / "claims.csv", out / "claims.csv")
-    facts = [
-        f"`{command}`, {commit()}, {datetime.date.today().isoformat()}, on {hardware()}, Python {platform.python_version()}.",
-        note,
-    ]
+    where = f"{hardware()}, Python {platform.python_version()}"
+    facts = [f"`{command}`, {commit()}, {datetime.date.today().isoformat()}, on {where}.", note]
     text = [f"# {study}", " ".join(facts).strip(), claims_table(table), "## Time and memory", runtime_table(study)]
     images = [f"## {figure.stem}\n\n![{figure.stem}]({figure.name})" for figure in figures]
     with replacing(out / "README.md") as temporary:
