@@ -152,7 +152,6 @@ def show(browser, page: Path, size: tuple[int, int], scheme: str = "light") -> N
     media = {"features": [{"name": "prefers-color-scheme", "value": scheme}]}
     browser.execute_cdp_cmd("Emulation.setEmulatedMedia", media)
     browser.get(page.as_uri())
-    browser.execute_script("document.querySelectorAll('img').forEach(image => image.loading = 'eager')")
     browser.execute_async_script(
         "const done = arguments[0]; Promise.all([...document.images].map(image => image.decode())).then(done, done)"
     )
@@ -230,6 +229,14 @@ def test_everything_can_be_reached_by_tab(browser, page):
     assert reached[0].endswith("#verdicts")  # the link that skips
     assert {"filter-verdict", "filter-result", "choose-clusters", "choose-generalization"} <= set(reached)
     assert any(str(name).startswith("data:text/csv") for name in reached)
+
+
+def test_a_link_leads_to_its_section_at_once(browser, page):
+    show(browser, page, WIDE)
+    for name in ("clusters", "toy_rnn", "stability"):
+        browser.execute_script(f"document.documentElement.style.scrollBehavior = 'auto'; location.hash = '{name}'")
+        top = browser.execute_script(f"return document.getElementById('{name}').getBoundingClientRect().top")
+        assert 0 <= top < 100, name
 
 
 def test_the_matrix_is_filtered_by_learning_rate(browser, page):

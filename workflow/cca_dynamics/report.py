@@ -8,6 +8,7 @@ from __future__ import annotations
 import base64
 import inspect
 import json
+import struct
 from collections.abc import Iterator
 from math import isnan
 from pathlib import Path
@@ -91,6 +92,7 @@ def _result(study: Study, name: str, table: pd.DataFrame, root: Path) -> dict:
         "figures": ", ".join(own["figure"].unique()),
         "verdicts": verdicts,
         "image": _uri("image/png", image),
+        "size": struct.unpack(">II", image[16:24]),  # width and height, so that nothing moves when it is decoded
         "pdf": _uri("application/pdf", vector),
         "alt": f"Figure: {about}. {verdicts}. The caption below explains its panels; its data can be downloaded.",
         "caption": _html(caption),
