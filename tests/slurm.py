@@ -243,6 +243,7 @@ def disturbed(cluster: Cluster, folder: Path, reference: Path) -> None:
 
 def main() -> None:
     """All of it; status 1 if a run differs."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped"))  # as Ctrl-C does, so that the cluster is taken down
     install()
     with tempfile.TemporaryDirectory(prefix="slurm-") as place:
         place = Path(place)
