@@ -241,11 +241,17 @@ def disturbed(cluster: Cluster, folder: Path, reference: Path) -> None:
     compare(folder, reference, folder.name)
 
 
+def stop(number: int, frame: object) -> None:
+    """End as Ctrl-C does, so that the cluster is taken down; once, however often one is told to."""
+    signal.signal(number, signal.SIG_IGN)
+    sys.exit("stopped")
+
+
 def main() -> None:
     """All of it; status 1 if a run differs."""
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped"))  # as Ctrl-C does, so that the cluster is taken down
+    signal.signal(signal.SIGTERM, stop)
     install()
-    with tempfile.TemporaryDirectory(prefix="slurm-") as place:
+    with tempfile.TemporaryDirectory(prefix="slurm-", ignore_cleanup_errors=True) as place:
         place = Path(place)
         place.chmod(0o755)  # munge insists
         (place / "cluster").mkdir()
