@@ -7,10 +7,11 @@ READY := $(VENV)/ready
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help figures test test-faults test-slurm test-report test-docs test-container lint format environment cluster lock docs clean
+.PHONY: help figures test test-fuzz test-faults test-slurm test-report test-docs test-container lint format environment cluster lock docs clean
 help:
 	@echo "make figures      every figure and claim of the default study (environment first, if there is none)"
 	@echo "make test         format, lint, then the tests"
+	@echo "make test-fuzz    give 700 random configs to Snakemake, which plans or refuses each (7 minutes)"
 	@echo "make test-faults  break running studies on purpose (15 minutes)"
 	@echo "make test-slurm   start a SLURM cluster here, run the smoke study on it, break it (root on Debian; 15 minutes)"
 	@echo "make test-report  the HTML report in headless Chromium (needs chromium and chromium-driver)"
@@ -38,6 +39,9 @@ figures: $(READY)
 
 test: lint
 	@pytest
+
+test-fuzz: $(READY)
+	@pytest -m slow -s tests/test_fuzz.py
 
 test-faults: $(READY)
 	@$(BIN)/python tests/faults.py

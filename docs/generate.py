@@ -12,7 +12,7 @@ from pathlib import Path
 
 import yaml
 from cca_dynamics import cli
-from cca_dynamics.study import SCHEMA, _with_registries
+from cca_dynamics.study import schema_of_configs
 
 ROOT = Path(__file__).parents[1]
 BOUNDS = {
@@ -65,7 +65,7 @@ def _resolved(schema: dict, root: dict) -> dict:
 
 def config_page() -> str:
     """Every key of a config: values, default, what config.yaml sets, meaning."""
-    schema = _with_registries(yaml.safe_load(SCHEMA.read_text(encoding="utf-8")))
+    schema = schema_of_configs()
     text = (ROOT / "config.yaml").read_text(encoding="utf-8")
     study, comments = yaml.safe_load(text), _comments(text)
     blocks: dict[str, list[tuple[str, dict, str]]] = {}

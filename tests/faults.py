@@ -377,12 +377,13 @@ def damaged_saves(suite: Suite, cohort: str, times: int) -> None:
 
 def removed_while_running(suite: Suite, times: int) -> None:
     """Files that later jobs need vanish while the workflow runs."""
-    bench = suite.bench("removed while running", None)
-    for _ in range(times):
+    for number in range(times):
+        bench = suite.bench(f"removed while running {number}", suite.whole)
+        bench.forget(bench.rng.choice(list(PARTS)))
         process = bench.start()
-        time.sleep(bench.rng.uniform(6, 12))
-        there = [p for kind in ("networks", "activations", "data") for p in bench.results.glob(f"{kind}/*/*.*")]
-        there += [p for p in bench.results.glob("networks/*/*/*") if p.is_file()]
+        time.sleep(bench.rng.uniform(4, 12))
+        stored = [bench.results.glob(f"{kind}/**/*") for kind in ("networks", "activations", "data")]
+        there = [path for paths in stored for path in paths if path.is_file()]
         if there and process.poll() is None:
             bench.rng.choice(there).unlink(missing_ok=True)
             suite.count("a file removed while the workflow runs")
@@ -394,7 +395,6 @@ def removed_while_running(suite: Suite, times: int) -> None:
                 shutil.rmtree(bench.folder / name) if (bench.folder / name).is_dir() else os.unlink(bench.folder / name)
             bench.finish()
         bench.compare(suite.whole)
-        shutil.rmtree(bench.folder / "results")
 
 
 def two_at_once(suite: Suite, times: int) -> None:

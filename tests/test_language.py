@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import sys
 
 import numpy as np
 import pandas as pd
@@ -41,13 +42,46 @@ def test_words_are_numbered_by_frequency_and_lines_end(tmp_path):
     assert len(letters.train) == len("b a b\n\nb c\n") and "\n" in sheet["words"]
 
 
-def test_pydoc_is_python_s_own_text_and_always_split_alike(tmp_path):
-    from pydoc_data.topics import topics
+@pytest.fixture
+def package(tmp_path, monkeypatch):
+    """An installed package with documentation, a test, and a file that is not Python."""
+    files = {
+        "__init__.py": '"""The package."""\ndef f():\n    """First.\n\n    Indented.\n    """\n',
+        "inner/a.py": 'class A:\n    """The class \\s."""\n    def g():\n        """First.\n\n        Indented."""\n',
+        "inner/broken.py": 'def (:\n    """Not this."""\n',
+        "tests/test_a.py": '"""Nor this."""\n',
+    }
+    for name, content in files.items():
+        path = tmp_path / "site" / "documented" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(content)
+    monkeypatch.syspath_prepend(tmp_path / "site")
+    return "documented"
 
-    train, valid = corpora.pydoc()
-    assert (train, valid) == corpora.pydoc()
-    assert len(train) + len(valid) == sum(len(topic) + 1 for topic in topics.values())
-    assert 0.02 < len(valid) / len(train) < 0.4
+
+def test_documentation_is_every_docstring_once(package, recwarn):
+    texts = {"The package.", "First.\n\nIndented.", "The class \\s."}
+    size = sum(map(len, texts)) + len(texts)
+    least = min(map(len, texts))
+    train, valid = corpora.documentation(package=package, train_characters=size - 40, valid_characters=least)
+    assert not recwarn.list and package not in sys.modules
+    assert len(train) == size - 40 and len(valid) == least
+    assert all(any("".join(part).startswith(text[:5]) for text in texts) for part in (train, valid))
+    assert (train, valid) == corpora.documentation(package=package, train_characters=size - 40, valid_characters=least)
+    with pytest.raises(ValueError, match=rf"corpus\.train_characters: documented has {size} characters .* lower it"):
+        corpora.documentation(package=package, train_characters=size, valid_characters=least)
+
+
+def test_documentation_needs_a_package():
+    with pytest.raises(ValueError, match=r"corpus\.package: nonesuch is not installed; install it or name another"):
+        corpora.documentation(package="nonesuch")
+
+
+def test_the_default_text_is_prose_of_the_stated_size():
+    train, valid = corpora.documentation()
+    assert (len(train), len(valid)) == (420_000, 45_000)
+    assert 80 < len(set(train)) < 200 and set(valid) <= set(train)
+    assert "".join(train).count(" the ") > 2_000
 
 
 @pytest.mark.parametrize(

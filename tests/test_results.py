@@ -390,9 +390,23 @@ def test_recurrent_sequence_claims_follow_the_data(options, change, claim, verdi
         assert found[claim] == verdict
 
 
+def looks(handle) -> tuple:
+    """What tells a legend's curve or points from others in grey: marker, line, lightness in steps of a fifth."""
+    from matplotlib.colors import to_rgb
+
+    line = handle.lines[0] if hasattr(handle, "lines") else handle
+    if hasattr(line, "get_marker"):
+        marker, dashes, colour = line.get_marker(), line.get_linestyle(), line.get_color()
+    else:
+        marker, dashes, colour = line.get_paths()[0].vertices.tobytes(), "", line.get_edgecolor()[0][:3]
+    hollow = hasattr(line, "get_paths") and not len(line.get_facecolor())
+    return marker, dashes, hollow, round(5 * np.dot([0.2126, 0.7152, 0.0722], np.square(to_rgb(colour))))
+
+
 @pytest.mark.parametrize("result", list(RESULTS))
-def test_figures_name_their_axes_and_draw_what_the_paper_published(options, result, rng):
+def test_figures_are_complete_legible_in_grey_and_embed_their_fonts(options, result, rng, tmp_path):
     import matplotlib.pyplot as plt
+    from cca_dynamics import figures
 
     tables = {
         "generalization": lambda: generalization_table(AS_PUBLISHED),
@@ -417,5 +431,12 @@ def test_figures_name_their_axes_and_draw_what_the_paper_published(options, resu
     words = " ".join(text.get_text() for text in figure.findobj(plt.Text))
     if result in ("generalization", "width"):
         assert "CIFAR-10" in words
+    for axis in drawn:
+        handles, labels = axis.get_legend_handles_labels()
+        styles = [looks(handle) for handle in handles]
+        assert len(set(styles)) == len(styles), f"in grey some of {labels} look the same: {styles}"
+    pdf = tmp_path / "figure.pdf"
+    figures.save(figure, [pdf])
+    content = pdf.read_bytes()
+    assert content.count(b"/FontFile2") == content.count(b"/Type /FontDescriptor") > 0 and b"/Type3" not in content
     assert options[result] == before
-    plt.close(figure)

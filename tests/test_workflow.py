@@ -304,7 +304,7 @@ def test_plan_says_what_a_run_leaves(finished):
 
 
 def test_recurrent_results_share_their_models(finished):
-    """Language models on the text that Python ships; both results and the recurrent panels use one cohort."""
+    """Language models on text of a package; both results and the recurrent panels use one cohort."""
     assert set(pd.read_parquet(finished / "results/smoke/stability.parquet")["kind"]) == {"convolutional", "recurrent"}
     assert len(list((finished / "results/smoke/networks").glob("lstm*"))) == 2
 

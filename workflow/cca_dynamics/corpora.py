@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import ast
 import hashlib
 import json
+import warnings
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib.util import find_spec
 from itertools import chain
 from pathlib import Path
 
@@ -33,22 +36,52 @@ class Corpus:
     checksum: str = ""
 
 
-def pydoc(*, valid_share: float = 0.1) -> tuple[list[str], list[str]]:
-    """The reference text that CPython ships for its help system, character by character; which Python says which text.
+def documentation(
+    *, package: str = "matplotlib", train_characters: int = 420_000, valid_characters: int = 45_000
+) -> tuple[list[str], list[str]]:
+    """The docstrings in the source of an installed package, character by character, in an order without meaning.
+
+    Its version, which the lock file pins, says which text this is: the same on every machine and Python.
 
     Args:
-        valid_share: share of the topics, drawn once and for all, that is held out.
+        package: its name in an import; it is read, not imported. Tests are left out.
+        train_characters, valid_characters: sizes of the two texts, which share no docstring.
+
+    Raises:
+        ValueError: it is not installed, or has less documentation.
     """
-    from pydoc_data.topics import topics
+    try:
+        spec = find_spec(package)
+    except (ImportError, ValueError):
+        spec = None
+    if spec is None or not (spec.submodule_search_locations or spec.has_location):
+        raise ValueError(f"corpus.package: {package} is not installed; install it or name another package")
+    folders = spec.submodule_search_locations
+    files = [path for folder in folders for path in Path(folder).rglob("*.py")] if folders else [Path(spec.origin)]
+    texts = {text for path in files if "tests" not in path.parts for text in _docstrings(path)}
+    documents = sorted(texts, key=lambda text: hashlib.sha256(text.encode()).digest())
+    text = {"valid": "", "train": ""}
+    for split, size in (("valid", valid_characters), ("train", train_characters)):
+        while len(text[split]) < size:
+            if not documents:
+                has = sum(map(len, texts)) + len(texts)
+                raise ValueError(
+                    f"corpus.{split}_characters: {package} has {has:,} characters of documentation in all; "
+                    "lower it or name another package"
+                )
+            text[split] += documents.pop() + "\n"
+    return list(text["train"][:train_characters]), list(text["valid"][:valid_characters])
 
-    import numpy as np
 
-    names = sorted(topics)
-    held_out = set(np.random.default_rng(0).permutation(names)[: max(1, round(valid_share * len(names)))])
-    texts = {"train": "", "valid": ""}
-    for name in names:
-        texts["valid" if name in held_out else "train"] += topics[name] + "\n"
-    return list(texts["train"]), list(texts["valid"])
+def _docstrings(path: Path) -> list[str]:
+    """The docstrings of a Python file; none if it is not Python."""
+    kinds = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+    try:
+        with warnings.catch_warnings(action="ignore"):  # escapes that later versions of Python frown upon
+            tree = ast.parse(path.read_bytes())
+    except (SyntaxError, ValueError, OSError):
+        return []
+    return [text for node in ast.walk(tree) if isinstance(node, kinds) and (text := ast.get_docstring(node))]
 
 
 def text_folder(
@@ -87,7 +120,10 @@ def _tokens(path: Path, level: str, key: str) -> list[str]:
     return list(chain.from_iterable([*line.split(), END] for line in text.splitlines()))
 
 
-CORPORA: dict[str, Callable[..., tuple[list[str], list[str]]]] = {"pydoc": pydoc, "text_folder": text_folder}
+CORPORA: dict[str, Callable[..., tuple[list[str], list[str]]]] = {
+    "documentation": documentation,
+    "text_folder": text_folder,
+}
 """Adding a corpus: one function that returns the tokens of (train, valid), and one line here."""
 
 

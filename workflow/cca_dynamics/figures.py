@@ -20,6 +20,8 @@ BLUE, ORANGE, GREEN, PURPLE, GREY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", 
 
 SERIES = ((BLUE, "o"), (ORANGE, "s"), (GREEN, "^"), (PURPLE, "D"), (GREY, "v"))
 """Colour and marker of the curves of a panel."""
+SEEN, UNSEEN = SERIES[2], SERIES[3]
+"""Colour and marker of performance on training and on held-out data."""
 
 MEASURES = {
     "pwcca": "PWCCA",
@@ -87,8 +89,9 @@ def epoch_bar(figure, axis, epochs: Sequence[float]):
 
 
 def sequential(count: int) -> list:
-    """Colours of an ordered variable, light to dark readable in grey."""
-    return sns.color_palette("viridis_r", count + 1)[1:]
+    """Colours and markers of an ordered variable, from light to dark."""
+    colours = sns.color_palette("viridis_r", count + 1)[1:]
+    return [(colour, SERIES[i % len(SERIES)][1]) for i, colour in enumerate(colours)]
 
 
 def many_series() -> list:
@@ -101,10 +104,10 @@ def line_with_bars(axis, x: Sequence, mean: Sequence, std: Sequence, colour: str
     axis.errorbar(x, mean, yerr=std, color=colour, marker=marker, label=label, capsize=2, elinewidth=0.9)
 
 
-def mean_and_std(axis, x: Sequence, values: np.ndarray, colour: str, marker: str | None, label: str) -> None:
-    """A line at the mean over networks (rows of values) in a band of one standard deviation."""
+def mean_and_std(axis, x: Sequence, values: np.ndarray, colour: str, marker: str, label: str) -> None:
+    """A line at the mean over networks (rows of values) in a band of one standard deviation, with up to ten markers."""
     mean, std = values.mean(axis=0), values.std(axis=0, ddof=1)
-    axis.plot(x, mean, color=colour, marker=marker, label=label)
+    axis.plot(x, mean, color=colour, marker=marker, markevery=max(1, len(x) // 10), label=label)
     axis.fill_between(x, mean - std, mean + std, color=colour, alpha=0.2, linewidth=0)
 
 

@@ -12,7 +12,7 @@ import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 
 import yaml
@@ -255,23 +255,17 @@ def read_config(overlays: Sequence[Path], base: Path = Path("config.yaml")) -> d
     Raises:
         ConfigError: a file is missing or not YAML.
     """
+    from snakemake.utils import update_config
+
     config: dict = {}
     for path in (base, *overlays):
         try:
-            _merge(config, yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {})
+            update_config(config, yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {})
         except (OSError, UnicodeDecodeError, AttributeError, yaml.YAMLError) as problem:
             raise ConfigError(
                 "(file)", f"{path} cannot be read ({' '.join(str(problem).split())}); correct the path or the file"
             ) from None
     return config
-
-
-def _merge(config: dict, overlay: dict) -> None:
-    for key, value in overlay.items():
-        if isinstance(value, dict) and isinstance(config.get(key), dict):
-            _merge(config[key], value)
-        else:
-            config[key] = value
 
 
 def validated(config: dict) -> dict:
@@ -283,7 +277,7 @@ def validated(config: dict) -> dict:
     from jsonschema import Draft202012Validator
     from jsonschema.exceptions import best_match
 
-    schema = _with_registries(yaml.safe_load(SCHEMA.read_text(encoding="utf-8")))
+    schema = schema_of_configs()
     config = copy.deepcopy(dict(config))
     for key, value in config.items():  # `--config key=false` arrives as text
         if schema["properties"].get(key, {}).get("type") == "boolean" and value in ("true", "false"):
@@ -292,6 +286,12 @@ def validated(config: dict) -> dict:
     if error is not None:
         raise _readable(error)
     return _with_defaults(config, schema, schema)
+
+
+@cache
+def schema_of_configs() -> dict:
+    """The JSON schema of a config; what is registered in the package is spelled out."""
+    return _with_registries(yaml.safe_load(SCHEMA.read_text(encoding="utf-8")))
 
 
 def _with_registries(schema: object) -> object:

@@ -346,7 +346,7 @@ def plot(table: pd.DataFrame, claims: pd.DataFrame, options: dict):
     order = np.argsort(sweep["place"])
     rates = sorted(set(sweep["learning_rate"]))
     rate_index = np.searchsorted(rates, sweep["learning_rate"])
-    rate_colours = figures.sequential(len(rates))
+    rate_styles = figures.sequential(len(rates))
 
     figure, (left, middle, right) = figures.panels(1, 3, height=2.7, ratios=[1.35, 1, 1])
     size = len(order)
@@ -359,7 +359,7 @@ def plot(table: pd.DataFrame, claims: pd.DataFrame, options: dict):
         strip.imshow(
             values,
             aspect="auto",
-            cmap=ListedColormap(rate_colours),
+            cmap=ListedColormap([colour for colour, _ in rate_styles]),
             vmin=0,
             vmax=len(rates) - 1,
             interpolation="nearest",
@@ -388,9 +388,9 @@ def plot(table: pd.DataFrame, claims: pd.DataFrame, options: dict):
     curves = table[table["quantity"] == "ablated_accuracy"].pivot_table(
         index="network", columns="share", values="value"
     )
-    for index, (rate, colour) in enumerate(zip(rates, rate_colours, strict=True)):
+    for index, (rate, style) in enumerate(zip(rates, rate_styles, strict=True)):
         values = 100 * curves.to_numpy()[rate_index == index]
-        figures.mean_and_std(right, 100 * curves.columns.to_numpy(float), values, colour, None, f"{rate:g}")
+        figures.mean_and_std(right, 100 * curves.columns.to_numpy(float), values, *style, f"{rate:g}")
     right.set(xlabel="Clamped feature maps (%)", ylabel="Train accuracy (%)")
     right.legend(title="Learning rate", loc="upper right")
     figures.letters(left, middle, right)

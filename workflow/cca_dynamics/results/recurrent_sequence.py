@@ -184,19 +184,17 @@ def plot(table: pd.DataFrame, claims: pd.DataFrame, options: dict):
     for column, measure in enumerate(measures):
         above, beneath = axes[column], axes[len(measures) + column]
         mine = table[table["measure"] == measure]
-        for layer, colour in zip(layers, figures.sequential(len(layers)), strict=True):
+        for layer, style in zip(layers, figures.sequential(len(layers)), strict=True):
             rows = mine[(mine["input"] == "text") & (mine["layer"] == layer)]
             wide = rows.pivot_table(index="network", columns="position", values="value")
-            figures.mean_and_std(
-                above, wide.columns, wide.to_numpy(), colour, None, f"layer {layer.removeprefix('lstm')}"
-            )
+            figures.mean_and_std(above, wide.columns, wide.to_numpy(), *style, f"layer {layer.removeprefix('lstm')}")
         repeats = mine[(mine["input"] == "repeat") & (mine["layer_index"] == last)]
-        for start, colour in zip([*starts, NONE], [*figures.sequential(len(starts)), figures.GREY], strict=True):
+        for start, style in zip([*starts, NONE], [*figures.sequential(len(starts)), (figures.GREY, "X")], strict=True):
             wide = repeats[np.isclose(repeats["start"], start)].pivot_table(
                 index="network", columns="position", values="value"
             )
             label = "no repeat" if start == NONE else f"after {start:.0%}"
-            figures.mean_and_std(beneath, wide.columns, wide.to_numpy(), colour, None, label)
+            figures.mean_and_std(beneath, wide.columns, wide.to_numpy(), *style, label)
         if measure == "pwcca":
             floor = mine[mine["input"] == "text"]["floor"].mean()
             for axis in (above, beneath):

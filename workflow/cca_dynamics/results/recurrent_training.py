@@ -165,7 +165,7 @@ def plot(table: pd.DataFrame, claims: pd.DataFrame, options: dict):
     models = [name for name in TITLES if (table["cohort"] == name).any()]
     columns, distances = len(options["measures"]) + 1, table[table["quantity"] == "distance"]
     figure, axes = figures.panels(len(models), columns, height=2.0)
-    colours = figures.sequential(int(distances["layer_index"].max()) + 1)
+    styles = figures.sequential(int(distances["layer_index"].max()) + 1)
     epochs = sorted(distances["epoch"].unique())
     for row, cohort in enumerate(models):
         here, panels = table[table["cohort"] == cohort], axes[row * columns : (row + 1) * columns]
@@ -174,23 +174,20 @@ def plot(table: pd.DataFrame, claims: pd.DataFrame, options: dict):
             for index, layer in mine.groupby("layer_index"):
                 wide = layer.pivot_table(index="network", columns="epoch", values="value")
                 label = f"layer {int(index) + 1}"
-                figures.mean_and_std(axis, wide.columns, wide.to_numpy(), colours[int(index)], None, label)
+                figures.mean_and_std(axis, wide.columns, wide.to_numpy(), *styles[int(index)], label)
             axis.set(title=figures.MEASURES[measure], ylim=(0, None), xlim=(epochs[0], epochs[-1]))
         layers = distances[distances["cohort"] == cohort]["layer_index"].nunique()
         panels[0].set_ylabel(f"{layers} layers\nDistance to the end")
         perplexity = panels[-1]
-        for quantity, colour, label in (
-            ("loss", figures.GREEN, "train"),
-            ("valid_loss", figures.PURPLE, "held out"),
-        ):
+        for quantity, style, label in (("loss", figures.SEEN, "train"), ("valid_loss", figures.UNSEEN, "held out")):
             wide = here[here["quantity"] == quantity].pivot_table(index="network", columns="epoch", values="value")
-            figures.mean_and_std(perplexity, wide.columns, np.exp(wide.to_numpy()), colour, None, label)
+            figures.mean_and_std(perplexity, wide.columns, np.exp(wide.to_numpy()), *style, label)
         perplexity.set(title="Perplexity", yscale="log", xlim=(epochs[0], epochs[-1]))
         perplexity.legend(loc="upper right")
         for axis in panels:
             axis.set_xlabel("Epoch")
             axis.xaxis.get_major_locator().set_params(integer=True)
     last = axes[(len(models) - 1) * columns]
-    figure.legend(*last.get_legend_handles_labels(), loc="outside upper center", ncols=len(colours))
+    figure.legend(*last.get_legend_handles_labels(), loc="outside upper center", ncols=len(styles))
     figures.letters(*axes)
     return figure

@@ -335,12 +335,12 @@ def _draw(figure, axes, table: pd.DataFrame, options: dict, kind: str) -> None:
     figures.headroom(middle)
 
     accuracy = kind == "convolutional"
-    for measured, colour, label in (
-        ("train_accuracy" if accuracy else "loss", figures.GREEN, "train"),
-        (quantity, figures.PURPLE, "test" if accuracy else "held out"),
+    for measured, style, label in (
+        ("train_accuracy" if accuracy else "loss", figures.SEEN, "train"),
+        (quantity, figures.UNSEEN, "test" if accuracy else "held out"),
     ):
         wide = table[table["quantity"] == measured].pivot_table(index="network", columns="epoch", values="value")
-        figures.mean_and_std(right, wide.columns, wide.to_numpy(), colour, None, label)
+        figures.mean_and_std(right, wide.columns, wide.to_numpy(), *style, label)
     right.axvline(converged, ymax=0.82, color=figures.GREY, linewidth=0.7, linestyle="--")  # below the legend
     side = {"xytext": (3, 4), "ha": "left"} if converged <= half else {"xytext": (-3, 4), "ha": "right"}
     right.annotate("converged", (converged, 0), textcoords="offset points", color=figures.GREY, **side)

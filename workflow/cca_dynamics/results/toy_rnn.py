@@ -165,13 +165,13 @@ def plot(table: pd.DataFrame, claims: pd.DataFrame, options: dict):
 
     figure, axes = figures.panels(1, len(options["measures"]), height=2.4)
     alphas = sorted(table["alpha"].unique())
-    colours = [figures.BLUE, *figures.sequential(len(alphas) - 1)] if len(alphas) > 1 else [figures.BLUE]
+    styles = [figures.SERIES[3], *figures.sequential(len(alphas) - 1)] if len(alphas) > 1 else [figures.SERIES[3]]
     for axis, measure in zip(axes, options["measures"], strict=True):
         rows = table[table["measure"] == measure]
-        for colour, alpha in zip(colours, alphas, strict=True):
+        for style, alpha in zip(styles, alphas, strict=True):
             values = rows[rows["alpha"] == alpha].pivot_table(index="network", columns="step", values="value")
             label = f"blended, α = {alpha:g}" if alpha else "linear"
-            figures.mean_and_std(axis, values.columns, values.to_numpy(), colour, None, label)
+            figures.mean_and_std(axis, values.columns, values.to_numpy(), *style, label)
         floor = rows.groupby("step")["floor"].mean()
         if floor.notna().all():
             axis.plot(

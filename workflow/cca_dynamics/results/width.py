@@ -251,14 +251,13 @@ def plot(table: pd.DataFrame, claims: pd.DataFrame, options: dict):
 
     trained = distance[distance["state"] == "trained"].groupby("filters")["value"].agg(["mean", "std"])
     test = table[table["quantity"] == "test_accuracy"].groupby("filters")["value"].agg(["mean", "std"])
-    colours = figures.sequential(len(trained))
-    for colour, filters in zip(colours, trained.index, strict=True):
+    for (colour, marker), filters in zip(figures.sequential(len(trained)), trained.index, strict=True):
         right.errorbar(
             trained.loc[filters, "mean"],
             100 * test.loc[filters, "mean"],
             xerr=trained.loc[filters, "std"],
             yerr=100 * test.loc[filters, "std"],
-            fmt="o",
+            fmt=marker,
             color=colour,
             capsize=2,
             label=f"{filters:g} filters",
