@@ -105,9 +105,9 @@ def line_with_bars(axis, x: Sequence, mean: Sequence, std: Sequence, colour: str
 
 
 def mean_and_std(axis, x: Sequence, values: np.ndarray, colour: str, marker: str, label: str) -> None:
-    """A line at the mean over networks (rows of values) in a band of one standard deviation, with up to ten markers."""
+    """A line at the mean over networks (rows of values) in a band of one standard deviation, twelve markers at most."""
     mean, std = values.mean(axis=0), values.std(axis=0, ddof=1)
-    axis.plot(x, mean, color=colour, marker=marker, markevery=max(1, len(x) // 10), label=label)
+    axis.plot(x, mean, color=colour, marker=marker, markevery=-(-len(x) // 12), label=label)
     axis.fill_between(x, mean - std, mean + std, color=colour, alpha=0.2, linewidth=0)
 
 
