@@ -322,14 +322,16 @@ def _draw(figure, axes, table: pd.DataFrame, options: dict, kind: str) -> None:
     left.legend(loc="upper left")
     figures.headroom(left)
 
-    for name, colour, marker in (("stable", figures.BLUE, "o"), ("unstable", figures.ORANGE, "s")):
-        wide = set_distances(table)[name]
+    distances = set_distances(table)
+    for name, (colour, marker) in zip(("stable", "unstable"), figures.SERIES, strict=False):
+        wide = distances[name]
         figures.mean_and_std(
             middle, wide.columns, wide.to_numpy(), colour, marker, f"{name} ({options['directions']} directions)"
         )
     half = epochs[-1] / 2
     middle.vlines(half, 0, 1, color=figures.GREY, linewidth=0.7, linestyle=":")
-    middle.annotate("T/2", (half, 0.5), xytext=(2, 0), textcoords="offset points", color=figures.GREY)
+    between = np.mean([wide.mean().iloc[np.abs(wide.columns - half).argmin()] for wide in distances.values()])
+    middle.annotate("T/2", (half, between), xytext=(2, 0), textcoords="offset points", color=figures.GREY)
     middle.set(xlabel="Epoch", ylabel="CCA distance to the layer", xlim=(0, None))
     middle.legend(loc="upper left")
     figures.headroom(middle)
