@@ -383,7 +383,7 @@ def removed_while_running(suite: Suite, times: int) -> None:
         process = bench.start()
         time.sleep(bench.rng.uniform(4, 12))
         stored = [bench.results.glob(f"{kind}/**/*") for kind in ("networks", "activations", "data")]
-        there = [path for paths in stored for path in paths if path.is_file()]
+        there = [p for paths in stored for p in paths if p.is_file() and not p.name.startswith(".snakemake")]
         if there and process.poll() is None:
             bench.rng.choice(there).unlink(missing_ok=True)
             suite.count("a file removed while the workflow runs")
