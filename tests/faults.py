@@ -377,11 +377,10 @@ def damaged_saves(suite: Suite, cohort: str, times: int) -> None:
 
 def removed_while_running(suite: Suite, times: int) -> None:
     """Files that later jobs need vanish while the workflow runs."""
-    for number in range(times):
-        bench = suite.bench(f"removed while running {number}", suite.whole)
-        bench.forget(bench.rng.choice(list(PARTS)))
+    bench = suite.bench("removed while running", None)
+    for _ in range(times):
         process = bench.start()
-        time.sleep(bench.rng.uniform(4, 12))
+        time.sleep(bench.rng.uniform(6, 12))
         stored = [bench.results.glob(f"{kind}/**/*") for kind in ("networks", "activations", "data")]
         there = [p for paths in stored for p in paths if p.is_file() and not p.name.startswith(".snakemake")]
         if there and process.poll() is None:
@@ -395,6 +394,7 @@ def removed_while_running(suite: Suite, times: int) -> None:
                 shutil.rmtree(bench.folder / name) if (bench.folder / name).is_dir() else os.unlink(bench.folder / name)
             bench.finish()
         bench.compare(suite.whole)
+        shutil.rmtree(bench.folder / "results")
 
 
 def two_at_once(suite: Suite, times: int) -> None:
@@ -477,7 +477,7 @@ def scenarios(suite: Suite) -> dict[str, Callable[[], None]]:
     found["full disk"] = lambda: full_disk(suite, 2)
     for number in range(4):
         found[f"damaged files {number}"] = lambda number=number: damaged_files(suite, number, 10)
-    found["removed while running"] = lambda: removed_while_running(suite, 3)
+    found["removed while running"] = lambda: removed_while_running(suite, 2)
     found["damaged saves sweep"] = lambda: damaged_saves(suite, "sweep", 5)
     found["damaged saves lstm"] = lambda: damaged_saves(suite, "lstm", 4)
     found["damaged inputs"] = lambda: damaged_inputs(suite)

@@ -4,7 +4,6 @@ The stand-in makes an empty environment, so jobs find their programs in this one
 """
 
 import subprocess
-import tarfile
 
 import pytest
 
@@ -70,8 +69,7 @@ def test_jobs_run_in_the_environment_that_conda_makes(home, repository):
 
 def test_an_unpacked_archive_runs(home, repository, tmp_path):
     with_conda(home, repository, *SMOKE, "--archive", "study.tar.gz")
-    with tarfile.open(repository / "study.tar.gz") as archive:
-        archive.extractall(tmp_path, filter="data")
+    subprocess.run(["tar", "-xzf", repository / "study.tar.gz", "-C", tmp_path], check=True)
     assert not (tmp_path / TABLE).exists() and list(tmp_path.glob(".snakemake/conda-archive/*/packages.txt"))
     run = snakemake(tmp_path, "toy_noise", *SMOKE)
     assert run.returncode == 0, run.stdout + run.stderr
