@@ -13,7 +13,7 @@ help:
 	@echo "make test         format, lint, then the tests"
 	@echo "make test-fuzz    give 700 random configs to Snakemake, which plans or refuses each (7 minutes)"
 	@echo "make test-faults  break running studies on purpose (15 minutes)"
-	@echo "make test-slurm   start a SLURM cluster here, run the smoke study on it, break it (root on Debian; 15 minutes)"
+	@echo "make test-slurm   start a SLURM cluster here, run the smoke study on it, break it (root on Debian; 14 minutes)"
 	@echo "make test-report  the HTML report in headless Chromium (needs chromium and chromium-driver)"
 	@echo "make test-docs    the commands, the tutorial and the extensions that the documentation shows"
 	@echo "make test-container   build envs/Containerfile, or replay it in a plain environment where there is no podman"

@@ -13,6 +13,8 @@ import yaml
 ROOT = Path(__file__).parents[1]
 BIN = Path(sys.executable).parent
 SMOKE = ("--configfile", "studies/smoke.yaml", "--cores", "2")
+HOSTILE = ["$(touch owned)", "`touch owned`", "a; touch owned", "a & touch owned", "a' && touch owned #", 'a"b', "ü ñ"]
+"""Names that a shell would act upon."""
 
 
 @pytest.fixture

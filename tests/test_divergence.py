@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 import torch
 from cca_dynamics import ablation, activations, cli, language, training
-from cca_dynamics.files import read_tensors
+from cca_dynamics.files import read_tensors, seal
 from cca_dynamics.results.inputs import Inputs
 from cca_dynamics.results.tables import caveats, tidy
 from cca_dynamics.study import Study, as_argument
@@ -116,6 +116,7 @@ def test_too_few_survivors_are_refused(tmp_path, capsys):
         loss = [np.nan, np.nan, 0.5] if name == "a" else [0.1, 0.2, 0.3]
         table = pd.DataFrame({"step": 5, "epoch": 1.0, "network": range(3), "loss": loss})
         table.to_parquet(tmp_path / name / "0-2/history.parquet")
+        seal(tmp_path / name / "0-2")
     inputs = Inputs.from_paths([tmp_path / "a/0-2", tmp_path / "b/0-2"], [])
     assert inputs.members("b").tolist() == [0, 1, 2]
     with pytest.raises(ValueError, match="2 of the 3 networks of a diverged; lower their learning rate"):

@@ -17,9 +17,7 @@ from cca_dynamics.study import ConfigError, Study, read_config
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.conftest import ROOT, copy_workflow, snakemake
-
-HOSTILE = ["$(touch owned)", "`touch owned`", "a; touch owned", "a & touch owned", "a' && touch owned #", 'a"b', "ü ñ"]
+from tests.conftest import HOSTILE, ROOT, copy_workflow, snakemake
 
 
 class Payload:

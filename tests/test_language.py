@@ -52,10 +52,10 @@ def package(tmp_path, monkeypatch):
         "tests/test_a.py": '"""Nor this."""\n',
     }
     for name, content in files.items():
-        path = tmp_path / "site" / "documented" / name
+        path = tmp_path / "tests" / "documented" / name  # the environment itself may lie below such a folder
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(content)
-    monkeypatch.syspath_prepend(tmp_path / "site")
+    monkeypatch.syspath_prepend(tmp_path / "tests")
     return "documented"
 
 

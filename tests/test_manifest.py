@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 import torch
 from cca_dynamics import checkpoints, cli, manifest
-from cca_dynamics.files import DamagedFile, read_facts, write_tensors
+from cca_dynamics.files import DamagedFile, read_facts, seal, write_tensors
 from cca_dynamics.results.inputs import Inputs
 
 
@@ -25,6 +25,8 @@ def study(tmp_path, monkeypatch):
     history.to_parquet(networks / "history.parquet")
     facts = read_facts(networks / "step-000004.safetensors")
     write_tensors(seen / "step-000004.safetensors", {"conv1": torch.randn(2, 5, 3)}, checkpoint=facts["sha256"], step=4)
+    seal(networks)
+    seal(seen.parent)
     (tmp_path / "figures/s").mkdir(parents=True)
     (tmp_path / "figures/s/width.png").write_bytes(b"picture")
     (tmp_path / "results/s/benchmarks").mkdir()
@@ -36,7 +38,7 @@ def study(tmp_path, monkeypatch):
 def test_it_says_what_made_the_study(study):
     content = json.loads((study / "results/s/manifest.json").read_text())
     assert content["seed"] == 3 and content["packages"]["torch"] == torch.__version__.partition("+")[0]
-    assert len(content["files"]) == 5 and not any("benchmarks" in name for name in content["files"])
+    assert len(content["files"]) == 7 and not any("benchmarks" in name for name in content["files"])
     assert len(content["code"]["sha256"]) == 64 and content["hardware"]
 
 
@@ -65,6 +67,27 @@ def test_damage_is_named(study, name, damage, capsys):
     printed = capsys.readouterr()
     assert "to mend: rm -rf results/s/networks/c/0-1 && snakemake -- results/s/networks/c/0-1 all" in printed.out
     assert line in printed.out and printed.err.startswith("error: 1 difference from results/s/manifest.json")
+
+
+@pytest.mark.parametrize("name", ["recipe.json", "history.parquet", "step-000004.safetensors", "contents.json"])
+def test_what_was_gone_before_the_manifest_was_written_is_named(study, name):
+    (study / "results/s/networks/c/0-1" / name).unlink()
+    manifest.write({"study": "s", "seed": 3}, study / "results/s/manifest.json")
+    assert manifest.verify("s") == [f"results/s/networks/c/0-1/{name}: missing"]
+
+
+@pytest.mark.parametrize(
+    "name", ["networks/c/0-1/step-000004.safetensors", "activations/c/0-1/train/step-000004.safetensors"]
+)
+def test_a_folder_that_has_lost_a_file_is_not_used(study, name):
+    """Fewer checkpoints would pass for another study."""
+    networks, seen = (study / f"results/s/{kind}/c/0-1" for kind in ("networks", "activations"))
+    (study / "results/s" / name).unlink()
+    with pytest.raises(DamagedFile, match=f"{name} is missing .*delete .*/c/0-1 and run snakemake again"):
+        Inputs.from_paths([networks], [seen])
+    if "networks" in name:
+        with pytest.raises(DamagedFile, match=name):
+            checkpoints.stored(networks)
 
 
 def test_additions_other_code_and_other_versions_are_named(study, monkeypatch):

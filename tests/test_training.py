@@ -1,5 +1,6 @@
 """A cohort in lockstep trains the same networks as a plain loop over torch.nn.Module."""
 
+import json
 import shutil
 
 import numpy as np
@@ -386,7 +387,9 @@ def test_activations_hold_every_layer_of_every_network(tmp_path):
     state, _, _ = run(recipe(), data, tmp_path / "networks")
     extract(tmp_path, data)
     files = sorted(path.relative_to(tmp_path / "out").as_posix() for path in (tmp_path / "out").rglob("*.*"))
-    assert files == [f"{s}/step-{n:06d}.safetensors" for s in ("test", "train") for n in (0, 3, 9)]
+    expected = [f"{s}/step-{n:06d}.safetensors" for s in ("test", "train") for n in (0, 3, 9)]
+    assert files == ["contents.json", *expected]
+    assert json.loads((tmp_path / "out/contents.json").read_text()) == expected
     path = tmp_path / "out/test/step-000009.safetensors"
     assert activations.layers(path) == ["conv1", "conv2", "softmax"]
     facts = read_facts(path)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from cca_dynamics import checkpoints
 from cca_dynamics.datasets import Dataset
-from cca_dynamics.files import read_facts, read_tensors, replacing, stream_tensors
+from cca_dynamics.files import read_facts, read_tensors, replacing, seal, stream_tensors
 from cca_dynamics.networks import BATCH, build
 
 MEMORY = 2**29
@@ -70,6 +70,7 @@ def extract(
             )
             stream_tensors(path, shapes, parts, **{**facts, "split": split, "checkpoint": facts["sha256"]})
             report(f"checkpoint {count}/{len(wanted)} · step {step} · {split}")
+        seal(folder)
 
 
 def _at_a_time(shapes: dict[str, tuple[int, int, int]]) -> int:

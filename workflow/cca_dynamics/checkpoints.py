@@ -7,7 +7,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from cca_dynamics.files import DamagedFile, replacing, write_tensors
+from cca_dynamics.files import DamagedFile, check_whole, replacing, write_tensors
 
 
 def save(state: dict[str, Tensor], folder: Path, *, step: int, epoch: float, recipe: dict) -> None:
@@ -45,8 +45,9 @@ def stored(folder: Path) -> list[tuple[int, Path]]:
     """(step, file) of every stored step, in order.
 
     Raises:
-        DamagedFile: there is none.
+        DamagedFile: there is none, or the folder has lost a file.
     """
+    check_whole(folder)
     files = sorted(folder.glob("step-*.safetensors"))
     if not files:
         raise DamagedFile(folder, "it holds no checkpoint")

@@ -56,9 +56,10 @@ def documentation(
         spec = None
     if spec is None or not (spec.submodule_search_locations or spec.has_location):
         raise ValueError(f"corpus.package: {package} is not installed; install it or name another package")
-    folders = spec.submodule_search_locations
-    files = [path for folder in folders for path in Path(folder).rglob("*.py")] if folders else [Path(spec.origin)]
-    texts = {text for path in files if "tests" not in path.parts for text in _docstrings(path)}
+    files = [] if spec.submodule_search_locations else [Path(spec.origin)]
+    for folder in spec.submodule_search_locations or []:
+        files += [path for path in Path(folder).rglob("*.py") if "tests" not in path.relative_to(folder).parts]
+    texts = {text for path in files for text in _docstrings(path)}
     documents = sorted(texts, key=lambda text: hashlib.sha256(text.encode()).digest())
     text = {"valid": "", "train": ""}
     for split, size in (("valid", valid_characters), ("train", train_characters)):

@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
+CONTENTS = "contents.json"
+
+
 class DamagedFile(ValueError):
     """A stored file cannot be read: one line that names it and the remedy."""
 
@@ -29,6 +32,32 @@ class DamagedFile(ValueError):
         # A part of a cohort is one output of the workflow: Snakemake remakes the folder, not a file in it.
         part = next((str(folder) for folder in path.parents if re.fullmatch(r"\d+-\d+", folder.name)), "it")
         super().__init__(f"{path} is missing or damaged ({reason}); delete {part} and run snakemake again to remake it")
+
+
+def seal(folder: Path) -> None:
+    """Write down which files a finished folder holds (contents.json), so that one that gets lost is missed."""
+    files = [path for path in folder.rglob("[!.]*") if path.is_file() and path.name != CONTENTS]
+    names = sorted(path.relative_to(folder).as_posix() for path in files)
+    (folder / CONTENTS).write_text(json.dumps(names, indent=2) + "\n", encoding="utf-8")
+
+
+def lost(folder: Path) -> list[Path]:
+    """Files of a sealed folder that are no longer there."""
+    try:
+        names = json.loads((folder / CONTENTS).read_text(encoding="utf-8"))
+        return [folder / name for name in names if not (folder / name).is_file()]
+    except (OSError, ValueError, TypeError):
+        return [folder / CONTENTS]
+
+
+def check_whole(folder: Path) -> None:
+    """See to it that a sealed folder has all its files.
+
+    Raises:
+        DamagedFile: one is gone.
+    """
+    for path in lost(folder):
+        raise DamagedFile(path, "it was there when its folder was made")
 
 
 @contextmanager

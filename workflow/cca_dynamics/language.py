@@ -20,7 +20,7 @@ from torch.nn import functional
 from cca_dynamics import checkpoints
 from cca_dynamics.architectures import describe_language_model
 from cca_dynamics.corpora import STREAMS, Corpus
-from cca_dynamics.files import read_tensors, replacing, write_tensors
+from cca_dynamics.files import read_tensors, replacing, seal, write_tensors
 from cca_dynamics.recurrent import Dropout, LanguageModels, State
 from cca_dynamics.resume import MINUTES, key_of, resuming
 from cca_dynamics.training import (
@@ -166,6 +166,7 @@ def train(
             position.copy_(torch.tensor([epoch + 1, 0]))
             work.step(now)
         history.write(work.output)
+        seal(work.output)
 
 
 def columns(tokens: Tensor, count: int, split: str) -> Tensor:
@@ -377,6 +378,7 @@ def extract(
                 path.parent.mkdir(parents=True, exist_ok=True)
                 write_tensors(path, found, **{**facts, "split": split, "checkpoint": facts["sha256"]})
                 report(f"checkpoint {count}/{len(chosen)} · step {facts['step']} · {split}")
+        seal(folder)
 
 
 @torch.no_grad()

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from cca_dynamics.files import DamagedFile, read_facts, replacing
+from cca_dynamics.files import DamagedFile, lost, read_facts, replacing
 from cca_dynamics.provenance import PACKAGE
 
 NAME = "manifest.json"
@@ -60,7 +60,8 @@ def verify(study: str, root: Path = Path()) -> list[str]:
     except (OSError, ValueError, KeyError, TypeError) as problem:
         raise DamagedFile(path, problem) from None
     here = {file.as_posix(): file for file in _outputs(root, study)}
-    found = [f"{name}: missing" for name in sorted(set(recorded) - set(here))]
+    needed = {*recorded, *_lost(root, study)}
+    found = [f"{name}: missing" for name in sorted(needed - set(here))]
     found += [f"{name}: not in the manifest" for name in sorted(set(here) - set(recorded))]
     changed = [name for name in sorted(set(here) & set(recorded)) if _sha256(here[name]) != recorded[name]]
     found += [f"{name}: its content has changed" for name in changed]
@@ -98,6 +99,8 @@ def _stale(results: Path, root: Path) -> list[str]:
     for file in sorted(results.glob("activations/*/*/*/step-*.safetensors")):
         cohort, part = file.parts[-4:-2]
         checkpoint = results / "networks" / cohort / part / file.name
+        if not checkpoint.exists():
+            continue  # named as missing
         try:
             if read_facts(file).get("checkpoint") != read_facts(checkpoint)["sha256"]:
                 found.append(f"{file.relative_to(root).as_posix()}: not made from {checkpoint.name} of these networks")
@@ -114,6 +117,13 @@ def _outputs(root: Path, study: str) -> Iterator[Path]:
             hidden = any(part.startswith(".") for part in inside)
             if path.is_file() and not hidden and inside[0] not in ("benchmarks", NAME, "report.html"):
                 yield path.relative_to(root)
+
+
+def _lost(root: Path, study: str) -> Iterator[str]:
+    """What folders of networks and activations have lost, be it before the manifest was written."""
+    for kind in ("networks", "activations"):
+        for folder in (root / "results" / study / kind).glob("[!.]*/[!.]*"):
+            yield from (path.relative_to(root).as_posix() for path in lost(folder))
 
 
 def _versions() -> Iterator[tuple[str, str]]:

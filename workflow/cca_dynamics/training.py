@@ -22,7 +22,7 @@ from torch.nn import functional
 
 from cca_dynamics import checkpoints
 from cca_dynamics.datasets import Dataset
-from cca_dynamics.files import DamagedFile, read_tensors
+from cca_dynamics.files import DamagedFile, read_tensors, seal
 from cca_dynamics.networks import Networks, build, channels_last
 from cca_dynamics.resume import MINUTES, Unfinished, key_of, resuming
 from cca_dynamics.workers import Workers, has_bfloat16
@@ -144,6 +144,7 @@ def train(
             total.zero_()
             work.step(now)
         history.write(folder)
+        seal(folder)
 
 
 def hold_diverged(alive: Tensor, losses: Tensor, gradients: Tensor) -> list[int]:

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from cca_dynamics.files import DamagedFile, read_facts
+from cca_dynamics.files import DamagedFile, check_whole, read_facts
 from cca_dynamics.results.tables import DIVERGED
 
 
@@ -41,7 +41,13 @@ class Inputs:
         device: str = "cpu",
         store: Path | None = None,
     ) -> Inputs:
-        """Group .../<cohort>/<part> folders and files by cohort."""
+        """Group .../<cohort>/<part> folders and files by cohort.
+
+        Raises:
+            DamagedFile: a folder has lost a file.
+        """
+        for folder in (*networks, *activations):
+            check_whole(folder)
 
         def grouped(paths: list[Path]) -> dict[str, list[Path]]:
             cohorts: dict[str, list[Path]] = {}

@@ -323,11 +323,10 @@ def _draw(figure, axes, table: pd.DataFrame, options: dict, kind: str) -> None:
     figures.headroom(left)
 
     distances = set_distances(table)
-    for name, (colour, marker) in zip(("stable", "unstable"), figures.SERIES, strict=False):
+    for name, style in zip(("stable", "unstable"), figures.SERIES, strict=False):
         wide = distances[name]
-        figures.mean_and_std(
-            middle, wide.columns, wide.to_numpy(), colour, marker, f"{name} ({options['directions']} directions)"
-        )
+        label = f"{name} ({options['directions']} directions)"
+        figures.mean_and_std(middle, wide.columns, wide.to_numpy(), *style, label)
     half = epochs[-1] / 2
     middle.vlines(half, 0, 1, color=figures.GREY, linewidth=0.7, linestyle=":")
     between = np.mean([wide.mean().iloc[np.abs(wide.columns - half).argmin()] for wide in distances.values()])

@@ -165,7 +165,7 @@ def plot(table: pd.DataFrame, claims: pd.DataFrame, options: dict):
 
     figure, axes = figures.panels(1, len(options["measures"]), height=2.4)
     alphas = sorted(table["alpha"].unique())
-    styles = [figures.SERIES[3], *figures.sequential(len(alphas) - 1)] if len(alphas) > 1 else [figures.SERIES[3]]
+    styles = [figures.SERIES[3], *figures.sequential(len(alphas) - 1)]
     for axis, measure in zip(axes, options["measures"], strict=True):
         rows = table[table["measure"] == measure]
         for style, alpha in zip(styles, alphas, strict=True):
