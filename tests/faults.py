@@ -489,8 +489,8 @@ def scenarios(suite: Suite) -> dict[str, Callable[[], None]]:
     found["full disk"] = lambda: full_disk(suite, 2)
     for number in range(4):
         found[f"damaged files {number}"] = lambda number=number: damaged_files(suite, number, 10)
-    found["removed while running"] = lambda: removed_while_running(suite, 4)
-    found["damaged saves sweep"] = lambda: damaged_saves(suite, "sweep", 5)
+    found["removed while running"] = lambda: removed_while_running(suite, 3)
+    found["damaged saves sweep"] = lambda: damaged_saves(suite, "sweep", 4)
     found["damaged saves lstm"] = lambda: damaged_saves(suite, "lstm", 4)
     found["damaged inputs"] = lambda: damaged_inputs(suite)
     found["two at once"] = lambda: two_at_once(suite, 3)
