@@ -12,7 +12,7 @@ help:
 	@echo "make figures      every figure and claim of the default study (environment first, if there is none)"
 	@echo "make test         format, lint, then the tests"
 	@echo "make test-fuzz    give 700 random configs to Snakemake, which plans or refuses each (7 minutes)"
-	@echo "make test-faults  break running studies on purpose (15 minutes)"
+	@echo "make test-faults  break running studies on purpose (14 minutes)"
 	@echo "make test-slurm   start a SLURM cluster here, run the smoke study on it, break it (root on Debian; 14 minutes)"
 	@echo "make test-report  the HTML report in headless Chromium (needs chromium and chromium-driver)"
 	@echo "make test-docs    the commands, the tutorial and the extensions that the documentation shows"
