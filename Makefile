@@ -37,6 +37,9 @@ $(READY): envs/requirements.lock pyproject.toml
 figures: $(READY)
 	@snakemake --cores $(CORES)
 
+schema: $(READY)
+	@cca-dynamics schema --out workflow/schemas/config.schema.yaml
+
 test: lint
 	@pytest
 
@@ -72,6 +75,7 @@ docs: $(READY)
 lint: $(READY)
 	@ruff format --check --quiet .
 	@ruff check --quiet .
+	@lint-imports --no-cache > /dev/null || lint-imports --no-cache
 	@snakefmt --check Snakefile workflow/rules
 	@snakemake --lint
 

@@ -2,8 +2,8 @@
 
 Side by side on all cores, in turns, one window for every network of a cohort (forward, backward, clipping, Adam):
 
-- ours: `cca_dynamics.language`, a process of one thread per core, each with its part of the cohort, as the workflow
-  runs it;
+- ours: `cca_dynamics.training.language_models`, a process of one thread per core, each with its part of the cohort, as
+  the workflow runs it;
 - loop: a model of torch.nn.LSTM layers and a torch.optim.Adam per network, one network after the other, in one process
   with a thread per core, as one would write it;
 - loops: the same loop in a process of one thread per core;
@@ -26,10 +26,13 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from cca_dynamics import language, training
-from cca_dynamics.architectures import LanguageModel
-from cca_dynamics.recurrent import Dropout, LanguageModels
-from cca_dynamics.reference import hardware
+from cca_dynamics.config.models import LanguageTraining
+from cca_dynamics.networks.architectures import LanguageModel
+from cca_dynamics.networks.lstm import LanguageModels
+from cca_dynamics.runtime.machine import hardware
+from cca_dynamics.training.language_models import window_gradients
+from cca_dynamics.training.optimizers import Adam
+from cca_dynamics.training.parameters import StackedParameters
 from torch import nn
 from turns import Way, in_turns, print_row
 
@@ -87,17 +90,18 @@ class Ours:
     def __init__(self, model: LanguageModel, columns: int, count: int, device: str):
         self.networks = LanguageModels(model)
         stacked = self.networks.initialise(np.random.default_rng(i) for i in range(count))
-        self.state = language._Parameters({name: tensor.to(device) for name, tensor in stacked.items()})
-        self.update = training.Adam(self.state.values, {})
+        self.parameters = StackedParameters({name: tensor.to(device) for name, tensor in stacked.items()})
+        self.options = LanguageTraining()
+        self.optimizer = Adam(self.parameters.values, self.options)
         self.carried = self.networks.zero_state(count, columns, device)
         self.rate = torch.tensor(RATE, device=device)
 
     def step(self, text) -> None:
-        _, gradients, self.carried = self.state.gradients(
-            self.networks, text[:-1], text[1:], self.carried, {}, Dropout(), None
+        _, gradients, self.carried = window_gradients(
+            self.networks, self.parameters, text[:-1], text[1:], self.carried, self.options
         )
         gradients.mul_((CLIP / (gradients.norm(dim=1, keepdim=True) + 1e-6)).clamp(max=1))
-        self.update(self.state.values, gradients, self.rate)
+        self.optimizer(self.parameters.values, gradients, self.rate)
 
 
 class Products:

@@ -23,7 +23,7 @@ import yaml
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-from tests.conftest import copy_workflow, snakemake  # noqa: E402
+from tests.builders import copy_workflow, snakemake  # noqa: E402
 
 OUT = ROOT / "benchmarks" / "out"
 RULES = ("train", "activations", "ablation", "compute", "test_claims", "plot")

@@ -36,7 +36,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from cca_dynamics.reference import hardware
+from cca_dynamics.runtime.machine import hardware
 from cca_dynamics.similarity import factorize, pairwise
 
 module = importlib.import_module("cca_dynamics.similarity.pairwise")
@@ -227,7 +227,7 @@ def large(device: str, blocks: int | None) -> None:
 def draw(rows: list[dict], path: Path) -> None:
     """Times against the size that varies, with the products as the limit."""
     import matplotlib.pyplot as plt
-    from cca_dynamics.figures import BLUE, GREEN, ORANGE
+    from cca_dynamics.results.figures import BLUE, GREEN, ORANGE
 
     names = {
         "textbook": "textbook, pair by pair",

@@ -2,8 +2,8 @@
 
 Side by side on all cores, the sweep's networks and recipe, in turns:
 
-- lockstep: `cca_dynamics.training`, a process of one thread per core, each with its part of the cohort, as the workflow
-  runs it;
+- lockstep: `cca_dynamics.training.classifiers`, a process of one thread per core, each with its part of the cohort, as
+  the workflow runs it;
 - loop: a torch.nn.Module and a torch.optim.SGD per network, one network after the other, own data order each, in one
   process with a thread per core, as one would write it;
 - loops: the same loop in a process of one thread per core;
@@ -31,9 +31,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from cca_dynamics import training
-from cca_dynamics.networks import build, channels_last
-from cca_dynamics.reference import hardware
+from cca_dynamics.config.models import ConvNetOptions, Training
+from cca_dynamics.networks.convolutional import build, channels_last
+from cca_dynamics.runtime.machine import hardware
+from cca_dynamics.training.classifiers import batch_gradients, stack_parameters
+from cca_dynamics.training.optimizers import SGD
 from torch import nn
 from turns import Way, in_turns, print_row
 
@@ -76,13 +78,13 @@ class Lockstep:
     def __init__(self, network, count: int, device: str):
         stacked = network.initialise(np.random.default_rng(i) for i in range(count))
         tensors = {name: tensor.to(device) for name, tensor in stacked.items()}
-        self.network, self.state = network, training._Parameters(tensors, network)
-        self.update = training.SGD(self.state.values, {"momentum": MOMENTUM})
+        self.network, self.parameters = network, stack_parameters(network, tensors)
+        self.optimizer = SGD(self.parameters.values, Training(momentum=MOMENTUM))
         self.rates = torch.full((count, 1), RATE, device=device)
 
     def step(self, x, y, order) -> None:
-        _, gradients = self.state.gradients(self.network, x, y, order)
-        self.update(self.state.values, gradients, self.rates)
+        _, gradients = batch_gradients(self.network, self.parameters, x, y, order)
+        self.optimizer(self.parameters.values, gradients, self.rates)
 
 
 class Mixed(Lockstep):
@@ -151,23 +153,17 @@ class Products:
 STEPPERS = {"lockstep": Lockstep, "loop": Loop, "loops": Loop, "bound": Products}
 PAPER_STEPPERS = {"float32": Lockstep, "mixed": Mixed, "loop": Loop, "loops": Loop, "bound": Convolutions}
 PAPER_BATCH = 64
-PAPER = {
-    "name": "convnet",
-    "channels": [64, 64, 128, 128, 128, 256, 256, 256, 512, 512, 512],
-    "strides": [1, 1, 2, 1, 1, 2, 1, 1, 2, 1, 1],
-}
+PAPER = ConvNetOptions(
+    channels=(64, 64, 128, 128, 128, 256, 256, 256, 512, 512, 512), strides=(1, 1, 2, 1, 1, 2, 1, 1, 2, 1, 1)
+)
 
 
 def architecture(width: float, paper: bool):
     """The default study's network at a width, on signals of length 40; or the paper's at a multiplier, on images."""
     if paper:
-        return build({**PAPER, "multiplier": width}, 3, (32, 32), 10)
-    blocks = {
-        "name": "convnet",
-        "channels": [width, width, 2 * width, 2 * width, 4 * width],
-        "strides": [1, 2, 1, 2, 1],
-    }
-    return build(blocks, 1, (40,), 10)
+        return build(PAPER.widened(width), 3, (32, 32), 10)
+    channels = (width, width, 2 * width, 2 * width, 4 * width)
+    return build(ConvNetOptions(channels=channels, strides=(1, 2, 1, 2, 1)), 1, (40,), 10)
 
 
 def make(name: str, width: float, paper: bool, count: int, device: str):

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from cca_dynamics.workers import keep_memory
+from cca_dynamics.runtime.threads import keep_memory
 from torch import multiprocessing
 
 

@@ -1,4 +1,4 @@
-"""The reference pages that follow from the code: every config key from the schema, every command from the parser.
+"""The reference pages that follow from the code: every config key from the models, every command from the parser.
 
 `conf.py` writes them when the documentation is built. They are in no commit, so they cannot be out of date.
 """
@@ -8,11 +8,12 @@ from __future__ import annotations
 import argparse
 import re
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import yaml
 from cca_dynamics import cli
-from cca_dynamics.study import schema_of_configs
+from cca_dynamics.study import json_schema
 
 ROOT = Path(__file__).parents[1]
 BOUNDS = {
@@ -26,7 +27,9 @@ BOUNDS = {
     "maxLength": "length ≤ {}",
     "pattern": "matches `{}`",
 }
-TYPES = {"object": "block", "array": "list", "null": "null"}
+TYPES = {"object": "block", "array": "list", "null": "`null`"}
+ABSENT = object()
+"""Stands for a default where there is none; None is a value, `null`."""
 
 
 def pages() -> dict[str, str]:
@@ -34,23 +37,66 @@ def pages() -> dict[str, str]:
     return {"reference-config.md": config_page(), "reference-command-line.md": command_page()}
 
 
-def keys(schema: dict) -> Iterator[tuple[str, dict, str]]:
-    """(dotted key, its schema, the `name` it belongs to or "") of every key, in the order of the schema."""
-    yield from _keys(schema, schema, "", "")
+@dataclass(frozen=True)
+class Key:
+    """One key of a config.
+
+    Attributes:
+        name: dotted, e.g. "results.width.filters".
+        schema: what the JSON schema says of it, with references followed.
+        default: what holds if it is absent; `ABSENT` if it must be given or says nothing then.
+        required: whether it must be given.
+        stages: the stages of a result that read it.
+        variant: the `name` of the dataset, corpus or network that it belongs to; "": it always exists.
+    """
+
+    name: str
+    schema: dict
+    default: object
+    required: bool
+    stages: tuple[str, ...]
+    variant: str = ""
 
 
-def _keys(block: dict, root: dict, prefix: str, condition: str) -> Iterator[tuple[str, dict, str]]:
-    for name, found in block.get("properties", {}).items():
-        if not found:  # a placeholder: the key is described in the block outside
-            continue
-        found = _resolved(found, root)
-        yield f"{prefix}{name}", found, condition
-        yield from _keys(found, root, f"{prefix}{name}.", condition)
-    for branch in block.get("allOf", []):
-        kind = branch["if"]["properties"]["name"]["const"]
-        inner = _resolved(branch["then"], root)
-        own = {key: value for key, value in inner["properties"].items() if key not in block["properties"]}
-        yield from _keys({"properties": own}, root, prefix, kind)
+def keys(schema: dict) -> Iterator[Key]:
+    """Every key of a config, in the order of the schema; a key of several variants comes once for each."""
+    yield from _keys_of_block(schema, schema, ABSENT, Key("", schema, ABSENT, False, ()))
+
+
+def _keys_of_block(block: dict, root: dict, defaults: object, parent: Key) -> Iterator[Key]:
+    """The keys of a block and of the blocks in it.
+
+    Args:
+        block: its schema, with its own reference followed.
+        root: the whole schema.
+        defaults: the value of the block in a config that does not mention it.
+        parent: the key that the block is the value of.
+    """
+    for variant, alternative in _alternatives(block, root):
+        below = defaults if isinstance(defaults, dict) and variant in ("", defaults.get("name")) else {}
+        # A block's name is explained before the keys that depend on it.
+        for name, described in sorted(alternative["properties"].items(), key=lambda item: item[0] != "name"):
+            described = _resolved(described, root)
+            if "const" in described:
+                described = {"const": described["const"], "description": alternative.get("description", "")}
+            dotted = f"{parent.name}.{name}".lstrip(".")
+            stages = tuple(described.get("stages", parent.stages))
+            default = below.get(name, described.get("default", ABSENT))
+            required = name in alternative.get("required", []) and default is ABSENT
+            key = Key(dotted, described, default, required, stages, variant or parent.variant)
+            yield key
+            yield from _keys_of_block(described, root, default, key)
+
+
+def _alternatives(block: dict, root: dict) -> Iterator[tuple[str, dict]]:
+    """(variant, schema) of the blocks that a block can be; ("", itself) where there is no choice."""
+    if "properties" in block:
+        yield "", block
+    for kind in ("oneOf", "anyOf"):
+        for described in block.get(kind, []):
+            described = _resolved(described, root)
+            if "properties" in described:
+                yield described["properties"].get("name", {}).get("const", ""), described
 
 
 def _resolved(schema: dict, root: dict) -> dict:
@@ -64,100 +110,130 @@ def _resolved(schema: dict, root: dict) -> dict:
 
 
 def config_page() -> str:
-    """Every key of a config: values, default, what config.yaml sets, meaning."""
-    schema = schema_of_configs()
-    text = (ROOT / "config.yaml").read_text(encoding="utf-8")
-    study, comments = yaml.safe_load(text), _comments(text)
-    blocks: dict[str, list[tuple[str, dict, str]]] = {}
-    for key, found, condition in keys(schema):
-        block = ".".join(key.split(".")[: 2 if key.startswith("results.") else 1]) if "." in key else ""
-        blocks.setdefault(block if block != "results" else "", []).append((key, found, condition))
+    """Every key of a config: values, default, the stages that read it, meaning."""
+    comments = _comments((ROOT / "config.yaml").read_text(encoding="utf-8"))
     lines = [
         "# Config keys",
         "",
-        "Made from `workflow/schemas/config.schema.yaml` and `config.yaml` when this page was built. A key that is not",
-        "here, or a value out of its range, is refused before any job runs, in one line that names the key.",
+        "This page was made from the models of the config when the documentation was built. A key that is not here, or",
+        "a value out of its range, is refused before any job runs, in one line that names the key. Editors that know",
+        "JSON schemas read the same from `workflow/schemas/config.schema.yaml`.",
         "",
-        "*Default* is what holds if the key is absent. *Default study* is what `config.yaml` sets; an overlay",
-        "(`--configfile studies/NAME.yaml`) changes single keys of it. A `network` or `training` block inside a result",
-        "changes single keys of the block of that name at the top.",
-        "A name in brackets: the key exists with that `name` only.",
+        "*Default* is what holds if a key is absent: its value in the default study, `config.yaml`. An overlay",
+        "(`--configfile studies/NAME.yaml`) changes single keys. A `network` or `training` block of a result changes",
+        "single keys of the block of that name at the top, so its keys have a default only where the result differs.",
+        "`1e-3` and `1e3` are numbers, and a date is a name like any other, although YAML reads them differently.",
+        "Names in brackets say which datasets, corpora or networks have the key, where not all have it.",
+        "",
+        "*Read by* lists the stages of a result that read the key. A change of the key repeats these stages and what",
+        "follows from them.",
         "",
     ]
+    blocks: dict[str, dict[str, list[Key]]] = {}
+    for key in keys(json_schema()):
+        parts = key.name.split(".")
+        block = ".".join(parts[: 2 if parts[0] == "results" else 1]) if len(parts) > 1 else ""
+        blocks.setdefault(block, {}).setdefault(key.name, []).append(key)
     for block, rows in blocks.items():
         lines += [f"## {block or 'Top level'}", ""]
-        lines += ["| Key | Values | Default | Default study | Meaning |", "| --- | --- | --- | --- | --- |"]
-        for key, found, condition in rows:
-            meaning = found.get("description") or comments.get(key, "")
-            default = _value(found["default"]) if "default" in found else ""
-            here = condition in ("", study[key.split(".")[0]].get("name")) if "." in key else True
-            ours = _value(_look_up(study, key)) if here else ""
-            cells = [f"`{key}`", _values(found), default, ours, _meaning(meaning, condition)]
-            lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+        lines += ["| Key | Values | Default | Read by | Meaning |", "| --- | --- | --- | --- | --- |"]
+        variants = {key.variant for same_name in rows.values() for key in same_name}
+        for name, same_name in rows.items():
+            for cells in _rows(name, same_name, variants, comments.get(name, "")):
+                lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
         lines.append("")
     return "\n".join(lines)
 
 
-def _meaning(text: str, condition: str) -> str:
-    text = text.replace("<", "&lt;").replace("*", "\\*")
-    return f"(`{condition}`) {text}".strip() if condition else text
+def _rows(name: str, same_name: list[Key], variants: set[str], comment: str) -> Iterator[list[str]]:
+    """The rows of one key: one, or several where its values or its meaning differ between variants of its block.
+
+    Args:
+        name: the key.
+        same_name: the key in each variant.
+        variants: all variants of the block.
+        comment: what config.yaml says of it.
+    """
+    if all("const" in key.schema for key in same_name):  # the name by which the block chooses its variant
+        values = ", ".join(_value(key.schema["const"]) for key in same_name)
+        default = next((_value(key.default) for key in same_name if key.default is not ABSENT), "")
+        meaning = " ".join(f"`{key.variant}`: {key.schema['description'].splitlines()[0]}" for key in same_name)
+        yield [f"`{name}`", values, default, "", meaning]
+        return
+    groups: dict[tuple[str, str], list[Key]] = {}
+    for key in same_name:
+        groups.setdefault((_values(key.schema), key.schema.get("description", comment)), []).append(key)
+    for (values, meaning), group in groups.items():
+        everywhere = {key.variant for key in group} == variants
+        which = "" if everywhere else f"({', '.join(f'`{key.variant}`' for key in group)}) "
+        stages = ", ".join(group[0].stages)
+        yield [f"`{name}`", values, _defaults(group), stages, which + _escaped(meaning)]
 
 
-def _values(found: dict) -> str:
+def _defaults(group: list[Key]) -> str:
+    """The default of a key; where variants differ in it, each with its variants."""
+    variants: dict[str, list[str]] = {}
+    for key in group:
+        text = "required" if key.required else "" if isinstance(key.default, dict) else _value(key.default)
+        variants.setdefault(text, []).append(f"`{key.variant}`")
+    if len(variants) == 1:
+        return next(iter(variants))
+    return "; ".join(f"{text} ({', '.join(names)})" for text, names in variants.items())
+
+
+def _escaped(text: str) -> str:
+    return text.replace("<", "&lt;").replace("*", "\\*")
+
+
+def _values(schema: dict) -> str:
     """Type and bounds in words."""
-    if "enum" in found:
-        return ", ".join(f"`{value}`" for value in found["enum"])
-    kinds = found.get("type", "object")
-    kinds = [kinds] if isinstance(kinds, str) else kinds
-    words = [" or ".join(TYPES.get(kind, kind) for kind in kinds)]
-    words += [pattern.format(found[key]) for key, pattern in BOUNDS.items() if key in found]
-    if "contains" in found:
-        words.append(f"`{found['contains']['const']}` among them")
-    if found.get("uniqueItems"):
-        words.append("each once")
-    if "array" in kinds:
-        words[0] += f" of {_values(found['items'])}" if "enum" in found["items"] else f" of {found['items']['type']}s"
-        bounds = [pattern.format(found["items"][key]) for key, pattern in BOUNDS.items() if key in found["items"]]
-        words[0] += f" ({', '.join(bounds)})" if bounds else ""
-    return ", ".join(words)
+    options = schema.get("oneOf") or schema.get("anyOf")
+    if options:
+        separator = ", " if all("const" in option for option in options) else " or "
+        return separator.join(dict.fromkeys(_values(option) for option in options))
+    if "const" in schema:
+        return _value(schema["const"])
+    if "enum" in schema:
+        return ", ".join(_value(value) for value in schema["enum"])
+    kind = schema.get("type", "object")
+    words = [TYPES.get(kind, kind)]
+    if kind == "array":
+        words[0] += f" of {_items(schema.get('items', {}))}"
+    return ", ".join([*words, *_bounds(schema)])
+
+
+def _items(schema: dict) -> str:
+    """What a list holds, in words."""
+    if "type" not in schema or "enum" in schema:
+        return _values(schema)
+    bounds = _bounds(schema)
+    return f"{schema['type']}s" + (f" ({', '.join(bounds)})" if bounds else "")
+
+
+def _bounds(schema: dict) -> list[str]:
+    return [pattern.format(schema[key]) for key, pattern in BOUNDS.items() if key in schema]
 
 
 def _value(value: object) -> str:
-    """As it stands in a config file, on one line."""
-    if value is _ABSENT or isinstance(value, dict):
-        return "" if value is _ABSENT or not value else f"`{_flow(value)}`"
-    return f"`{_flow(value)}`"
-
-
-def _flow(value: object) -> str:
+    """A value as it stands in a config file, on one line; "" if there is none."""
+    if value is ABSENT:
+        return ""
     text = yaml.safe_dump(value, default_flow_style=True, width=10_000, sort_keys=False).strip()
-    return text.removesuffix("...").strip()
-
-
-_ABSENT = object()
-
-
-def _look_up(config: dict, key: str) -> object:
-    """The value of a dotted key; a block says nothing, its keys do."""
-    found: object = config
-    for part in key.split("."):
-        if not isinstance(found, dict) or part not in found:
-            return _ABSENT
-        found = found[part]
-    return _ABSENT if isinstance(found, dict) else found
+    return f"`{text.removesuffix('...').strip()}`"
 
 
 def _comments(text: str) -> dict[str, str]:
     """Dotted key → the comment behind it in a config file of nested blocks."""
-    found, place = {}, []
+    comments: dict[str, str] = {}
+    path: list[str] = []
     for line in text.splitlines():
         match = re.match(r"( *)([A-Za-z_]+):([^#]*)(?:#\s*(.+))?$", line)
         if match:
             indent, key, _, comment = match.groups()
-            place = [*place[: len(indent) // 2], key]
+            path = [*path[: len(indent) // 2], key]
             if comment:
-                found[".".join(place)] = comment
-    return found
+                comments[".".join(path)] = comment
+    return comments
 
 
 def command_page() -> str:
@@ -168,10 +244,10 @@ def command_page() -> str:
         "# Command line",
         "",
         "Made from the program's own parser when this page was built. The rules of the workflow call these commands,",
-        "one for each stage; `verdicts`, `verify`, `plan` and `publish` are for you.",
+        "one for each stage; `verdicts`, `verify`, `plan`, `schema`, `publish`, `capture` and `compare` are for you.",
         "",
         "A problem with an input ends a command with status 1 and one line, `error: ...`, that names the file or key",
-        "and the remedy. A job that is told to stop (SIGTERM, Ctrl-C) keeps what it has and ends with status 75.",
+        "and the remedy. A job that is interrupted (SIGTERM, Ctrl-C) saves its state and ends with status 75.",
         "",
     ]
     for name, command in commands.choices.items():

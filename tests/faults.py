@@ -37,7 +37,7 @@ import yaml
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-from tests.conftest import copy_workflow, variables  # noqa: E402
+from tests.builders import copy_workflow, variables  # noqa: E402
 
 STUDY = {
     "study": "faults",

@@ -32,7 +32,7 @@ import psutil
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-from tests.conftest import copy_workflow, variables  # noqa: E402
+from tests.builders import copy_workflow, variables  # noqa: E402
 
 SYSTEM = Path("/etc/slurm/slurm.conf")  # Snakemake's plugin clears SLURM_CONF, so the configuration must be found here
 RESULTS = Path("results/smoke")

@@ -7,7 +7,7 @@ import subprocess
 
 import pytest
 
-from tests.conftest import SMOKE, copy_workflow, snakemake, variables
+from tests.builders import SMOKE, copy_workflow, snakemake, variables
 
 CONDA = """#!/bin/bash
 echo "$@" >> {home}/calls

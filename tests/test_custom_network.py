@@ -1,5 +1,6 @@
 """A user's torch.nn.Module in place of the built-in networks: the same arithmetic, the same workflow."""
 
+import filecmp
 import re
 import shutil
 import sys
@@ -10,17 +11,31 @@ import pandas as pd
 import pytest
 import torch
 import yaml
-from cca_dynamics import ablation, activations, networks, training
-from cca_dynamics.architectures import describe
-from cca_dynamics.files import read_tensors
-from cca_dynamics.networks import build, channels_last
-from cca_dynamics.plan import training_memory
-from cca_dynamics.provenance import code_fingerprint, module_fingerprint
-from cca_dynamics.study import ConfigError, Study, read_config
+from cca_dynamics.config.cohorts import AblationRequest, LayerRequest
+from cca_dynamics.config.models import ModuleOptions, Training
+from cca_dynamics.cost import training_memory
+from cca_dynamics.data import datasets
+from cca_dynamics.errors import ConfigError
+from cca_dynamics.networks import convolutional
+from cca_dynamics.networks.architectures import describe
+from cca_dynamics.networks.convolutional import build, channels_last
+from cca_dynamics.networks.user_module import measured
+from cca_dynamics.representations import ablation, extraction
+from cca_dynamics.runtime.fingerprints import code_fingerprint, module_fingerprint
+from cca_dynamics.runtime.storage import read_tensors
+from cca_dynamics.study import Study, read_config
+from cca_dynamics.training import classifiers
+from torch.nn import functional
 
-from tests.conftest import ROOT, copy_workflow, snakemake, write_images
-from tests.test_resume import Killed, contents, killing_at
-from tests.test_training import dataset, recipe, run
+from tests.builders import (
+    ROOT,
+    classifier_recipe,
+    copy_workflow,
+    snakemake,
+    train_classifiers,
+    write_dataset,
+    write_images,
+)
 
 TWIN = '''
 from torch import nn
@@ -47,15 +62,16 @@ def twin(in_channels, classes, space, channels):
 
 @pytest.fixture
 def own(tmp_path, monkeypatch):
-    """Writes a module of the user into the working directory; returns its network block."""
+    """Writes a module of the user's into the working directory; returns options that name it."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [*sys.path])
 
-    def write(text: str, function: str = "twin", layers=("conv1", "conv2"), channels=(5, 6), **more) -> dict:
+    def write(
+        text: str, function: str = "twin", layers=("conv1", "conv2"), channels=(5, 6), source=""
+    ) -> ModuleOptions:
         name = f"mine_{uuid.uuid4().hex}"
         (tmp_path / f"{name}.py").write_text(text)
-        block = {"name": "module", "module": f"{name}:{function}", "layers": list(layers), "channels": list(channels)}
-        return block | more
+        return ModuleOptions(module=f"{name}:{function}", layers=layers, channels=channels, source=source)
 
     return write
 
@@ -76,84 +92,100 @@ def same(found: dict, expected: dict, tolerance: float = 1e-4):
 
 
 @pytest.mark.parametrize("dimensions", [1, 2])
-def test_the_built_in_network_written_by_a_user_is_the_same(own, dimensions):
+def test_the_built_in_network_written_by_a_user_is_the_same(own, tmp_path, dimensions):
     """Loss, gradients, running statistics, representations, evaluation and ablation, from the same weights."""
-    data, block = dataset(dimensions), own(TWIN)
-    space, blocks = data.train_x.shape[2:], {"built in": recipe()["network"], "own": block}
-    both = {kind: build(chosen, 2, space, 3) for kind, chosen in blocks.items()}
-    state = both["built in"].initialise(np.random.default_rng(i) for i in range(3))
+    data = datasets.load(write_dataset(tmp_path / "dataset.safetensors", dimensions))
+    space, options = data.train_x.shape[2:], {"built in": classifier_recipe().network, "own": own(TWIN)}
+    networks = {kind: build(network, 2, space, 3) for kind, network in options.items()}
+    state = networks["built in"].initialise(np.random.default_rng(i) for i in range(3))
     counts = {f"conv{i}.1.num_batches_tracked": torch.zeros(3, dtype=torch.int64) for i in (1, 2)}
     states = {"built in": state, "own": {k: v.clone() for k, v in (translated(state) | counts).items()}}
     order = torch.stack([torch.randperm(60, generator=torch.Generator().manual_seed(i))[:16] for i in range(3)])
-    found = {}
-    for kind, network in both.items():
-        parameters = training._Parameters(states[kind], network)
-        losses, gradients = parameters.gradients(network, channels_last(data.train_x), data.train_y, order)
-        shapes = network.shapes()
-        parts = gradients.split([int(np.prod(shape)) for shape in shapes.values()], dim=1)
-        named = {name: part.view(3, *shape) for (name, shape), part in zip(shapes.items(), parts, strict=True)}
-        training.SGD(parameters.values, {})(parameters.values, gradients, torch.tensor(0.1))
-        now = parameters.tensors
-        only = {name: tensor[1:2] for name, tensor in now.items()}
+    computed = {}
+    for kind, network in networks.items():
+        state, names = states[kind], list(network.shapes())
+        parameters = [state[name].requires_grad_() for name in names]
+        logits = network.logits(state, channels_last(data.train_x)[order])
+        losses = functional.cross_entropy(logits.transpose(1, 2), data.train_y[order], reduction="none").mean(1)
+        gradients = torch.autograd.grad(losses.sum(), parameters)
+        with torch.no_grad():
+            for parameter, gradient in zip(parameters, gradients, strict=True):
+                parameter -= 0.1 * gradient
+        state = {name: tensor.detach() for name, tensor in state.items()}
+        first = {name: tensor[1:2] for name, tensor in state.items()}
         masks = {
             f"conv{i}": (torch.rand(4, c, generator=torch.Generator().manual_seed(i)) > 0.4).float()
             for i, c in ((1, 5), (2, 6))
         }
-        found[kind] = {
-            "losses": losses,
-            **(translated(named) if kind == "built in" else named),
-            **{f"after {k}": v.detach() for k, v in (translated(now) if kind == "built in" else now).items()},
-            **network.representations(now, data.test_x, ["conv1", "conv2", "softmax"], batch_size=7),
-            "evaluation": torch.stack(network.evaluate(now, data.test_x, data.test_y)),
-            "ablation": network.accuracy_without(only, data.train_x, data.train_y, masks),
+        rename = translated if kind == "built in" else dict
+        computed[kind] = {
+            "losses": losses.detach(),
+            **rename(dict(zip(names, gradients, strict=True))),
+            **{f"after {name}": tensor for name, tensor in rename(state).items()},
+            **network.representations(state, data.test_x, ["conv1", "conv2", "softmax"], batch_size=7),
+            "evaluation": torch.stack(network.evaluate(state, data.test_x, data.test_y)),
+            "ablation": network.accuracy_without(first, data.train_x, data.train_y, masks),
         }
-    same(found["own"], found["built in"])
+    same(computed["own"], computed["built in"])
     assert states["own"]["conv1.1.num_batches_tracked"].tolist() == [1, 1, 1]
-    theirs, ours = (describe(chosen, 2, space, 3) for chosen in blocks.values())
+
+
+@pytest.mark.parametrize("dimensions", [1, 2])
+def test_a_module_costs_what_the_built_in_network_costs(own, dimensions):
+    space = (12,) if dimensions == 1 else (6, 8)
+    theirs = describe(classifier_recipe().network, 2, space, 3)
+    ours = measured(describe(own(TWIN), 2, space, 3))
     for count in ("parameters", "operations", "training_operations", "widths"):
         assert getattr(theirs, count) == getattr(ours, count)
     assert ours.operations_after("conv1") == ours.operations
-    memory = [
-        training_memory(kind, {"batch_size": 32, "optimizer": "adam"}, 1, "cpu", False) for kind in (theirs, ours)
-    ]
+    training = Training(batch_size=32, optimizer="adam")
+    memory = [training_memory(architecture, training, 1, "cpu", False) for architecture in (theirs, ours)]
     assert 0.5 < memory[0] / memory[1] < 4
 
 
 @pytest.mark.parametrize("dimensions", [1, 2])
 def test_training_gives_what_the_built_in_network_gives(own, tmp_path, monkeypatch, dimensions):
-    data, chosen = dataset(dimensions), recipe(optimizer="adam")
-    expected, history, _ = run(chosen, data, tmp_path / "built in")
+    data = write_dataset(tmp_path / "dataset.safetensors", dimensions)
+    expected, history, _ = train_classifiers(classifier_recipe(optimizer="adam"), data, tmp_path / "built in")
     initial, _ = read_tensors(tmp_path / "built in" / "step-000000.safetensors")
     counts = {f"conv{i}.1.num_batches_tracked": torch.zeros(3, dtype=torch.int64) for i in (1, 2)}
-    monkeypatch.setattr(networks.ModuleNetworks, "initialise", lambda self, generators: translated(initial) | counts)
-    state, ours, _ = run(chosen | {"network": own(TWIN)}, data, tmp_path / "own")
+    monkeypatch.setattr(
+        convolutional.ModuleNetworks, "initialise", lambda self, generators: translated(initial) | counts
+    )
+    state, ours, _ = train_classifiers(classifier_recipe(optimizer="adam", network=own(TWIN)), data, tmp_path / "own")
     same(state, translated(expected), 1e-3)
     assert ours["loss"].to_numpy() == pytest.approx(history["loss"].to_numpy(), rel=1e-3)
     assert state["conv2.1.num_batches_tracked"].tolist() == [9, 9, 9]
 
 
 def test_a_network_does_not_depend_on_its_cohort_nor_on_what_was_drawn_before(own, tmp_path):
-    data, block = dataset(2), own(TWIN)
+    data, network = write_dataset(tmp_path / "dataset.safetensors", 2), own(TWIN)
     torch.manual_seed(1)
-    together, _, _ = run(recipe(range(3)) | {"network": block}, data, tmp_path / "together")
+    together, _, _ = train_classifiers(classifier_recipe(network=network), data, tmp_path / "together")
     torch.manual_seed(2)
     before = torch.get_rng_state()
-    alone, _, _ = run(recipe((2,)) | {"network": block}, data, tmp_path / "alone")
+    alone, _, _ = train_classifiers(classifier_recipe((2,), network=network), data, tmp_path / "alone")
     assert torch.equal(torch.get_rng_state(), before)
     assert all(torch.equal(tensor[0], together[name][2]) for name, tensor in alone.items())
     assert not torch.equal(together["head.weight"][0], together["head.weight"][1])
 
 
-def test_a_killed_run_ends_as_an_undisturbed_one(own, tmp_path, monkeypatch):
-    data, chosen = dataset(2), recipe((0, 1)) | {"network": own(TWIN)}
-    training.train(chosen, data, tmp_path / "whole", report=lambda line: None)
-    with monkeypatch.context() as patched, pytest.raises(Killed):
-        killing_at(patched, 5)
-        training.train(chosen, data, tmp_path / "killed", report=lambda line: None, save_steps=1)
-    lines = []
-    training.train(chosen, data, tmp_path / "killed", report=lines.append)
-    assert lines[0] == "going on from step 5 of 9"
-    assert contents(tmp_path / "whole") == contents(tmp_path / "killed")
+def test_a_killed_run_ends_as_an_undisturbed_one(own, tmp_path):
+    data, recipe = write_dataset(tmp_path / "dataset.safetensors", 2), classifier_recipe((0, 1), network=own(TWIN))
+    train_classifiers(recipe, data, tmp_path / "undisturbed")
+
+    def kill(line: str) -> None:
+        """At the end of the second epoch, in step 6."""
+        if line.startswith("epoch 2/3"):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        classifiers.train(recipe, data, tmp_path / "killed", report=kill, save_steps=1)
+    assert not (tmp_path / "killed").exists()
+    _, _, lines = train_classifiers(recipe, data, tmp_path / "killed")
+    assert lines[0] == "resuming from step 5 of 9"
+    files = sorted(path.name for path in (tmp_path / "undisturbed").iterdir())
+    assert filecmp.cmpfiles(tmp_path / "undisturbed", tmp_path / "killed", files, shallow=False) == (files, [], [])
 
 
 STATEFUL = """
@@ -177,8 +209,9 @@ class Stateful(nn.Module):
 
 
 def test_buffers_are_state_and_frozen_or_unused_parameters_stay(own, tmp_path):
-    block = own(STATEFUL, "Stateful", ["first", "head"], [4, 3])
-    state, _, _ = run(recipe((0, 1)) | {"network": block}, dataset(2), tmp_path / "out")
+    network = own(STATEFUL, "Stateful", ("first", "head"), (4, 3))
+    data = write_dataset(tmp_path / "dataset.safetensors", 2)
+    state, _, _ = train_classifiers(classifier_recipe((0, 1), network=network), data, tmp_path / "out")
     initial, _ = read_tensors(tmp_path / "out" / "step-000000.safetensors")
     assert state["calls"].tolist() == [9, 9]
     changed = {name for name in state if not torch.equal(state[name], initial[name])}
@@ -202,19 +235,20 @@ class Residual(nn.Module):
         x = x + self.inner(x)
         return self.head(self.pool(x).view(len(x), -1))
 """
-    data, block = dataset(2), own(source, "Residual", ["stem", "inner", "pool", "head"], [4, 4, 4, 3])
-    state, _, _ = run(recipe((0, 1)) | {"network": block}, data, tmp_path / "networks")
-    request = {"epochs": "final", "splits": ["test"], "layers": "all"}
-    activations.extract(tmp_path / "networks", data, tmp_path / "a", requests=[request], report=lambda line: None)
-    found, _ = read_tensors(tmp_path / "a/test/step-000009.safetensors")
-    assert {name: tuple(tensor.shape[1:]) for name, tensor in found.items()} == {
+    options = own(source, "Residual", ("stem", "inner", "pool", "head"), (4, 4, 4, 3))
+    file = write_dataset(tmp_path / "dataset.safetensors", 2)
+    state, _, _ = train_classifiers(classifier_recipe((0, 1), network=options), file, tmp_path / "networks")
+    request = LayerRequest(epochs="final", splits=("test",), layers="all")
+    extraction.extract(tmp_path / "networks", file, tmp_path / "a", requests=[request], report=lambda line: None)
+    activations, _ = read_tensors(tmp_path / "a/test/step-000009.safetensors")
+    assert {name: tuple(tensor.shape[1:]) for name, tensor in activations.items()} == {
         "stem": (20, 4), "inner": (20, 4), "pool": (20, 4), "head": (20, 3), "softmax": (20, 3)
     }  # fmt: skip
-    torch.testing.assert_close(found["softmax"], found["head"].softmax(-1))
-    request = {"layers": ["inner"], "orders": 2, "levels": 3, "points": 40}
-    ablation.ablate(tmp_path / "networks", data, tmp_path / "a.parquet", request=request, report=lambda line: None)
+    torch.testing.assert_close(activations["softmax"], activations["head"].softmax(-1))
+    request = AblationRequest(layers=("inner",), orders=2, levels=3, points=40)
+    ablation.ablate(tmp_path / "networks", file, tmp_path / "a.parquet", request=request, report=lambda line: None)
     table = pd.read_parquet(tmp_path / "a.parquet").set_index(["network", "share"])["accuracy"]
-    network = build(block, 2, (6, 8), 3)
+    network, data = build(options, 2, (6, 8), 3), datasets.load(file)
     state["inner.weight"].detach().zero_(), state["inner.bias"].detach().zero_()
     points = np.random.default_rng([3, *b"ablation"]).permutation(60)[:40]
     _, without = network.evaluate(state, data.train_x[points], data.train_y[points])
@@ -223,10 +257,12 @@ class Residual(nn.Module):
 
 
 def test_mixed_precision_is_autocast(own, tmp_path, monkeypatch):
-    monkeypatch.setattr(training, "has_bfloat16", lambda device: True)
-    data, block = dataset(2), own(TWIN)
-    exact, _, _ = run(recipe((0,)) | {"network": block}, data, tmp_path / "exact")
-    mixed, _, _ = run(recipe((0,), precision="mixed") | {"network": block}, data, tmp_path / "mixed")
+    monkeypatch.setattr(classifiers, "has_bfloat16", lambda device: True)
+    data, network = write_dataset(tmp_path / "dataset.safetensors", 2), own(TWIN)
+    exact, _, _ = train_classifiers(classifier_recipe((0,), network=network), data, tmp_path / "exact")
+    mixed, _, _ = train_classifiers(
+        classifier_recipe((0,), network=network, precision="mixed"), data, tmp_path / "mixed"
+    )
     assert not torch.equal(exact["head.weight"], mixed["head.weight"])
     torch.testing.assert_close(exact["head.weight"], mixed["head.weight"], rtol=0.1, atol=0.05)
 
@@ -247,10 +283,10 @@ LINEAR = "from torch import nn\ndef net(in_channels, classes):\n"
         (
             TWIN.replace(", channels):", "):\n    channels = 5, 7"),
             {},
-            r"network\.channels: conv2 .+ puts out 7 .+ not 6",
+            r"network\.channels: conv2 .+ returns 7 .+ not 6",
         ),
-        (TWIN.replace("(in_channels, classes)", "(in_channels, 4)"), {}, r"puts out \(2, 4\) .+ of shape \(2, 3\)"),
-        (TWIN.replace("nn.Linear(in_channels, classes)", "nn.GRU(6, 3)"), {}, "puts out tuple for 2 inputs"),
+        (TWIN.replace("(in_channels, classes)", "(in_channels, 4)"), {}, r"returns \(2, 4\) .+ of shape \(2, 3\)"),
+        (TWIN.replace("nn.Linear(in_channels, classes)", "nn.GRU(6, 3)"), {}, "returns tuple for 2 inputs"),
         (
             LINEAR + "    relu = nn.ReLU()\n    return nn.Sequential(nn.Flatten(), nn.Linear(96, 3), relu, relu)",
             {"function": "net", "layers": ["2", "1"]},
@@ -280,7 +316,7 @@ def custom(**network) -> dict:
     ("network", "message"),
     [
         ({"module": "nowhere:small"}, r"network\.module: there is no nowhere\.py in the working directory"),
-        ({"module": "small"}, r"network\.module: 'small' is not allowed; module: FILE:FUNCTION"),
+        ({"module": "small"}, r"network\.module: 'small' is not allowed; FILE:FUNCTION"),
         ({"layers": ["conv1", "conv2"]}, r"network\.layers: 2 layers for 4 channels; give one for each"),
         (
             {"layers": ["conv1", "conv2", "conv3", "top"]},
@@ -300,21 +336,26 @@ def test_a_bad_network_block_is_refused_before_any_job(network, message, monkeyp
 def test_a_module_needs_its_keys(monkeypatch):
     config = custom()
     del config["network"]["layers"]
-    with pytest.raises(ConfigError, match=r"network\.layers: missing; a module needs it"):
+    with pytest.raises(ConfigError, match=r"network\.layers: missing; module needs it"):
         Study(config)
 
 
 def test_a_file_that_is_not_python_is_refused_before_any_job(own):
     with pytest.raises(ConfigError, match=r"network\.module: mine_\w+\.py is not Python"):
-        Study(custom(**own("def twin(:", layers=["conv1", "conv2", "conv3", "conv4"], channels=[16, 32, 32, 64])))
+        options = own("def twin(:", layers=("conv1", "conv2", "conv3", "conv4"), channels=(16, 32, 32, 64))
+        Study(custom(**options.model_dump(mode="json")))
 
 
 def test_built_in_networks_do_not_depend_on_the_code_behind_those_of_users():
-    for entry in ("training:train", "activations:extract", "ablation:ablate"):
+    for entry in (
+        "training.classifiers:train",
+        "representations.extraction:extract",
+        "representations.ablation:ablate",
+    ):
         for name in ("convnet", "module"):
             code: dict = {}
             code_fingerprint(entry, selected=[name, "sgd", "cosine", "none"], collect=code)
-            assert any(module == "modules" for module, _ in code) == (name == "module")
+            assert any(module == "networks.user_module" for module, _ in code) == (name == "module")
 
 
 def test_the_fingerprint_follows_imports_in_the_working_directory(tmp_path):

@@ -5,16 +5,18 @@ import json
 
 import numpy as np
 import pytest
-from cca_dynamics import datasets
-from cca_dynamics.files import DamagedFile, replacing
+from cca_dynamics.config.models import Cifar10, ImageFolder, Mnist1d
+from cca_dynamics.data import datasets
+from cca_dynamics.errors import DamagedFile, UserError
+from cca_dynamics.runtime.storage import replacing
 
-OPTIONS = {"name": "mnist1d", "train_size": 400, "test_size": 100, "seed": 42}
+OPTIONS = Mnist1d(train_size=400, test_size=100, seed=42)
 
 
-def materialise(folder, seed=0, **changes):
+def materialise(folder, seed=0):
     folder.mkdir(exist_ok=True)
     tensors, sheet = folder / "dataset.safetensors", folder / "datasheet.json"
-    datasets.materialise({**OPTIONS, **changes}, seed, tensors, sheet)
+    datasets.materialise(OPTIONS, seed, tensors, sheet)
     return datasets.load(tensors), json.loads(sheet.read_text()), tensors
 
 
@@ -31,7 +33,7 @@ def test_mnist1d_is_the_package_s_own(tmp_path):
 
 def test_generating_leaves_the_global_generator_alone():
     np.random.seed(1)  # noqa: NPY002
-    datasets.mnist1d(train_size=80, test_size=20, seed=42)
+    datasets.mnist1d(Mnist1d(train_size=100, test_size=50, seed=42))
     after = np.random.random()  # noqa: NPY002
     np.random.seed(1)  # noqa: NPY002
     assert after == np.random.random()  # noqa: NPY002
@@ -58,6 +60,15 @@ def test_datasheet_describes_the_file(tmp_path):
     assert sheet["train"]["per_class"] == np.bincount(data.train_y, minlength=10).tolist()
     assert sheet["input_shape"] == [1, 40] and sheet["classes"] == data.classes == 10
     assert sheet["test"]["size"] == 100 and sheet["made_with"]["seed"] == 42
+
+
+def test_the_shape_is_known_before_the_dataset_is_made(tmp_path):
+    data, _, _ = materialise(tmp_path)
+    made = (len(data.train_x), len(data.test_x)), tuple(data.train_x.shape[1:]), data.classes
+    assert datasets.shape_of(OPTIONS) == made
+    assert datasets.shape_of(Cifar10(train_size=500)) == ((500, 10_000), (3, 32, 32), 10)
+    with pytest.raises(UserError, match=r"dataset\.folder: .*nowhere/train is not a folder"):
+        datasets.shape_of(ImageFolder(folder="nowhere"))
 
 
 def test_twice_is_byte_identical(tmp_path):

@@ -1,4 +1,4 @@
-"""Every job has a GPU of its own, whoever started it. The GPUs are pretended; the locks are real."""
+"""No two jobs share a GPU, whoever started them. The GPUs are simulated; the locks are real."""
 
 import subprocess
 import sys
@@ -6,14 +6,15 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from cca_dynamics import devices
+from cca_dynamics.errors import ConfigError
+from cca_dynamics.runtime import gpus
 
 JOB = """
 import sys
 from pathlib import Path
-from cca_dynamics import devices
-devices.WAIT = 0.05
-print(devices.lease(["one", "two"], Path(sys.argv[1]), report=lambda line: print(line, flush=True)), flush=True)
+from cca_dynamics.runtime import gpus
+gpus.WAIT = 0.05
+print(gpus.reserve(["one", "two"], Path(sys.argv[1]), report=lambda line: print(line, flush=True)), flush=True)
 sys.stdin.read()
 """
 
@@ -42,7 +43,7 @@ def test_two_jobs_get_two_gpus_and_a_third_waits_for_one(job):
     assert devices_taken == {"0\n", "1\n"}
     third = job()
     assert third.stdout.readline() == "all 2 GPUs have a job; waiting for one\n"
-    second.kill()  # a lease ends with its process, however that ends
+    second.kill()  # a reservation ends with its process, however that ends
     second.wait()
     freed = third.stdout.readline()
     assert freed in devices_taken
@@ -51,17 +52,17 @@ def test_two_jobs_get_two_gpus_and_a_third_waits_for_one(job):
 
 def test_the_chosen_gpu_becomes_the_current_one(monkeypatch, tmp_path):
     current = []
-    monkeypatch.setattr(devices.tempfile, "gettempdir", lambda: str(tmp_path))
+    monkeypatch.setattr(gpus.tempfile, "gettempdir", lambda: str(tmp_path))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda i: SimpleNamespace(uuid=f"GPU-{i}"))
     monkeypatch.setattr(torch.cuda, "set_device", current.append)
-    assert devices.choose("auto") == devices.choose("cuda") == "cuda"
-    assert current == [0, 1] and devices.choose("cpu") == "cpu"
+    assert gpus.choose("auto") == gpus.choose("cuda") == "cuda"
+    assert current == [0, 1] and gpus.choose("cpu") == "cpu"
 
 
 def test_without_a_gpu(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert devices.choose("auto") == "cpu"
-    with pytest.raises(ValueError, match="device: cuda, but PyTorch finds no GPU"):
-        devices.choose("cuda")
+    assert gpus.choose("auto") == "cpu"
+    with pytest.raises(ConfigError, match="device: cuda, but PyTorch finds no GPU"):
+        gpus.choose("cuda")

@@ -4,59 +4,64 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from cca_dynamics import ablation, activations, cli, language, training
-from cca_dynamics.files import read_tensors, seal
+from cca_dynamics import cli
+from cca_dynamics.config.cohorts import AblationRequest, SweepTraining
+from cca_dynamics.errors import UserError
+from cca_dynamics.representations import ablation, extraction
 from cca_dynamics.results.inputs import Inputs
 from cca_dynamics.results.tables import caveats, tidy
+from cca_dynamics.runtime.storage import write_contents
 from cca_dynamics.study import Study, as_argument
+from cca_dynamics.training import language_models
 
-from tests import test_language, test_training
-
-
-def final(folder):
-    return read_tensors(max(folder.glob("step-*.safetensors")))[0]
+from tests.builders import (
+    classifier_recipe,
+    language_recipe,
+    train_classifiers,
+    train_language_models,
+    write_corpus,
+    write_dataset,
+)
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adam"])
 def test_one_network_that_diverges_touches_no_other(tmp_path, optimizer):
     """Network 1 of three has a learning rate at which its weights overflow; the others are as they are without it."""
-    rates = [0.05, 1e30, 0.05]
-    data = test_training.dataset(1)
-    chosen = test_training.recipe(batch_norm=False, optimizer=optimizer, learning_rate=rates, weight_decay=0.0)
-    state, history, lines = test_training.run(chosen, data, tmp_path / "three")
+    data = write_dataset(tmp_path / "dataset.safetensors", 1)
+
+    def recipe(*rates: float):
+        return classifier_recipe(batch_norm=False, optimizer=optimizer, learning_rate=rates, weight_decay=0.0)
+
+    state, history, lines = train_classifiers(recipe(0.05, 1e30, 0.05), data, tmp_path / "three")
     assert sum("network 1 diverged in step" in line for line in lines) == 1
     assert not any("nan" in line for line in lines)
     assert all(tensor.isfinite().all() for tensor in state.values())
     assert history[history["network"] == 1]["loss"].iloc[-1:].isna().all()
     assert history[history["network"] != 1].notna().all().all()
-    calm = test_training.recipe(batch_norm=False, optimizer=optimizer, learning_rate=[0.05] * 3, weight_decay=0.0)
-    without, _, _ = test_training.run(calm, data, tmp_path / "calm")
+    without, _, _ = train_classifiers(recipe(0.05, 0.05, 0.05), data, tmp_path / "calm")
     for name, tensor in state.items():
         assert torch.equal(tensor[[0, 2]], without[name][[0, 2]]), name
 
 
 def test_a_language_model_that_diverges_touches_no_other(tmp_path, monkeypatch):
     """The gradient of network 0 becomes nan in the fourth step."""
-    chosen, calls = test_language.recipe(), []
-    gradients = language._Parameters.gradients
+    data, calls = write_corpus(tmp_path / "corpus.safetensors"), []
+    window_gradients = language_models.window_gradients
 
-    def poisoned(self, *arguments):
-        losses, found, carried = gradients(self, *arguments)
+    def poisoned(*arguments):
+        losses, gradients, carried = window_gradients(*arguments)
         calls.append(1)
         if len(calls) >= 4:
-            found[0, 5] = torch.nan
-        return losses, found, carried
+            gradients[0, 5] = torch.nan
+        return losses, gradients, carried
 
-    calm, _ = test_language.run(chosen, tmp_path / "calm")
-    monkeypatch.setattr(language._Parameters, "gradients", poisoned)
-    lines = []
-    language.train(chosen, test_language.corpus(), tmp_path / "bad", report=lines.append)
-    assert sum("network 0 diverged in step 3" in line for line in lines) == 1 and not any(
-        "nan" in line for line in lines
-    )
-    history = pd.read_parquet(tmp_path / "bad/history.parquet")
+    calm, _, _ = train_language_models(language_recipe(), data, tmp_path / "calm")
+    monkeypatch.setattr(language_models, "window_gradients", poisoned)
+    state, history, lines = train_language_models(language_recipe(), data, tmp_path / "bad")
+    assert sum("network 0 diverged in step 3" in line for line in lines) == 1
+    assert not any("nan" in line for line in lines)
     assert history[(history["network"] == 0) & (history["epoch"] > 0)]["valid_loss"].isna().all()
-    for name, tensor in final(tmp_path / "bad").items():
+    for name, tensor in state.items():
         assert torch.equal(tensor[1], calm[name][1]) and tensor[0].isfinite().all()
 
 
@@ -70,26 +75,25 @@ def width_inputs(tmp_path, default_config):
     config["results"]["width"] |= {"filters": 3, "multipliers": [0.5, 1, 2], "networks": 4, "layer": "conv5"}
     config["results"]["width"]["training"] = {"epochs": 2, "evaluate_every": 1}
     study = Study(config)
-    data, paths = test_training.dataset(1), {"networks": [], "activations": []}
+    data, paths = write_dataset(tmp_path / "dataset.safetensors", 1), {"networks": [], "activations": []}
     for cohort in study.cohorts_of("width"):
         recipe = cohort.recipe("0-3", 0)
         if cohort.name == "width-1":
-            recipe["training"] |= {"learning_rate": [0.1, 0.1, 1e38, 0.1]}
-            recipe["network"] |= {"batch_norm": False}
-        for kind in paths:
-            paths[kind].append(tmp_path / kind / cohort.name / "0-3")
-        training.train(recipe, data, paths["networks"][-1], report=lambda line: None)
-        requests = study.requests(cohort.name)
-        activations.extract(
-            paths["networks"][-1], data, paths["activations"][-1], requests=requests, report=lambda line: None
-        )
+            training = SweepTraining(**{**dict(recipe.training), "learning_rate": (0.1, 0.1, 1e38, 0.1)})
+            network = recipe.network.with_changes({"batch_norm": False})
+            recipe = recipe.with_changes({"training": training, "network": network})
+        networks, activations = (tmp_path / kind / cohort.name / "0-3" for kind in paths)
+        train_classifiers(recipe, data, networks)
+        extraction.extract(networks, data, activations, requests=cohort.requests, report=lambda line: None)
+        paths["networks"].append(networks)
+        paths["activations"].append(activations)
     return study, paths
 
 
 def test_results_leave_it_out_and_say_so(tmp_path, width_inputs, monkeypatch):
     study, paths = width_inputs
     inputs = Inputs.from_paths(paths["networks"], paths["activations"])
-    assert inputs.members("width-1").tolist() == [0, 1, 3] and inputs.members("width-2").tolist() == [0, 1, 2, 3]
+    assert inputs.trained("width-1").tolist() == [0, 1, 3] and inputs.trained("width-2").tolist() == [0, 1, 2, 3]
     assert inputs.diverged().to_dict("records") == [{"quantity": "diverged", "cohort": "width-1", "value": 2.0}]
     assert inputs.history("width-1")["network"].unique().tolist() == [0, 1, 2]
     out, options = tmp_path / "width.parquet", as_argument(study.options("width"))
@@ -102,7 +106,7 @@ def test_results_leave_it_out_and_say_so(tmp_path, width_inputs, monkeypatch):
     claims = pd.read_csv(tmp_path / "c")
     assert claims["statistic"].str.endswith("left out because diverged: network 2 of width-1").all()
     notes = []
-    from cca_dynamics import figures
+    from cca_dynamics.results import figures
 
     monkeypatch.setattr(figures, "footnote", lambda figure, given: notes.append(given))
     plotted = ["--claims", str(tmp_path / "c"), "--out", str(tmp_path / "width.png")]
@@ -116,18 +120,18 @@ def test_too_few_survivors_are_refused(tmp_path, capsys):
         loss = [np.nan, np.nan, 0.5] if name == "a" else [0.1, 0.2, 0.3]
         table = pd.DataFrame({"step": 5, "epoch": 1.0, "network": range(3), "loss": loss})
         table.to_parquet(tmp_path / name / "0-2/history.parquet")
-        seal(tmp_path / name / "0-2")
+        write_contents(tmp_path / name / "0-2")
     inputs = Inputs.from_paths([tmp_path / "a/0-2", tmp_path / "b/0-2"], [])
-    assert inputs.members("b").tolist() == [0, 1, 2]
-    with pytest.raises(ValueError, match="2 of the 3 networks of a diverged; lower their learning rate"):
-        inputs.members("a")
+    assert inputs.trained("b").tolist() == [0, 1, 2]
+    with pytest.raises(UserError, match="2 of the 3 networks of a diverged; lower their learning rate"):
+        inputs.trained("a")
 
 
 def test_ablation_of_a_cohort_with_a_diverged_network_runs(tmp_path):
-    data = test_training.dataset(1)
-    chosen = test_training.recipe(batch_norm=False, learning_rate=[0.05, 1e30, 0.05])
-    test_training.run(chosen, data, tmp_path / "c/0-2")
-    request = {"layers": ["conv1"], "orders": 2, "levels": 3, "points": 30}
+    data = write_dataset(tmp_path / "dataset.safetensors", 1)
+    recipe = classifier_recipe(batch_norm=False, learning_rate=(0.05, 1e30, 0.05))
+    train_classifiers(recipe, data, tmp_path / "c/0-2")
+    request = AblationRequest(layers=("conv1",), orders=2, levels=3, points=30)
     ablation.ablate(tmp_path / "c/0-2", data, tmp_path / "c/0-2.parquet", request=request, report=lambda line: None)
     inputs = Inputs({"c": [tmp_path / "c/0-2"]}, {}, {"c": [tmp_path / "c/0-2.parquet"]})
     assert inputs.ablation("c")["network"].unique().tolist() == [0, 1] and inputs.ablation("c").notna().all().all()
@@ -139,6 +143,7 @@ def test_dead_layers_and_forced_correlations_are_counted():
     assert table["forced"].tolist()[:2] == [0, 11] and table["forced"].isna().tolist() == [False, False, True]
     assert caveats(table) == [
         "1 of 3 comparisons have a layer without variance (dead)",
-        "in 1 of 3 comparisons up to 11 correlations are 1 by counting alone (too few data points)",
+        "in 1 of 3 comparisons up to 11 correlations are exactly 1 because the ranks exceed n - 1 (too few data "
+        "points)",
     ]
     assert caveats(tidy([pd.DataFrame({**rows, "rank_a": 5, "rank_b": 5, "n": 100})])) == []

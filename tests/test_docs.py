@@ -5,6 +5,7 @@ parsed but not run. A command that is meant to fail ends in a comment, `# fails:
 first line is `# PATH` or `# PATH, before TEXT` is a file, or goes into one.
 """
 
+import ast
 import importlib.util
 import os
 import re
@@ -19,12 +20,12 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-import yaml
 from cca_dynamics import cli
+from cca_dynamics.runtime.fingerprints import code_fingerprint
 from cca_dynamics.similarity import mean_cca, null_floor, pwcca
-from cca_dynamics.study import SCHEMA, validated
+from cca_dynamics.study import Study, as_json, json_schema
 
-from tests.conftest import ROOT, copy_workflow, snakemake
+from tests.builders import ROOT, copy_workflow, snakemake, variables
 
 DOCS = ROOT / "docs"
 GENERATED = ("reference-config.md", "reference-command-line.md")
@@ -100,7 +101,7 @@ ALL = [block for page in PAGES for block in blocks(page)]
 def generated() -> dict[str, str]:
     """The pages that `make docs` writes."""
     spec = importlib.util.spec_from_file_location("generate", DOCS / "generate.py")
-    module = importlib.util.module_from_spec(spec)
+    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module.pages()
 
@@ -255,27 +256,104 @@ def test_the_tutorial(clone):
     assert "othing to be done" in again.stdout + again.stderr
 
 
-@pytest.mark.slow
-def test_extensions_work(tmp_path):
-    """All code of the page on extending, put where it says, in one study."""
-    folder = copy_workflow(tmp_path / "extended")
-    parts = [block for block in blocks(DOCS / "how-to-extend.md") if block.place]
-    assert len(parts) > 12
-    for block in parts:
+EXTENSIONS = [block for block in blocks(DOCS / "how-to-extend.md") if block.place]
+"""What the page on extending puts into files of the repository."""
+OVERLAYS = [f"studies/{name}.yaml" for name in ("smoke", "digits", "numbers", "pairs", "squared")]
+"""A study that uses all of it."""
+STAGES = [("training.classifiers:train", ()), ("results.stages:compute", ["width"]), ("results.stages:plot", ["width"])]
+"""Code that additions must not change."""
+
+
+@pytest.fixture(scope="module")
+def extended(tmp_path_factory):
+    """A working copy with all extensions of the page; and the files of it that were changed or are new."""
+    folder = copy_workflow(tmp_path_factory.mktemp("extended") / "cca-dynamics")
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    for block in EXTENSIONS:
         insert(folder, block)
-    overlays = [f"studies/{name}.yaml" for name in ("smoke", "digits", "pairs", "squared")]
-    run = snakemake(folder, "width", "unrelated", "--configfile", *overlays)
+    after = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    changed = {path.relative_to(folder).as_posix() for path in after if after[path] != before.get(path)}
+    return folder, {path for path in changed if not path.startswith("studies/")}
+
+
+def test_extensions_touch_what_the_page_says(extended):
+    text = (DOCS / "how-to-extend.md").read_text(encoding="utf-8")
+    promises = []  # (line, paths) of each section
+    for match in re.finditer(r"^Touched: ((?:.|\n)+?)\.$", text, flags=re.MULTILINE):
+        promises.append((text[: match.start()].count("\n") + 1, set(re.findall(r"`([^`]+)`", match[1]))))
+    written = {line: set() for line, _ in promises}
+    for block in EXTENSIONS:
+        if not block.place[0].startswith("studies/"):
+            written[max(line for line in written if line < block.line)].add(block.place[0])
+    assert len(promises) == 5
+    assert written == dict(promises)
+    assert extended[1] == set.union(*written.values())
+    table = [row.strip("|").split("|") for row in text.splitlines() if row.startswith("| [")][1:]
+    for (*_, files), (_, paths) in zip(table, promises, strict=True):
+        stated = {path.replace("NAME", "unrelated") for path in re.findall(r"`([^`]+)`", files)}
+        assert stated == {path.removeprefix("workflow/cca_dynamics/") for path in paths}
+
+
+def test_extensions_are_accepted(extended):
+    """A study that uses all of them, in one process; nothing is trained, and nothing old would be made again."""
+    folder, _ = extended
+    code = f"""
+import sys
+from pathlib import Path
+from cca_dynamics.data.corpora import size_of
+from cca_dynamics.data.datasets import shape_of
+from cca_dynamics.errors import ConfigError
+from cca_dynamics.networks.architectures import describe
+from cca_dynamics.report.captions import caption_of
+from cca_dynamics.runtime.fingerprints import code_fingerprint
+from cca_dynamics.study import Study, read_config
+
+config = read_config([Path(path) for path in {OVERLAYS!r}])
+study = Study({{**config, "targets": ["width", "unrelated"]}})
+assert study.name == "digits" and shape_of(study.config.dataset) == ((1347, 450), (1, 8, 8), 10)
+assert size_of(study.config.corpus) == (300_000, 50_000, 11)
+for cohort in study.cohorts_of("width"):
+    widths = describe(cohort.network, 1, (8, 8), 10).widths
+    assert cohort.network.name == "pairnet" and list(widths) == ["block1", "block2", "block3", "softmax"]
+assert study.options("width").measures == ("pwcca", "mean_squared_cca")
+assert study.cohorts_of("unrelated") == [] and study.options("unrelated").draws == 10
+assert "floor" in caption_of("unrelated")
+config["results"]["unrelated"]["points"] = [30, 400]
+try:
+    Study({{**config, "targets": ["unrelated"]}})
+except ConfigError as problem:
+    assert str(problem) == "config key results.unrelated.points: 30 are too few; give more than 41", problem
+else:
+    raise AssertionError("too few points are accepted")
+assert "torch" not in sys.modules
+print(*(code_fingerprint(entry, selected=[*Study({{}}).selected(), *more]) for entry, more in {STAGES!r}))
+"""
+    run = subprocess.run(
+        [sys.executable, "-c", code], cwd=folder, env=variables(folder), capture_output=True, text=True
+    )
+    assert run.returncode == 0, run.stderr
+    before = [code_fingerprint(entry, selected=[*Study({}).selected(), *more]) for entry, more in STAGES]
+    assert run.stdout.split() == before
+
+
+@pytest.mark.slow
+def test_extensions_work(extended):
+    """The same study, run."""
+    folder, _ = extended
+    corpus = "results/digits/data/corpus.safetensors"
+    run = snakemake(folder, "width", "unrelated", corpus, "--configfile", *OVERLAYS)
     logs = "\n".join(path.read_text() for path in folder.glob("logs/**/*.log"))
     assert run.returncode == 0, run.stdout + run.stderr + logs
     table = pd.read_parquet(folder / "results/digits/width.parquet")
     assert set(table["measure"].dropna()) == {"pwcca", "mean_squared_cca"} and table["n"].max() == 1347
     networks = folder / "results/digits/networks/width-1/0-1"
     assert '"pairnet"' in (networks / "recipe.json").read_text()
+    assert '"numbers"' in (folder / "results/digits/data/corpus.json").read_text()
     (claim,) = pd.read_csv(folder / "results/digits/claims/unrelated.csv").itertuples()
     assert claim.verdict == "reproduced" and abs(claim.value) < 0.01
     for result in ("width", "unrelated"):
         assert (folder / f"figures/digits/{result}.png").exists()
-    plan = snakemake(folder, "width", "unrelated", "plan", "--configfile", *overlays, "-n")
+    plan = snakemake(folder, "width", "unrelated", "plan", "--configfile", *OVERLAYS, "-n")
     assert plan.returncode == 0, plan.stdout + plan.stderr
 
 
@@ -286,6 +364,26 @@ def test_the_module_of_another_workflow(clone):
     (clone.parent / "Snakefile").write_text(block.text)
     run = snakemake(clone.parent, "--cores", "1", "--dry-run", PYTHONPATH=str(clone / "workflow"))
     assert run.returncode == 0 and "summary" in run.stdout + run.stderr, run.stdout + run.stderr
+
+
+def test_rooms_are_described_by_their_docstrings():
+    """CONTRIBUTING.md has every room of the package, in the words of its docstring, and the tests of every room."""
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    start = text.index("| Room |")
+    table = [[cell.strip() for cell in row.strip("|").split("|")] for row in text[start:].split("\n\n")[0].splitlines()]
+    package = ROOT / "workflow" / "cca_dynamics"
+    described = {name.strip("`"): sentence for name, sentence, *_ in table[2:]}
+    rooms = {f"{path.parent.name}/": path for path in package.glob("*/__init__.py")}
+    rooms |= {path.name: path for path in package.glob("*.py") if path.name != "__init__.py"}
+    docstrings = {name: ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) for name, path in rooms.items()}
+    first_sentences = {
+        name: " ".join(re.match(r".+?\.(?=\s|$)", docstring, flags=re.DOTALL)[0].split())
+        for name, docstring in docstrings.items()
+    }
+    assert described == first_sentences
+    after = text[start:].partition("\n## ")[0]
+    assert {path.stem for path in (ROOT / "tests").glob("test_*.py")} == set(re.findall(r"`(test_\w+)`", after))
+    assert all(re.fullmatch(r"\d+", seconds) and int(seconds) < 30 for *_, seconds in table[2:])
 
 
 @pytest.mark.parametrize("page", [ROOT / "README.md", *WRITTEN], ids=lambda page: page.name)
@@ -343,31 +441,36 @@ def test_the_floors_of_the_explanation():
 
 
 def schema_keys(node: dict, root: dict, prefix: str = ""):
-    """Dotted names of all properties, through references and branches."""
+    """Dotted names of all properties, through references and alternatives."""
     if "$ref" in node:
         yield from schema_keys(root["$defs"][node["$ref"].split("/")[-1]], root, prefix)
     for name, child in node.get("properties", {}).items():
         yield f"{prefix}{name}"
         yield from schema_keys(child, root, f"{prefix}{name}.")
-    for branch in node.get("allOf", []):
-        yield from schema_keys(branch["then"], root, prefix)
+    for alternative in [*node.get("oneOf", []), *node.get("anyOf", [])]:
+        yield from schema_keys(alternative, root, prefix)
 
 
 def test_every_key_is_in_the_reference(default_config):
-    schema, page = yaml.safe_load(SCHEMA.read_text()), generated()["reference-config.md"]
-    stated = {key: row for row in page.splitlines() for key in re.findall(r"^\| `([^`]+)` \|", row)}
+    schema, page = json_schema(), generated()["reference-config.md"]
+    stated: dict[str, str] = {}  # key → its rows; a key of several datasets, corpora or networks may have several
+    for row in page.splitlines():
+        for key in re.findall(r"^\| `([^`]+)` \|", row):
+            stated[key] = stated.get(key, "") + row
     assert set(stated) == set(schema_keys(schema, schema))
 
     def leaves(config: dict, prefix: str = ""):
         for key, value in config.items():
             yield from leaves(value, f"{prefix}{key}.") if isinstance(value, dict) else [f"{prefix}{key}"]
 
-    assert set(leaves(validated(default_config))) <= set(stated)
+    assert set(leaves(as_json(Study(default_config).config))) <= set(stated)
     assert "≥ 0, ≤ 4294967295" in stated["seed"] and "Seed of everything random" in stated["seed"]
-    assert (
-        "`50`" in stated["networks_per_job"]
-        and "`[0.125, 0.1875, 0.25, 0.5, 1]`" in stated["results.width.multipliers"]
-    )
+    assert "`50`" in stated["networks_per_job"]
+    assert "`[0.125, 0.1875, 0.25, 0.5, 1.0]`" in stated["results.width.multipliers"]
+    assert "numbers (> 0, ≤ 64)" in stated["results.width.multipliers"]
+    assert "| train, compute, claims |" in stated["results.width.multipliers"]
+    assert "≥ 100" in stated["dataset.train_size"] and "or `null`" in stated["dataset.train_size"]
+    assert "(`image_folder`)" in stated["dataset.resize"] and "`glorot`, `awd_lstm`" in page
 
 
 def test_every_subcommand_is_in_the_reference():
@@ -380,7 +483,7 @@ def test_every_subcommand_is_in_the_reference():
 
 
 def test_every_column_of_claims_is_described():
-    from cca_dynamics.claims import COLUMNS
+    from cca_dynamics.results.claims import COLUMNS
 
     text = (DOCS / "reference-files.md").read_text(encoding="utf-8")
     assert [column for column in COLUMNS if f"`{column}`" not in text] == []

@@ -13,7 +13,7 @@ import yaml
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
-from tests.conftest import BIN, ROOT
+from tests.builders import BIN, ROOT
 from tests.container import CONTAINERFILE, instructions
 
 LOCK = ROOT / "envs" / "requirements.lock"
@@ -33,9 +33,17 @@ def locked(lock: Path = LOCK, **environment: str) -> dict[str, str]:
 
 
 def project(*extras: str) -> list[Requirement]:
+    """What pyproject.toml asks for, with the extras that extras name."""
     table = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    lines = [line for extra in extras or ("dev",) for line in table["optional-dependencies"][extra]]
-    return [Requirement(line) for line in table["dependencies"] + lines]
+    lines, pending = list(table["dependencies"]), list(extras or ("dev",))
+    while pending:
+        for line in table["optional-dependencies"][pending.pop()]:
+            requirement = Requirement(line)
+            if requirement.name == table["name"]:
+                pending += requirement.extras
+            else:
+                lines.append(line)
+    return [Requirement(line) for line in lines]
 
 
 PLATFORMS = {
@@ -87,7 +95,7 @@ def test_conda_environment_has_the_same_packages_at_the_locked_versions():
     version = python.removeprefix("python=")
     pip = next(entry["pip"] for entry in environment["dependencies"] if isinstance(entry, dict))
     versions = locked(**PLATFORMS["linux x86_64"], python_version=version, python_full_version=f"{version}.9")
-    assert sorted(pip) == sorted(f"{requirement.name}=={versions[requirement.name]}" for requirement in project())
+    assert sorted(pip) == sorted({f"{requirement.name}=={versions[requirement.name]}" for requirement in project()})
     required = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["requires-python"]
     assert version in SpecifierSet(required)
     assert environment["channels"] == ["conda-forge", "nodefaults"]

@@ -19,7 +19,7 @@ from cca_dynamics.study import ConfigError, Study, read_config, schema_of_config
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
-from tests.conftest import HOSTILE, ROOT, copy_workflow
+from tests.builders import HOSTILE, ROOT, copy_workflow
 
 STUDIES = [
     read_config(overlays, ROOT / "config.yaml") for overlays in ([], *([p] for p in ROOT.glob("studies/*.yaml")))

@@ -9,15 +9,20 @@ import re
 import numpy as np
 import pytest
 import yaml
-from cca_dynamics import checkpoints, claims, cli, corpora, datasets, images
-from cca_dynamics.files import DamagedFile, read_facts, read_tensors, write_tensors
-from cca_dynamics.provenance import PACKAGE
-from cca_dynamics.resume import Unfinished
-from cca_dynamics.study import ConfigError, Study, read_config
+from cca_dynamics import cli
+from cca_dynamics.config.models import TextFolder
+from cca_dynamics.data import corpora, datasets, images
+from cca_dynamics.errors import ConfigError, DamagedFile, UserError
+from cca_dynamics.results import claims
+from cca_dynamics.runtime.fingerprints import PACKAGE
+from cca_dynamics.runtime.storage import read_metadata, read_tensors, write_tensors
+from cca_dynamics.study import Study, read_config
+from cca_dynamics.training import checkpoints
+from cca_dynamics.training.resume import Unfinished
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.conftest import HOSTILE, ROOT, copy_workflow, snakemake
+from tests.builders import HOSTILE, ROOT, copy_workflow, snakemake
 
 
 class Payload:
@@ -50,7 +55,7 @@ def test_the_package_never_unpickles():
 
 READERS = {
     "tensors": lambda path: read_tensors(path),
-    "facts": lambda path: read_facts(path),
+    "metadata": lambda path: read_metadata(path),
     "dataset": lambda path: datasets.load(path),
     "corpus": lambda path: corpora.load(path),
     "recipe": lambda path: checkpoints.load_recipe(path.parent),
@@ -58,7 +63,7 @@ READERS = {
     "state": lambda path: Unfinished(path.parent).load(),
     "image": lambda path: images._decode(str(path), 8),
     "config": lambda path: read_config([path], ROOT / "config.yaml"),
-    "text": lambda path: corpora.text_folder(folder=str(path.parent), train=path.name, valid=path.name),
+    "text": lambda path: corpora.text_folder(TextFolder(folder=str(path.parent), train=path.name, valid=path.name)),
     "table": lambda path: cli.main(
         ["claims", "width", "--options", "{}", "--table", str(path), "--out", str(path.parent / "out.csv")]
     ),
@@ -76,7 +81,7 @@ def refused(reader, path) -> None:
     """Reading ends well or in a one-line error; anything else is a bug."""
     try:
         READERS[reader](path)
-    except (ValueError, OSError) as problem:  # what the command line prints as one line
+    except (UserError, OSError) as problem:  # what the command line prints as one line
         assert str(problem).strip()
 
 
@@ -96,12 +101,12 @@ def test_random_bytes_never_crash_a_reader(tmp_path, reader, content):
 @settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_damaged_tensor_files_are_found_out(tmp_path, data):
-    """Any change of any byte, any truncation: refused, or the tensors and facts are what they were."""
+    """Any change of any byte, any truncation: refused, or the tensors and metadata are what they were."""
     import torch
 
     path = tmp_path / "t.safetensors"
     write_tensors(path, {"x": torch.arange(12.0).view(3, 4), "y": torch.arange(5)}, step=3)
-    good, facts = read_tensors(path)
+    good, metadata = read_tensors(path)
     content = bytearray(path.read_bytes())
     if data.draw(st.booleans()):
         content = content[: data.draw(st.integers(0, len(content) - 1))]
@@ -110,13 +115,13 @@ def test_damaged_tensor_files_are_found_out(tmp_path, data):
             content[data.draw(st.integers(0, len(content) - 1))] ^= data.draw(st.integers(1, 255))
     path.write_bytes(bytes(content))
     try:
-        found, said = read_tensors(path)
+        tensors, metadata_now = read_tensors(path)
     except DamagedFile as problem:
         assert "t.safetensors" in str(problem) and "run snakemake again" in str(problem)
     else:
-        for name, tensor in found.items():
+        for name, tensor in tensors.items():
             assert torch.equal(tensor, good[name]) and tensor.dtype == good[name].dtype
-        assert said == facts
+        assert metadata_now == metadata
 
 
 @pytest.mark.parametrize("name", [*HOSTILE, "..", ".", "", "/etc", "a/b", "-rf", "a b", "x" * 65, "a\nb", "a\x00b"])

@@ -11,7 +11,11 @@ import tarfile
 import numpy as np
 import pytest
 import torch
-from cca_dynamics import cli, datasets, images
+from cca_dynamics import cli
+from cca_dynamics.config.models import Cifar10, ImageFolder
+from cca_dynamics.data import datasets, images
+from cca_dynamics.errors import UserError
+from cca_dynamics.training.augmentation import SHIFT, flip_and_shift
 from PIL import Image
 
 CLASSES = ("cat", "dog", "owl")
@@ -20,24 +24,24 @@ CLASSES = ("cat", "dog", "owl")
 def make_folder(root, sizes=(6, 3), shape=(8, 10), suffix="png"):
     """A folder of random images; returns split → (n, 3, height, width)."""
     rng = np.random.default_rng(0)
-    made = {}
+    images_of_split = {}
     for split, size in zip(("train", "test"), sizes, strict=True):
         pixels = rng.integers(0, 256, (len(CLASSES), size, *shape, 3), dtype=np.uint8)
         for label, group in zip(CLASSES, pixels, strict=True):
             (root / split / label).mkdir(parents=True)
             for i, image in enumerate(group):
                 Image.fromarray(image).save(root / split / label / f"{i:02d}.{suffix}")
-        made[split] = pixels.reshape(-1, *shape, 3).transpose(0, 3, 1, 2)
-    return made
+        images_of_split[split] = pixels.reshape(-1, *shape, 3).transpose(0, 3, 1, 2)
+    return images_of_split
 
 
-def options(root, **changes) -> dict:
-    return {"name": "image_folder", "folder": str(root / "images"), "cache": str(root / "cache"), **changes}
+def options(root, **changes) -> ImageFolder:
+    return ImageFolder(**{"folder": str(root / "images"), "cache": str(root / "cache"), **changes})
 
 
-def materialise(root, seed=0, **changes):
+def materialise(root, seed=0):
     tensors, sheet = root / "dataset.safetensors", root / "datasheet.json"
-    datasets.materialise(options(root, **changes), seed, tensors, sheet)
+    datasets.materialise(options(root), seed, tensors, sheet)
     return datasets.load(tensors), json.loads(sheet.read_text())
 
 
@@ -131,14 +135,14 @@ def cut(path, size):
         (lambda root: (root / "train/ant").mkdir(), {}, r"train/ant holds no image"),
         (lambda root: os.rename(root / "test", root / "valid"), {}, r"test is not a folder; images are expected in"),
         (lambda root: Image.new("RGB", (4, 4)).save(root / "test/cat/02.png"), {}, r"02\.png is 4 × 4 .* set resize"),
-        (lambda root: None, {"train_size": 19}, r"19 images are asked for and .*train has 18; lower train_size"),
+        (lambda root: None, {"train_size": 50}, r"50 images are asked for and .*train has 18; lower train_size"),
         (lambda root: None, {"folder": "/nowhere"}, r"/nowhere/train is not a folder"),
     ],
 )
 def test_bad_images_are_named_and_nothing_is_left(tmp_path, capsys, spoil, changes, message):
     make_folder(tmp_path / "images")
     spoil(tmp_path / "images")
-    arguments = ["--options", json.dumps(options(tmp_path, **changes)), "--seed", "0"]
+    arguments = ["--options", options(tmp_path, **changes).model_dump_json(), "--seed", "0"]
     out = tmp_path / "out"
     outputs = ["--tensors", str(out / "dataset.safetensors"), "--datasheet", str(out / "datasheet.json")]
     assert cli.main(["dataset", *arguments, *outputs]) == 1
@@ -156,7 +160,7 @@ def test_a_full_disk_is_named_and_nothing_half_written_stays(tmp_path):
     if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", small], capture_output=True).returncode:
         pytest.skip("no permission to mount a small file system")
     try:
-        with pytest.raises(OSError, match=r"free disk space|No space left"):
+        with pytest.raises((OSError, UserError), match=r"free disk space|No space left"):
             images.image_folder(tmp_path / "images", None, small)
         assert list(small.iterdir()) == []
     finally:
@@ -200,7 +204,7 @@ def test_cifar10_is_unpacked_from_its_archive(tmp_path, cifar):
     folder = tmp_path / "data"
     folder.mkdir()
     os.rename(cifar, folder / cifar.name)
-    (train_x, train_y), (test_x, _) = datasets.cifar10(folder=str(folder), train_size=50)
+    (train_x, train_y), (test_x, _) = datasets.cifar10(Cifar10(folder=str(folder), train_size=50))
     assert train_x.shape == (50, 3, 32, 32) and train_x.dtype == np.uint8 and len(test_x) == 60
     assert np.bincount(train_y).tolist() == [5] * 10
 
@@ -214,22 +218,22 @@ def test_without_cifar10_the_remedy_is_named(tmp_path, cifar, damage):
     if damage == "a broken batch":
         os.rename(cifar.parent / "made/cifar-10-batches-py", folder / "cifar-10-batches-py")
         cut(folder / "cifar-10-batches-py/test_batch", 500)
-    with pytest.raises(ValueError, match=r"CIFAR10 cannot be had from .*put cifar-10-python\.tar\.gz \(md5") as problem:
-        datasets.cifar10(folder=str(folder))
+    with pytest.raises(
+        UserError, match=r"CIFAR10 is not available from .*put cifar-10-python\.tar\.gz \(md5"
+    ) as problem:
+        datasets.cifar10(Cifar10(folder=str(folder)))
     assert "\n" not in str(problem.value) and str(folder) in str(problem.value)
     assert ("delete " in str(problem.value)) == (damage != "nothing there")
 
 
 def test_augmented_images_are_shifted_and_mirrored():
-    from cca_dynamics.training import SHIFT, flip_and_shift
-
-    images_ = torch.arange(2 * 3 * 6 * 7 * 1, dtype=torch.float32).view(2, 3, 6, 7, 1) + 1
+    x = torch.arange(2 * 3 * 6 * 7 * 1, dtype=torch.float32).view(2, 3, 6, 7, 1) + 1
     changes = torch.zeros(2, 3, 3, dtype=torch.long)
-    torch.testing.assert_close(flip_and_shift(images_, changes), images_)
+    torch.testing.assert_close(flip_and_shift(x, changes), x)
     changes[0, 0] = torch.tensor([1, 0, 0])
     changes[1, 2] = torch.tensor([0, 2, -SHIFT])
-    found = flip_and_shift(images_, changes)
-    torch.testing.assert_close(found[0, 0], images_[0, 0].flip(1))
-    torch.testing.assert_close(found[1, 2, 2:, : 7 - SHIFT], images_[1, 2, :-2, SHIFT:])
-    assert (found[1, 2, :2] == 0).all() and (found[1, 2, :, 7 - SHIFT :] == 0).all()
-    torch.testing.assert_close(found[0, 1:], images_[0, 1:])
+    augmented = flip_and_shift(x, changes)
+    torch.testing.assert_close(augmented[0, 0], x[0, 0].flip(1))
+    torch.testing.assert_close(augmented[1, 2, 2:, : 7 - SHIFT], x[1, 2, :-2, SHIFT:])
+    assert (augmented[1, 2, :2] == 0).all() and (augmented[1, 2, :, 7 - SHIFT :] == 0).all()
+    torch.testing.assert_close(augmented[0, 1:], x[0, 1:])

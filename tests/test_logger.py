@@ -19,7 +19,7 @@ from snakemake_interface_logger_plugins.common import LogEvent
 from snakemake_interface_logger_plugins.tests import MockOutputSettings, TestLogHandlerBase
 from snakemake_logger_plugin_cca_dynamics.reading import Job, clean, duration, explain, how_it_ended, short_reasons
 
-from tests.conftest import BIN, snakemake
+from tests.builders import BIN, snakemake
 
 LOGGER = ("--cores", "2", "--logger", "cca-dynamics", "--config")  # a logger's name must not be followed by a target
 TOY = r"""

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from cca_dynamics.similarity import pwcca, svcca
 
-from tests.conftest import ROOT
+from tests.builders import ROOT
 
 PAGE = (ROOT / "docs/other-implementations.md").read_text(encoding="utf-8")
 

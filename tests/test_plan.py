@@ -4,10 +4,11 @@ import json
 import re
 
 import pytest
-from cca_dynamics import corpora, plan
+from cca_dynamics import cost
+from cca_dynamics.data import corpora
 from cca_dynamics.study import Study, read_config
 
-from tests.conftest import ROOT
+from tests.builders import ROOT
 
 
 @pytest.fixture
@@ -15,8 +16,8 @@ def quick(monkeypatch):
     monkeypatch.setattr(plan, "CALIBRATION", 5.0)
 
 
-def works(config: dict) -> dict[str, plan.Work]:
-    return {work.rule: work for work in plan.estimate(Study(config), "cpu", lambda line: None)}
+def works(config: dict) -> dict[str, cost.Work]:
+    return {work.rule: work for work in cost.estimate(Study(config), "cpu", lambda line: None)}
 
 
 def smoke(**training) -> dict:
@@ -46,7 +47,7 @@ def test_operations_and_disk_are_counted(quick):
     study = Study(smoke())
     trained = evaluated = disk = 0
     for cohort in (cohort for target in study.targets for cohort in study.cohorts_of(target)):
-        network = plan.describe(cohort.network, 1, (40,), 10)
+        network = cost.describe(cohort.network, 1, (40,), 10)
         trained += cohort.networks * 2 * 400 * network.training_operations
         evaluated += cohort.networks * 2 * (400 + 200) * network.operations  # before and after
         disk += cohort.networks * (1 + len(cohort.checkpoints)) * network.parameters * 4
@@ -62,7 +63,7 @@ def test_language_models_are_counted(quick):
     epochs = study.config["language_training"]["epochs"]
     trained = evaluated = disk = 0
     for cohort in study.cohorts_of("recurrent_training"):
-        model = plan.describe_language_model(cohort.network, vocabulary)
+        model = cost.describe_language_model(cohort.network, vocabulary)
         trained += cohort.networks * epochs * tokens * model.training_operations
         evaluated += cohort.networks * (epochs + 1) * held_out * model.operations
         disk += cohort.networks * (epochs + 1) * model.parameters * 4
@@ -76,16 +77,16 @@ def test_language_models_are_counted(quick):
 
 
 def test_a_language_model_too_large_to_measure_is_measured_on_a_short_window():
-    model = plan.describe_language_model({"embedding": 512, "sizes": [1024]}, 2000)
-    seconds = plan._time_token(model, 64, 10_000, "cpu", 0.5)
+    model = cost.describe_language_model({"embedding": 512, "sizes": [1024]}, 2000)
+    seconds = cost._time_token(model, 64, 10_000, "cpu", 0.5)
     assert model.training_operations / 1e13 < seconds < model.training_operations / 1e8
 
 
 def test_memory_grows_with_networks_and_width():
     def memory(networks: int, width: int, device: str) -> float:
         block = {"name": "convnet", "channels": [width] * 2, "strides": [1, 1]}
-        network = plan.describe(block, 3, (32, 32), 10)
-        return plan.training_memory(network, {"batch_size": 32, "optimizer": "adam"}, networks, device, False)
+        network = cost.describe(block, 3, (32, 32), 10)
+        return cost.training_memory(network, {"batch_size": 32, "optimizer": "adam"}, networks, device, False)
 
     assert memory(1, 128, "cuda") < memory(2, 128, "cuda") < memory(2, 256, "cuda")
     # A CPU holds what the backward pass needs of one network at a time, and all of their parameters.
@@ -98,8 +99,8 @@ def test_what_cannot_be_measured_in_time_is_extrapolated(monkeypatch):
     keys = {}
     for width in (4, 8, 4096):
         block = {"name": "convnet", "channels": [width] * 2, "strides": [1, 1]}
-        keys[plan.describe(block, 3, (32, 32), 10), 16, False] = block
-    machine = plan.measure("cpu", keys, [], [(1, 100, 10)])
+        keys[cost.describe(block, 3, (32, 32), 10), 16, False] = block
+    machine = cost.measure("cpu", keys, [], [(1, 100, 10)])
     small, middle, huge = keys
     assert set(machine.step) == {small, middle}
     ratio = huge[0].training_operations / middle[0].training_operations
@@ -111,18 +112,18 @@ def test_what_cannot_be_measured_in_time_is_extrapolated(monkeypatch):
     ("seconds", "text"), [(5, "5 s"), (600, "10 min"), (7200, "2 h"), (400_000, "4.6 days"), (0.2, "0 s")]
 )
 def test_durations_read_well(seconds, text):
-    assert plan.duration(seconds) == text
+    assert cost.duration(seconds) == text
 
 
 def test_the_whole_run_is_no_shorter_than_its_chain():
-    works = [plan.Work("train", 4, seconds=40, longest=25), plan.Work("compute", 1, seconds=3, longest=3)]
-    assert plan.wall_clock(works, 1) == 43 and plan.wall_clock(works, 4) == 28
+    works = [cost.Work("train", 4, seconds=40, longest=25), cost.Work("compute", 1, seconds=3, longest=3)]
+    assert cost.wall_clock(works, 1) == 43 and cost.wall_clock(works, 4) == 28
 
 
 def test_disk_at_its_fullest_and_afterwards():
-    works = [plan.Work("train", disk=2e9), plan.Work("activations", disk=5e9), plan.Work("compute", disk=1e9)]
-    assert plan.disk_use(works, True) == "Disk: 8 GB, all of which is kept."
-    assert plan.disk_use(works, False).startswith("Disk: at most 8 GB while it runs; 3 GB are kept")
+    works = [cost.Work("train", disk=2e9), cost.Work("activations", disk=5e9), cost.Work("compute", disk=1e9)]
+    assert cost.disk_use(works, True) == "Disk: 8 GB, all of which is kept."
+    assert cost.disk_use(works, False).startswith("Disk: at most 8 GB while it runs; 3 GB are kept")
 
 
 def test_command_and_target_print_the_table(capsys, monkeypatch, quick):

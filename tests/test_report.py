@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from cca_dynamics import report
-from cca_dynamics.files import DamagedFile
+from cca_dynamics.errors import DamagedFile
+from cca_dynamics.report import page as page_module
 
-from tests.conftest import SMOKE, snakemake
+from tests.builders import SMOKE, snakemake
 
 NARROW, WIDE = (390, 844), (1200, 900)
 
@@ -30,11 +30,11 @@ def page(finished, tmp_path_factory) -> Path:
 
 def test_snakemake_s_own_report_shows_figures_with_captions_and_the_page(page):
     folder = page.parents[2]
-    run = snakemake(folder, *SMOKE, "--report", "own.html", "--", "report")
+    run = snakemake(folder, *SMOKE, "--report", "snakemake.html", "--", "report")
     assert run.returncode == 0, run.stdout + run.stderr
-    own = (folder / "own.html").read_text()
-    assert "Wider networks converge to more similar solutions" in own  # the caption of width
-    assert run.stderr.count(".png") + run.stdout.count(".png") >= 8 and "report.html" in own
+    text = (folder / "snakemake.html").read_text()
+    assert "Wider networks converge to more similar solutions" in text  # the caption of width
+    assert run.stderr.count(".png") + run.stdout.count(".png") >= 8 and "report.html" in text
 
 
 class Page(HTMLParser):
@@ -99,9 +99,9 @@ def test_charts_show_the_numbers_of_the_tables(page):
         "quantity == 'distance' and measure == 'pwcca' and split == 'test' and layer == 'conv2' and group == 'inter'"
     )
     curve = charts["generalization"]["panels"]["PWCCA, test data"]["inter"]
-    place = curve["x"].index("conv2")
+    position = curve["x"].index("conv2")
     assert curve["x"] == ["conv1", "conv2", "conv3", "conv4", "conv5", "softmax"]
-    assert curve["y"][place] == pytest.approx(table["value"].mean(), abs=1e-4) and curve["n"][place] == len(table)
+    assert curve["y"][position] == pytest.approx(table["value"].mean(), abs=1e-4) and curve["n"][position] == len(table)
     chart, table = charts["clusters"], pd.read_parquet(results / "clusters.parquet")
     names = [int(name.split()[1]) for name in chart["networks"]]
     both = table.query("quantity == 'distance' and network_a in [0, 3] and network_b in [0, 3]")
@@ -112,8 +112,8 @@ def test_charts_show_the_numbers_of_the_tables(page):
 
 
 def test_text_of_the_study_cannot_become_markup():
-    assert "</script>" not in report._embedded({"</script><script>alert(1)</script>": 1})
-    assert "<script" not in report._html(
+    assert "</script>" not in page_module._embedded({"</script><script>alert(1)</script>": 1})
+    assert "<script" not in page_module._html(
         "`x <javascript:alert(1)>`_ <script>alert(1)</script>\n\n.. raw:: html\n\n   <script>"
     )
 
@@ -124,8 +124,8 @@ def test_what_is_missing_is_named_and_no_page_is_left(page, tmp_path, name):
     config = json.loads((folder / "results/smoke/manifest.json").read_text())["config"]
     (folder / "results/smoke" / name).write_bytes(b"\x00")
     (folder / "figures/smoke/report.html").unlink()
-    with pytest.raises((DamagedFile, ValueError), match=re.escape(name)):
-        report.write(config, folder / "figures/smoke/report.html", folder)
+    with pytest.raises(DamagedFile, match=re.escape(name)):
+        page_module.write(config, folder / "figures/smoke/report.html", folder)
     assert not (folder / "figures/smoke/report.html").exists()
 
 

@@ -1,6 +1,5 @@
-"""Killed jobs go on where they stood, and what they make is the same, bit for bit."""
+"""Killed jobs resume where they stood, and what they make is the same, bit for bit."""
 
-import json
 import os
 import shutil
 import signal
@@ -8,17 +7,23 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from cca_dynamics import ablation, cli, language, resume, training
-from cca_dynamics.corpora import Corpus
-from cca_dynamics.datasets import Dataset
-from cca_dynamics.files import write_tensors
-from cca_dynamics.resume import INTERRUPTED, Interrupted, Unfinished, resuming
+from cca_dynamics import cli
+from cca_dynamics.cli import INTERRUPTED
+from cca_dynamics.config.cohorts import AblationRequest
+from cca_dynamics.errors import Interrupted
+from cca_dynamics.networks.convolutional import Networks
+from cca_dynamics.representations import ablation
+from cca_dynamics.runtime.storage import read_tensors
+from cca_dynamics.training import classifiers, language_models, resume
+from cca_dynamics.training.resume import Unfinished, resuming
 
-from tests import test_language, test_training
+from tests.builders import classifier_recipe, language_recipe, write_corpus, write_dataset
 
 
 class Killed(Exception):
@@ -45,85 +50,89 @@ def killing_at(monkeypatch, *steps):
 
 ALL = dict.fromkeys(("embedding", "input", "hidden", "output", "weight"), 0.2)
 AWD = {"dropout": ALL, "vary_windows": True, "activation_penalty": 2.0, "change_penalty": 1.0}
-RUNS = {
-    "sgd": (training.train, lambda: (test_training.recipe(epochs=8, evaluate_every=3), small())),
-    "adam": (training.train, lambda: (test_training.recipe(optimizer="adam", epochs=8), small())),
-    "images": (
-        training.train,
-        lambda: (test_training.recipe((0, 1), epochs=8, augmentation="flip_and_shift"), test_training.dataset(2)),
-    ),
-    "lstm": (language.train, lambda: (test_language.recipe(**AWD), short_text())),
+SIGNALS, IMAGES = ({"write": write_dataset, "dimensions": dimensions} for dimensions in (1, 2))
+TEXT = {"write": write_corpus, "size": 1200, "valid": 300}
+RUNS: dict[str, tuple[Callable, object, dict]] = {
+    "sgd": (classifiers.train, classifier_recipe(epochs=8, evaluate_every=3), SIGNALS),
+    "adam": (classifiers.train, classifier_recipe(optimizer="adam", epochs=8), SIGNALS),
+    "images": (classifiers.train, classifier_recipe((0, 1), epochs=8, augmentation="flip_and_shift"), IMAGES),
+    "lstm": (language_models.train, language_recipe(**AWD), TEXT),
     "averaging": (
-        language.train,
-        lambda: (
-            test_language.recipe(optimizer="nt_asgd", learning_rate=8.0, patience=1, epochs=4, **AWD),
-            short_text(),
-        ),
+        language_models.train,
+        language_recipe(optimizer="nt_asgd", learning_rate=8.0, patience=1, epochs=4, **AWD),
+        TEXT,
     ),
 }
+"""The function that trains, the recipe, and how the data are written."""
 
 
-def short_text() -> Corpus:
-    return test_language.corpus(1200, 300)
+def written(path: Path, write: Callable, **size: int) -> Path:
+    return write(path, **size)
 
 
-def small() -> Dataset:
-    return test_training.dataset(1)
+@pytest.fixture
+def data(tmp_path_factory):
+    """A dataset of signals, in a folder of its own."""
+    return write_dataset(tmp_path_factory.mktemp("data") / "dataset.safetensors", 1)
+
+
+def train(recipe, data, out, **arguments) -> list[str]:
+    """Train classifiers; returns what was reported."""
+    lines = []
+    classifiers.train(recipe, data, out, report=lines.append, **arguments)
+    return lines
 
 
 @pytest.mark.parametrize("name", RUNS)
 @pytest.mark.parametrize("save_steps", [1, 4])
-def test_a_killed_run_ends_as_an_undisturbed_one(tmp_path, monkeypatch, name, save_steps):
-    train, arguments = RUNS[name]
-    chosen, data = arguments()
-    train(chosen, data, tmp_path / "whole", report=lambda line: None)
+def test_a_killed_run_ends_as_an_undisturbed_one(tmp_path, tmp_path_factory, monkeypatch, name, save_steps):
+    train, recipe, how = RUNS[name]
+    data = written(tmp_path_factory.mktemp("data") / "data.safetensors", **how)
+    train(recipe, data, tmp_path / "whole", report=lambda line: None)
     lines, attempt = [], 0
     done = killing_at(monkeypatch, 3, 8, 15, 22)
     while True:
         attempt += 1
         try:
-            train(chosen, data, tmp_path / "killed", report=lines.append, save_steps=save_steps)
+            train(recipe, data, tmp_path / "killed", report=lines.append, save_steps=save_steps)
             break
         except Killed:
             assert not (tmp_path / "killed").exists()
     assert attempt == 5 and done[0] > 22
-    assert sum(line.startswith("going on from") for line in lines) == (4 if save_steps == 1 else 3)
+    assert sum(line.startswith("resuming from step") for line in lines) == (4 if save_steps == 1 else 3)
     assert contents(tmp_path / "whole") == contents(tmp_path / "killed")
     assert [path.name for path in sorted(tmp_path.iterdir())] == ["killed", "whole"]
     if name == "averaging":
-        state = language.read_tensors(max((tmp_path / "whole").glob("step-*")))[0]
+        state = read_tensors(max((tmp_path / "whole").glob("step-*")))[0]
         assert all(tensor.isfinite().all() for tensor in state.values())
 
 
-def test_without_a_save_training_begins_anew(tmp_path, monkeypatch):
-    chosen, data = test_training.recipe(), small()
-    training.train(chosen, data, tmp_path / "whole", report=lambda line: None)
+def test_without_a_save_training_begins_anew(tmp_path, data, monkeypatch):
+    train(classifier_recipe(), data, tmp_path / "whole")
     with monkeypatch.context() as patched, pytest.raises(Killed):
         killing_at(patched, 5)
-        training.train(chosen, data, tmp_path / "killed", report=lambda line: None)
-    training.train(chosen, data, tmp_path / "killed", report=lambda line: None)
+        train(classifier_recipe(), data, tmp_path / "killed")
+    train(classifier_recipe(), data, tmp_path / "killed")
     assert contents(tmp_path / "whole") == contents(tmp_path / "killed")
 
 
-def test_a_run_that_has_stored_nothing_yet_goes_on_too(tmp_path, monkeypatch):
+def test_a_run_that_has_stored_nothing_yet_resumes_too(tmp_path, data, monkeypatch):
     """Most cohorts keep their last step alone."""
-    chosen, data, lines = test_training.recipe() | {"checkpoints": []}, small(), []
-    training.train(chosen, data, tmp_path / "whole", report=lambda line: None)
+    recipe = classifier_recipe().with_changes({"checkpoints": ()})
+    train(recipe, data, tmp_path / "whole")
     with monkeypatch.context() as patched, pytest.raises(Killed):
         killing_at(patched, 5)
-        training.train(chosen, data, tmp_path / "killed", report=lambda line: None, save_steps=1)
-    training.train(chosen, data, tmp_path / "killed", report=lines.append)
-    assert lines[0] == "going on from step 5 of 9"
+        train(recipe, data, tmp_path / "killed", save_steps=1)
+    assert train(recipe, data, tmp_path / "killed")[0] == "resuming from step 5 (epoch 2 of 3)"
     assert contents(tmp_path / "whole") == contents(tmp_path / "killed")
 
 
 @pytest.mark.parametrize("damage", ["truncated", "flipped", "checkpoint", "no checkpoint", "no output", "garbage key"])
-def test_damaged_saves_are_not_used(tmp_path, monkeypatch, damage):
-    chosen, data = test_training.recipe(checkpoints=[0, 1]), small()
-    training.train(chosen, data, tmp_path / "whole", report=lambda line: None)
+def test_damaged_saves_are_not_used(tmp_path, data, monkeypatch, damage):
+    train(classifier_recipe(), data, tmp_path / "whole")
     with monkeypatch.context() as patched, pytest.raises(Killed):
         killing_at(patched, 9)
-        training.train(chosen, data, tmp_path / "killed", report=lambda line: None, save_steps=1)
+        train(classifier_recipe(), data, tmp_path / "killed", save_steps=1)
     folder = tmp_path / ".killed.unfinished"
     state = folder / "state.safetensors"
     content = state.read_bytes()
@@ -140,69 +149,57 @@ def test_damaged_saves_are_not_used(tmp_path, monkeypatch, damage):
         shutil.rmtree(folder / "output")
     else:
         (folder / "key.json").write_bytes(b"\xff{")
-    lines = []
-    training.train(chosen, data, tmp_path / "killed", report=lines.append)
-    assert not any("going on" in line for line in lines)
+    lines = train(classifier_recipe(), data, tmp_path / "killed")
+    assert not any("resuming" in line for line in lines)
     assert contents(tmp_path / "whole") == contents(tmp_path / "killed")
 
 
 @pytest.mark.parametrize("content", [None, b"{}"])
-def test_a_damaged_recipe_beside_a_save_is_written_again(tmp_path, monkeypatch, content):
-    chosen, data, lines = test_training.recipe(), small(), []
-    training.train(chosen, data, tmp_path / "whole", report=lambda line: None)
+def test_a_damaged_recipe_beside_a_save_is_written_again(tmp_path, data, monkeypatch, content):
+    train(classifier_recipe(), data, tmp_path / "whole")
     with monkeypatch.context() as patched, pytest.raises(Killed):
         killing_at(patched, 5)
-        training.train(chosen, data, tmp_path / "killed", report=lambda line: None, save_steps=1)
+        train(classifier_recipe(), data, tmp_path / "killed", save_steps=1)
     path = tmp_path / ".killed.unfinished/output/recipe.json"
     path.unlink() if content is None else path.write_bytes(content)
-    training.train(chosen, data, tmp_path / "killed", report=lines.append)
-    assert lines[0] == "going on from step 5 of 9"
+    assert train(classifier_recipe(), data, tmp_path / "killed")[0] == "resuming from step 5 (epoch 2 of 3)"
     assert contents(tmp_path / "whole") == contents(tmp_path / "killed")
 
 
-def test_what_is_kept_of_other_recipes_data_or_code_is_not_used(tmp_path, monkeypatch):
-    chosen, data = test_training.recipe(), small()
-
-    def half(**changes):
+def test_saves_of_other_recipes_data_or_code_are_not_used(tmp_path, data, monkeypatch):
+    def train_half(**changes):
+        recipe = classifier_recipe().with_changes(changes)
         with monkeypatch.context() as patched, pytest.raises(Killed):
             killing_at(patched, 9)
-            training.train({**chosen, **changes}, data, tmp_path / "out", report=lambda line: None, save_steps=1)
+            train(recipe, data, tmp_path / "out", save_steps=1)
 
-    def goes_on(recipe, data) -> bool:
-        lines = []
-        training.train(recipe, data, tmp_path / "out", report=lines.append)
-        for path in (tmp_path / "out").iterdir():
-            path.unlink()
-        (tmp_path / "out").rmdir()
-        return any("going on" in line for line in lines)
+    def resumes(data=data) -> bool:
+        lines = train(classifier_recipe(), data, tmp_path / "out")
+        shutil.rmtree(tmp_path / "out")
+        return any("resuming" in line for line in lines)
 
-    half()
-    assert goes_on(chosen, data)
-    half(seed=2)
-    assert not goes_on(chosen, data)
-    half()
-    from dataclasses import replace
-
-    assert not goes_on(chosen, replace(data, checksum="other"))
-    half()
+    train_half()
+    assert resumes()
+    train_half(seed=2)
+    assert not resumes()
+    train_half()
+    assert not resumes(write_dataset(data.with_name("other.safetensors"), 1, train=61))
+    train_half()
     monkeypatch.setattr(resume, "code_fingerprint", lambda *entries: "edited")
-    assert not goes_on(chosen, data)
+    assert not resumes()
 
 
-def test_ablation_goes_on_from_its_finished_networks(tmp_path, monkeypatch):
-    data = small()
-    test_training.run(test_training.recipe(range(5)), data, tmp_path / "networks")
-    request = {"layers": ["conv1", "conv2"], "orders": 3, "levels": 5, "points": 40}
+def test_ablation_resumes_from_its_finished_networks(tmp_path, data, monkeypatch):
+    train(classifier_recipe(range(5)), data, tmp_path / "networks")
+    request = AblationRequest(layers=("conv1", "conv2"), orders=3, levels=5, points=40)
 
     def ablate(name):
         arguments = {"request": request, "report": lambda line: None, "save_steps": 1}
         ablation.ablate(tmp_path / "networks", data, tmp_path / name, **arguments)
 
     ablate("whole.parquet")
-    computed = []
-    networks = ablation.build(test_training.recipe()["network"], 2, (12,), 3)
-    accuracy = type(networks).accuracy_without
-    monkeypatch.setattr(type(networks), "accuracy_without", lambda *a, **k: computed.append(1) or accuracy(*a, **k))
+    computed, accuracy = [], Networks.accuracy_without
+    monkeypatch.setattr(Networks, "accuracy_without", lambda *a, **k: computed.append(1) or accuracy(*a, **k))
     with monkeypatch.context() as patched, pytest.raises(Killed):
         killing_at(patched, 3)
         ablate("killed.parquet")
@@ -213,12 +210,10 @@ def test_ablation_goes_on_from_its_finished_networks(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_job_that_is_told_to_stop_saves_and_says_so(tmp_path, number):
-    data, chosen = small(), test_training.recipe(epochs=4000, evaluate_every=4000) | {"data": "dataset"}
-    names = ("train_x", "train_y", "train_y_permuted", "test_x", "test_y")
-    write_tensors(tmp_path / "d", {name: getattr(data, name) for name in names}, name="made", classes=3)
-    command = [sys.executable, "-m", "cca_dynamics.cli", "train", "--data", str(tmp_path / "d")]
-    command += ["--recipe", json.dumps(chosen), "--out", str(tmp_path / "out"), "--device", "cpu", "--threads", "1"]
+def test_a_job_that_is_interrupted_saves_and_says_so(tmp_path, data, number):
+    recipe = classifier_recipe(epochs=4000, evaluate_every=4000).model_dump_json()
+    command = [sys.executable, "-m", "cca_dynamics.cli", "train", "--data", str(data), "--recipe", recipe]
+    command += ["--out", str(tmp_path / "out"), "--device", "cpu", "--threads", "1"]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     while "epoch 3/" not in process.stderr.readline():
         assert process.poll() is None
@@ -228,13 +223,13 @@ def test_a_job_that_is_told_to_stop_saves_and_says_so(tmp_path, number):
         "interrupted; nothing is half-written"
     )
     assert "Traceback" not in error and not (tmp_path / "out").exists()
-    _, facts = Unfinished(tmp_path / ".out.unfinished").load()
-    assert facts["step"] >= 3
+    _, metadata = Unfinished(tmp_path / ".out.unfinished").load()
+    assert metadata["step"] >= 3
 
 
 def test_a_command_that_keeps_nothing_leaves_nothing(tmp_path, capsys, monkeypatch):
     def verdicts(options):
-        """Told to stop while it runs."""
+        """Interrupted while it runs."""
         os.kill(os.getpid(), signal.SIGTERM)
         time.sleep(5)
 
@@ -266,10 +261,10 @@ def test_a_second_process_waits_for_the_first(tmp_path):
 def test_saves_follow_time_and_steps(tmp_path, monkeypatch):
     now, saved = [0.0], []
     monkeypatch.setattr(resume.time, "monotonic", lambda: now[0])
-    monkeypatch.setattr(Unfinished, "save", lambda self, tensors, **facts: saved.append(facts["at"]) or reset(self))
+    monkeypatch.setattr(Unfinished, "save", lambda self, tensors, **metadata: saved.append(metadata["at"]) or reset(self))
 
     def reset(work):
-        work._saved, work._since = now[0], 0
+        work._time_of_save, work._steps_since_save = now[0], 0
 
     def go(work, seconds):
         saved.clear()
@@ -281,10 +276,10 @@ def test_saves_follow_time_and_steps(tmp_path, monkeypatch):
     assert go(Unfinished(tmp_path, minutes=1), 25) == [2, 5, 8, 11]
     assert go(Unfinished(tmp_path, minutes=1, steps=5), 1) == [4, 9]
     assert go(Unfinished(tmp_path, minutes=10), 1) == []
-    stopping = Unfinished(tmp_path, minutes=10)
-    stopping.stopping = True
+    interrupted = Unfinished(tmp_path, minutes=10)
+    interrupted.interrupt()
     with pytest.raises(Interrupted):
-        go(stopping, 1)
+        go(interrupted, 1)
     assert saved == [0]
 
 
@@ -293,6 +288,6 @@ def test_state_is_replaced_whole(tmp_path):
     work.save({"x": torch.arange(3)}, step=1)
     with pytest.raises(TypeError):
         work.save({"x": torch.arange(4)}, step=np)
-    tensors, facts = work.load()
-    assert facts["step"] == 1 and tensors["x"].tolist() == [0, 1, 2]
+    tensors, metadata = work.load()
+    assert metadata["step"] == 1 and tensors["x"].tolist() == [0, 1, 2]
     assert [path.name for path in tmp_path.iterdir()] == ["state.safetensors"]

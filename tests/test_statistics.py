@@ -4,12 +4,14 @@ from itertools import combinations
 
 import numpy as np
 import pytest
-from cca_dynamics import statistics
-from cca_dynamics.claims import INCONCLUSIVE, NOT_REPRODUCED, REPRODUCED, all_of, equivalent, exceeds
-from cca_dynamics.results.width import pearson, spearman
+from cca_dynamics.results import statistics
+from cca_dynamics.results.claims import INCONCLUSIVE, NOT_REPRODUCED, REPRODUCED, all_of, equivalent, exceeds
+from cca_dynamics.results.clustering import adjusted_rand_index
+from cca_dynamics.results.statistics import pearson, spearman
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
+from sklearn.metrics import adjusted_rand_score
 
 
 def symmetric(rng, size):
@@ -133,6 +135,15 @@ def test_correlation_with_a_constant_is_zero():
     assert pearson(np.ones(4), np.arange(4.0)) == 0
 
 
+@given(st.data(), st.integers(2, 12), st.integers(1, 4))
+def test_adjusted_rand_index_agrees_with_scikit_learn(data, size, parts):
+    labels = st.lists(st.integers(0, parts - 1), min_size=size, max_size=size)
+    a, b = np.array(data.draw(labels)), np.array(data.draw(labels))
+    expected = adjusted_rand_score(a, b) if len(set(a)) > 1 and len(set(b)) > 1 else 0
+    both = adjusted_rand_index(np.stack([a, a]), np.stack([b, a]))
+    assert both.tolist() == [expected, 1 if len(set(a)) > 1 else 0]
+
+
 @pytest.mark.parametrize(
     ("interval", "p", "verdict"),
     [
@@ -160,9 +171,9 @@ def test_jonckheere_counts_rising_pairs_and_permutes_levels_within_networks():
     assert statistics.ordered_pairs(rising).tolist() == [1, 1, 1]
     assert statistics.ordered_pairs(-rising).tolist() == [0, 0, 0]
     assert statistics.ordered_pairs(np.array([[1.0, 1, 2]]))[0] == pytest.approx(2.5 / 3)
-    assert statistics.jonckheere_p(rising, 0) == pytest.approx(1 / 216)  # one of (3!)³ orders
-    assert statistics.jonckheere_p(-rising, 0) == 1
+    assert statistics.matched_jonckheere_p(rising, 0) == pytest.approx(1 / 216)  # one of (3!)³ orders
+    assert statistics.matched_jonckheere_p(-rising, 0) == 1
     many = np.arange(40.0).reshape(5, 8)  # too many orders to enumerate
-    assert statistics.jonckheere_p(many, 0) < 0.001
-    uniform = [statistics.jonckheere_p(np.random.default_rng(i).normal(size=(3, 3)), 0) for i in range(200)]
+    assert statistics.matched_jonckheere_p(many, 0) < 0.001
+    uniform = [statistics.matched_jonckheere_p(np.random.default_rng(i).normal(size=(3, 3)), 0) for i in range(200)]
     assert np.mean(np.array(uniform) <= 0.05) < 0.1

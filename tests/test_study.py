@@ -2,18 +2,16 @@
 
 import pytest
 import yaml
-from cca_dynamics.study import ConfigError, Study, read_config
+from cca_dynamics.config.models import ARCHITECTURES, option
+from cca_dynamics.data.corpora import CORPORA
+from cca_dynamics.data.datasets import DATASETS
+from cca_dynamics.errors import ConfigError, UserError
+from cca_dynamics.networks.architectures import NETWORKS
+from cca_dynamics.study import Config, Study, as_argument, as_json, json_schema, read_config
 
-from tests.conftest import ROOT
+from tests.builders import ROOT, changed
 
 
-def changed(config: dict, key: str, value: object) -> dict:
-    *path, last = key.split(".")
-    block = config
-    for part in path:
-        block = block.setdefault(part, {})
-    block[last] = value
-    return config
 
 
 @pytest.mark.parametrize(
@@ -47,7 +45,7 @@ def changed(config: dict, key: str, value: object) -> dict:
         ("training.precision", "mixed", "training.precision", "use float32 for mnist1d"),
         ("training.augmentation", "flip_and_shift", "training.augmentation", "use none for mnist1d"),
         ("network.name", "resnet", "results.stability.layer", "conv1, block1 to block15 and softmax"),
-        ("results.stability.network", {"name": "resnet"}, "results.stability.network.channels", "a resnet needs it"),
+        ("results.stability.network", {"name": "resnet"}, "results.stability.network.channels", "resnet needs it"),
         ("dataset", {"name": "image_folder"}, "dataset.folder", "missing"),
         ("dataset", {"name": "cifar10", "resize": 8}, "dataset.resize", "unknown key"),
         ("data_points", 100, "data_points", "100 data points are too few for conv5 of stability"),
@@ -62,15 +60,122 @@ def test_bad_value_is_refused_by_name(default_config, key, value, named, remedy)
 
 
 def test_missing_key_is_named(default_config):
-    del default_config["training"]["epochs"]
-    with pytest.raises(ConfigError, match=r"training\.epochs: missing"):
-        Study(default_config)
+    with pytest.raises(ConfigError, match=r"dataset\.folder: missing"):
+        Study(changed(default_config, "dataset", {"name": "image_folder"}))
 
 
-def test_target_without_its_block_is_named(default_config):
-    del default_config["results"]["width"]
-    with pytest.raises(ConfigError, match=r"targets: width is asked for but results\.width is missing"):
-        Study(default_config)
+def _difference(one: object, other: object, key: str = "") -> list[str]:
+    """Keys whose values differ."""
+    if isinstance(one, dict) and isinstance(other, dict):
+        names = [*one, *(name for name in other if name not in one)]
+        return [k for name in names for k in _difference(one.get(name), other.get(name), f"{key}.{name}")]
+    return [] if one == other else [key]
+
+
+def test_an_empty_config_is_the_default_study(default_config):
+    assert _difference(as_json(Study({}).config), as_json(Study(default_config).config)) == []
+
+
+def test_every_default_is_written_in_the_default_study(default_config):
+    """Key by key: what config.yaml leaves out is optional and means nothing."""
+    absent = {"results.*.network", "network.multiplier", "training.precision", "training.augmentation", "data_points"}
+    absent |= {f"language_training.{key}" for key in LANGUAGE_EXTRAS}
+    absent |= {f"corpus.{key}" for key in ("package", "train_characters", "valid_characters")}
+
+    def missing(full: dict, given: dict, prefix: str = "") -> list[str]:
+        keys = []
+        for key, value in full.items():
+            name = f"{prefix}{key}"
+            if key not in given:
+                keys.append(name)
+            elif isinstance(value, dict) and key not in ("network", "training"):
+                keys += missing(value, given[key], f"{name}.")
+        return keys
+
+    found = missing(as_json(Config()), default_config)
+    assert {name for name in found if not (name.startswith("results.") and name.endswith(".network"))} <= absent
+
+
+LANGUAGE_EXTRAS = (
+    "momentum",
+    "weight_decay",
+    "vary_windows",
+    "patience",
+    "activation_penalty",
+    "change_penalty",
+    "dropout",
+)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "meant"),
+    [
+        ("training.learning_rate", "1e-3", 0.001),
+        ("training.batch_size", 50.0, 50),
+        ("seed", "1e3", 1000),
+        ("study", 7, "7"),
+        ("keep_activations", "false", False),
+    ],
+)
+def test_numbers_and_names_are_understood_as_yaml_and_the_command_line_give_them(default_config, key, value, meant):
+    block = Study(changed(default_config, key, value)).config
+    for part in key.split("."):
+        block = getattr(block, part)
+    assert block == meant and type(block) is type(meant)
+
+
+@pytest.mark.parametrize(("key", "value"), [("seed", True), ("seed", 1.5), ("keep_activations", 1), ("study", None)])
+def test_other_kinds_of_values_are_refused(default_config, key, value):
+    with pytest.raises(ConfigError, match=f"config key {key}: .* is not of type"):
+        Study(changed(default_config, key, value))
+
+
+def test_a_result_that_is_no_target_is_checked_when_it_is_asked_for(default_config):
+    default_config["targets"] = ["stability"]
+    study = Study(changed(default_config, "results.width.filters", 17))
+    assert "width-1" not in study.cohorts and "stability" in study.cohorts
+    with pytest.raises(ConfigError, match=r"results\.width\.filters: .* 16 or fewer"):
+        study.cohorts_of("width")
+
+
+def test_a_stage_sees_the_options_that_it_declares_to_read():
+    from cca_dynamics.config.models import ResultOptions, StageOptions
+
+    class Inner(ResultOptions):
+        size: int = option(1, "compute", description="A size.")
+        margin: float = option(0.5, "claims", description="A margin.")
+
+    class Options(ResultOptions):
+        inner: Inner = option(Inner(), "compute", "claims", description="A block.")
+        colour: str = option("red", "plot", description="A colour.")
+
+    assert Options().read_by("compute") == {"inner": {"size": 1}}
+    options = StageOptions(Options(), "compute", seed=3)
+    assert options.inner.size == 1 and options.seed == 3 and options.given() == {"inner": {"size": 1}, "seed": 3}
+    for name in ("colour", "missing"):
+        with pytest.raises(AttributeError, match=name):
+            getattr(options, name)
+    with pytest.raises(AttributeError, match="margin is not declared to be read by compute"):
+        _ = options.inner.margin
+
+
+def test_every_registry_has_the_keys_that_the_config_knows():
+    assert set(NETWORKS) == set(ARCHITECTURES)
+    properties = json_schema()["properties"]
+    for key, registry in (("dataset", DATASETS), ("corpus", CORPORA), ("network", NETWORKS)):
+        assert set(properties[key]["discriminator"]["mapping"]) == set(registry)
+
+
+def test_the_schema_file_is_written_from_the_models():
+    assert yaml.safe_load((ROOT / "workflow/schemas/config.schema.yaml").read_text(encoding="utf-8")) == json_schema(), "it is stale; run make schema"
+
+
+def test_the_schema_accepts_what_the_models_accept(default_config):
+    from jsonschema import Draft202012Validator
+
+    Draft202012Validator.check_schema(json_schema())
+    Draft202012Validator(json_schema()).validate(default_config)
+    assert list(Draft202012Validator(json_schema()).iter_errors(changed(default_config, "training.epochs", 0)))
 
 
 def test_every_key_of_the_default_study_is_in_the_schema_and_explained(default_config):
@@ -100,7 +205,7 @@ def test_an_unreadable_overlay_is_named(tmp_path, content):
     path = tmp_path / "mine.yaml"
     if content is not None:
         path.write_bytes(content if isinstance(content, bytes) else content.encode())
-    with pytest.raises(ConfigError, match=r"mine\.yaml cannot be read") as problem:
+    with pytest.raises(UserError, match=r"mine\.yaml cannot be read") as problem:
         read_config([path], ROOT / "config.yaml")
     assert "\n" not in str(problem.value)
 
@@ -108,25 +213,44 @@ def test_an_unreadable_overlay_is_named(tmp_path, content):
 def test_defaults_are_filled_in(default_config):
     del default_config["device"], default_config["results"]["width"]["networks"], default_config["dataset"]["seed"]
     study = Study(default_config)
-    assert study.config["device"] == "auto"
-    assert study.options("width")["networks"] == 5
-    assert study.config["dataset"]["seed"] == 42
+    assert study.config.device == "auto"
+    assert study.options("width").networks == 5
+    assert study.config.dataset.seed == 42
 
 
 def test_a_result_overrides_the_base_recipe_alone(default_config):
-    study = Study(default_config)
-    assert study.training("stability")["learning_rate"] == 0.05
-    assert study.training("generalization")["learning_rate"] == default_config["training"]["learning_rate"]
+    config = Study(default_config).config
+    assert config.training_of("stability").learning_rate == 0.05
+    assert config.training_of("generalization").learning_rate == default_config["training"]["learning_rate"]
+
+
+def test_another_architecture_ignores_keys_that_an_overlay_inherits(default_config):
+    default_config["targets"] = ["generalization"]
+    default_config["network"] |= {"name": "resnet", "channels": [8, 16], "blocks": 2}
+    default_config["results"]["generalization"] |= {"early_layers": ["conv1"], "late_layers": ["block3", "block4"]}
+    network = Study(default_config).config.network_of("generalization")
+    assert network.name == "resnet" and network.blocks == 2 and not hasattr(network, "strides")
 
 
 def test_cohorts_split_over_jobs_cover_every_network_once(default_config):
     study = Study(changed(default_config, "networks_per_job", 2))
     for cohort in study.cohorts.values():
-        indices = [i for part in study.parts(cohort.name) for i in cohort.recipe(part, 0)["networks"]]
+        indices = [i for part in study.parts(cohort.name) for i in cohort.recipe(part, 0).networks]
         assert indices == list(range(cohort.networks))
 
 
 def test_generalizing_and_memorizing_share_one_recipe(default_config):
     study = Study(default_config)
-    generalizing, memorizing = (study.cohorts[name].recipe("0-4", 0) for name in ("generalizing", "memorizing"))
+    generalizing, memorizing = (dict(study.cohorts[name].recipe("0-4", 0)) for name in ("generalizing", "memorizing"))
     assert {key for key in generalizing if generalizing[key] != memorizing[key]} == {"cohort", "labels"}
+
+
+def test_recipes_and_requests_survive_the_command_line(default_config):
+    from cca_dynamics.config.base import decode
+    from cca_dynamics.config.cohorts import Recipe, Request
+
+    study = Study(default_config)
+    for cohort in study.cohorts.values():
+        recipe = cohort.recipe(study.parts(cohort.name)[0], study.seed)
+        assert decode(Recipe, as_argument(recipe)) == recipe
+        assert decode(tuple[Request, ...], as_argument(cohort.requests)) == cohort.requests

@@ -7,13 +7,28 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from cca_dynamics import ablation, activations, checkpoints, training
-from cca_dynamics.architectures import describe
-from cca_dynamics.datasets import Dataset
-from cca_dynamics.files import DamagedFile, read_facts, read_tensors, stream_tensors
-from cca_dynamics.networks import _fold, _train_alone, _train_in_lockstep, _unfold, build, channels_last
+from cca_dynamics.config.cohorts import AblationRequest, LayerRequest
+from cca_dynamics.config.models import ConvNetOptions, ResNetOptions
+from cca_dynamics.data import datasets
+from cca_dynamics.errors import DamagedFile, UserError
+from cca_dynamics.networks.architectures import describe
+from cca_dynamics.networks.convolutional import (
+    Networks,
+    _fold,
+    _train_alone,
+    _train_in_lockstep,
+    _unfold,
+    build,
+    channels_last,
+)
+from cca_dynamics.representations import ablation, extraction
+from cca_dynamics.runtime.storage import read_metadata, read_tensors, stream_tensors
+from cca_dynamics.training import checkpoints, classifiers
+from cca_dynamics.training.randomness import ORDER, WEIGHTS, generator
 from torch import nn
 from torch.nn import functional
+
+from tests.builders import classifier_recipe, train_classifiers, write_dataset
 
 
 class Plain(nn.Module):
@@ -42,71 +57,33 @@ class Plain(nn.Module):
         return logits
 
 
-def dataset(dimensions: int, train: int = 60, test: int = 20) -> Dataset:
-    rng = np.random.default_rng(5)
-    shape = (2, 12) if dimensions == 1 else (2, 6, 8)
-
-    def split(size):
-        y = rng.integers(0, 3, size)
-        x = rng.normal(size=(size, *shape)) + y.reshape(-1, *[1] * len(shape))
-        return torch.tensor(x, dtype=torch.float32), torch.tensor(y)
-
-    (x, y), (test_x, test_y) = split(train), split(test)
-    return Dataset(
-        "made", 3, x, y, y[torch.randperm(train, generator=torch.Generator().manual_seed(0))], test_x, test_y
-    )
+@pytest.fixture
+def data_file(tmp_path):
+    """A dataset of signals."""
+    return write_dataset(tmp_path / "dataset.safetensors", 1)
 
 
-def recipe(networks=(0, 1, 2), *, optimizer="sgd", batch_norm=True, epochs=3, labels="true", **changes) -> dict:
-    options = {
-        "optimizer": optimizer,
-        "learning_rate": 0.05 if optimizer == "sgd" else 0.01,
-        "momentum": 0.9,
-        "weight_decay": 0.01,
-        "schedule": "cosine",
-        "batch_size": 16,
-        "epochs": epochs,
-        "evaluate_every": 1,
-    }
-    return {
-        "cohort": "test",
-        "seed": 3,
-        "networks": list(networks),
-        "labels": labels,
-        "network": {"name": "convnet", "channels": [5, 6], "strides": [1, 2], "kernel": 3, "batch_norm": batch_norm},
-        "training": {**options, **changes},
-        "checkpoints": [0, 1],
-    }
-
-
-def run(chosen: dict, data: Dataset, out):
-    lines = []
-    training.train(chosen, data, out, report=lines.append)
-    state, _ = read_tensors(max(out.glob("step-*.safetensors")))
-    return state, pd.read_parquet(out / "history.parquet"), lines
-
-
-def plain(chosen: dict, data: Dataset, index: int) -> tuple[Plain, list[float]]:
-    """Train network `index` alone, with torch.nn and torch.optim."""
-    options, network = chosen["training"], chosen["network"]
-    dimensions = data.train_x.ndim - 2
-    model = Plain(*(network[k] for k in ("channels", "strides", "kernel", "batch_norm")), 2, dimensions, data.classes)
+def train_plainly(recipe, data: datasets.Dataset, index: int) -> tuple[Plain, list[float]]:
+    """Train network `index` alone, with torch.nn and torch.optim: the model, its loss after each epoch."""
+    options, network, dimensions = recipe.training, recipe.network, data.train_x.ndim - 2
+    shape = network.channels, network.strides, network.kernel, network.batch_norm
+    model = Plain(*shape, 2, dimensions, data.classes)
     ours = build(network, 2, data.train_x.shape[2:], data.classes)
-    initial = ours.initialise([training.generator(chosen["seed"], chosen["cohort"], index, training.WEIGHTS)])
+    initial = ours.initialise([generator(recipe.seed, recipe.cohort, index, WEIGHTS)])
     missing, unexpected = model.load_state_dict({k: v[0] for k, v in initial.items()}, strict=False)
     assert not unexpected and all("num_batches" in name for name in missing)
-    arguments = {"lr": options["learning_rate"], "weight_decay": options["weight_decay"]}
-    if options["optimizer"] == "sgd":
-        optimizer = torch.optim.SGD(model.parameters(), momentum=options["momentum"], **arguments)
+    arguments = {"lr": options.learning_rate, "weight_decay": options.weight_decay}
+    if options.optimizer == "sgd":
+        optimizer = torch.optim.SGD(model.parameters(), momentum=options.momentum, **arguments)
     else:
         optimizer = torch.optim.Adam(model.parameters(), **arguments)
-    batches = len(data.train_x) // options["batch_size"]
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, options["epochs"] * batches)
+    batches = len(data.train_x) // options.batch_size
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, options.epochs * batches)
     losses = []
-    for epoch in range(options["epochs"]):
-        rng = training.generator(chosen["seed"], chosen["cohort"], index, training.ORDER, epoch)
+    for epoch in range(options.epochs):
+        rng = generator(recipe.seed, recipe.cohort, index, ORDER, epoch)
         order = torch.from_numpy(rng.permutation(len(data.train_x)))
-        for batch in order[: batches * options["batch_size"]].split(options["batch_size"]):
+        for batch in order[: batches * options.batch_size].split(options.batch_size):
             optimizer.zero_grad()
             nn.functional.cross_entropy(model(data.train_x[batch]), data.train_y[batch]).backward()
             optimizer.step()
@@ -122,11 +99,11 @@ def plain(chosen: dict, data: Dataset, index: int) -> tuple[Plain, list[float]]:
 @pytest.mark.parametrize("batch_norm", [True, False])
 @pytest.mark.parametrize("optimizer", ["sgd", "adam"])
 def test_lockstep_equals_a_plain_loop(tmp_path, dimensions, batch_norm, optimizer):
-    data = dataset(dimensions)
-    chosen = recipe(optimizer=optimizer, batch_norm=batch_norm)
-    state, history, _ = run(chosen, data, tmp_path / "out")
+    file = write_dataset(tmp_path / "dataset.safetensors", dimensions)
+    recipe = classifier_recipe(optimizer=optimizer, batch_norm=batch_norm)
+    state, history, _ = train_classifiers(recipe, file, tmp_path / "out")
     for index in range(3):
-        model, losses = plain(chosen, data, index)
+        model, losses = train_plainly(recipe, datasets.load(file), index)
         ours = history[(history["network"] == index) & (history["epoch"] > 0)]["loss"].to_numpy()
         # Float32 sums in another order, amplified by nine optimiser steps: 1e-4 relative.
         assert ours == pytest.approx(losses, rel=1e-4)
@@ -139,10 +116,10 @@ def test_lockstep_equals_a_plain_loop(tmp_path, dimensions, batch_norm, optimize
 @pytest.mark.parametrize("relu", [True, False])
 def test_both_ways_to_compute_agree(batch_norm, relu):
     """Convolutions laid side by side against PyTorch's own, gradients and running statistics, on images."""
-    networks = build({"name": "convnet", "channels": [5], "strides": [2], "batch_norm": batch_norm}, 2, (6, 8), 3)
+    networks = build(ConvNetOptions(channels=(5,), strides=(2,), batch_norm=batch_norm), 2, (6, 8), 3)
     (convolution,) = networks.architecture.convolutions
     x = torch.randn(1, 7, 6, 8, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    found = {}
+    results = {}
     for compute in (_train_in_lockstep, _train_alone):
         state = {name: v.double() for name, v in networks.initialise([np.random.default_rng(0)]).items()}
         trained = [tensor.requires_grad_() for name, tensor in state.items() if name in networks.shapes()][:-2]
@@ -150,9 +127,9 @@ def test_both_ways_to_compute_agree(batch_norm, relu):
         y = compute(convolution, state, x.requires_grad_(), relu)
         gradients = torch.autograd.grad((y.sin() * torch.arange(5)).sum(), [x, *trained])
         running = [state[f"norm1.running_{part}"] for part in ("mean", "var")] if batch_norm else []
-        found[compute] = [y, *gradients, *running]
+        results[compute] = [y, *gradients, *running]
         assert (y < 0).any() != relu
-    for ours, theirs in zip(*found.values(), strict=True):
+    for ours, theirs in zip(*results.values(), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-9)
 
 
@@ -200,11 +177,10 @@ class PlainResNet(nn.Module):
 
 
 @pytest.mark.parametrize("dimensions", [1, 2])
-def test_resnet_is_a_plain_resnet(dimensions):
+def test_resnet_is_a_plain_resnet(tmp_path, dimensions):
     """Logits, gradients, running statistics and representations."""
-    data = dataset(dimensions)
-    block = {"name": "resnet", "channels": [4, 6], "blocks": 2}
-    networks = build(block, 2, data.train_x.shape[2:], 3)
+    data = datasets.load(write_dataset(tmp_path / "dataset.safetensors", dimensions))
+    networks = build(ResNetOptions(channels=(4, 6), blocks=2), 2, data.train_x.shape[2:], 3)
     state = networks.initialise(np.random.default_rng(i) for i in range(2))
     model = PlainResNet([4, 6], 2, dimensions, 3)
     missing, unexpected = model.load_state_dict({k: v[1].clone() for k, v in state.items()}, strict=False)
@@ -212,35 +188,34 @@ def test_resnet_is_a_plain_resnet(dimensions):
     trained = [state[name].requires_grad_() for name in networks.shapes()]
     logits = networks.logits(state, channels_last(data.train_x).expand(2, *channels_last(data.train_x).shape))
     gradients = torch.autograd.grad(functional.cross_entropy(logits[1], data.train_y), trained)
-    kept = {}
-    expected = model(data.train_x, kept)
+    means = {}
+    expected = model(data.train_x, means)
     functional.cross_entropy(expected, data.train_y).backward()
     torch.testing.assert_close(logits[1], expected, rtol=1e-4, atol=1e-5)
     parameters = dict(model.named_parameters())
     for name, gradient in zip(networks.shapes(), gradients, strict=True):
         torch.testing.assert_close(gradient[1], parameters[name].grad, rtol=1e-3, atol=1e-5)
     model.eval()
-    found = networks.representations(state, data.test_x, networks.layers, batch_size=7)
+    representations = networks.representations(state, data.test_x, networks.layers, batch_size=7)
     with torch.no_grad():
-        model(data.test_x, kept)
+        model(data.test_x, means)
     for layer in ("conv1", "block1", "block2", "block3", "block4", "softmax"):
-        torch.testing.assert_close(found[layer][1], kept[layer], rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(representations[layer][1], means[layer], rtol=1e-4, atol=1e-5)
 
 
 def test_published_sizes():
     """ResNet-20 has 0.27 million parameters (He et al. 2016, table 6; projections add a few); the paper's network is
     an 11-layer one of 64 to 512 filters, counted by hand."""
-    resnet = describe({"name": "resnet", "channels": [16, 32, 64], "blocks": 3}, 3, (32, 32), 10)
+    resnet = describe(ResNetOptions(channels=(16, 32, 64), blocks=3), 3, (32, 32), 10)
     assert resnet.parameters == 272_474 and len(resnet.widths) == 11
-    channels, strides = [64] * 2 + [128] * 3 + [256] * 3 + [512] * 3, [1, 1, 2, 1, 1, 2, 1, 1, 2, 1, 1]
-    network = describe({"name": "convnet", "channels": channels, "strides": strides}, 3, (32, 32), 10)
+    channels = (64,) * 2 + (128,) * 3 + (256,) * 3 + (512,) * 3
+    options = ConvNetOptions(channels=channels, strides=(1, 1, 2, 1, 1, 2, 1, 1, 2, 1, 1))
+    network = describe(options, 3, (32, 32), 10)
     incoming = [3, *channels[:-1]]
     weights = sum(9 * a * b for a, b in zip(incoming, channels, strict=True))
     assert network.parameters == weights + 2 * sum(channels) + 512 * 10 + 10
     assert [c.space[0] for c in network.convolutions] == [32] * 2 + [16] * 3 + [8] * 3 + [4] * 3
-    quarter = describe(
-        {"name": "convnet", "channels": channels, "strides": strides, "multiplier": 0.25}, 3, (32, 32), 10
-    )
+    quarter = describe(options.with_changes({"multiplier": 0.25}), 3, (32, 32), 10)
     assert quarter.channels == tuple(c // 4 for c in channels)
     by_hand = 3 * 64 * 32**2 + 64 * 64 * 32**2 + (64 * 128 + 2 * 128**2) * 16**2  # stage by stage
     by_hand += (128 * 256 + 2 * 256**2) * 8**2 + (256 * 512 + 2 * 512**2) * 4**2
@@ -249,37 +224,44 @@ def test_published_sizes():
 
 def test_mixed_precision_trains_alike_and_stores_float32(tmp_path, monkeypatch):
     """Convolutions in bfloat16 (3 digits) change a network, but not what it learns."""
-    data = dataset(2)
-    exact, history, _ = run(recipe(epochs=20), data, tmp_path / "exact")
-    monkeypatch.setattr(training, "has_bfloat16", lambda device: True)
-    state, mixed, _ = run(recipe(epochs=20, precision="mixed"), data, tmp_path / "mixed")
+    file = write_dataset(tmp_path / "dataset.safetensors", 2)
+    mixed_recipe = classifier_recipe(epochs=20, precision="mixed")
+
+    def convolutions_in(folder):
+        return json.loads((folder / "recipe.json").read_text())["convolutions_in"]
+
+    exact, history, _ = train_classifiers(classifier_recipe(epochs=20), file, tmp_path / "exact")
+    monkeypatch.setattr(classifiers, "has_bfloat16", lambda device: True)
+    state, mixed, _ = train_classifiers(mixed_recipe, file, tmp_path / "mixed")
     assert all(tensor.dtype == torch.float32 for tensor in state.values())
     assert not torch.equal(state["conv1.weight"], exact["conv1.weight"])
     final = [table[table["epoch"] == 20]["loss"].mean() for table in (history, mixed)]
     assert final[1] < 0.5 * mixed["loss"].iloc[:3].mean() and abs(final[1] - final[0]) < 0.1
-    assert checkpoints.load_recipe(tmp_path / "mixed")["convolutions_in"] == "bfloat16"
-    monkeypatch.setattr(training, "has_bfloat16", lambda device: False)
-    without, _, _ = run(recipe(epochs=20, precision="mixed"), data, tmp_path / "without")
+    assert convolutions_in(tmp_path / "mixed") == "bfloat16"
+    monkeypatch.setattr(classifiers, "has_bfloat16", lambda device: False)
+    without, _, _ = train_classifiers(mixed_recipe, file, tmp_path / "without")
     assert torch.equal(without["conv1.weight"], exact["conv1.weight"])
-    assert checkpoints.load_recipe(tmp_path / "without")["convolutions_in"] == "float32"
+    assert convolutions_in(tmp_path / "without") == "float32"
 
 
 def test_augmentation_is_each_network_s_own_and_reproducible(tmp_path):
-    data = dataset(2)
-    plain_state, _, _ = run(recipe(), data, tmp_path / "plain")
-    state, _, _ = run(recipe(augmentation="flip_and_shift"), data, tmp_path / "one")
-    again, _, _ = run(recipe(augmentation="flip_and_shift"), data, tmp_path / "two")
-    alone, _, _ = run(recipe((2,), augmentation="flip_and_shift"), data, tmp_path / "alone")
+    file = write_dataset(tmp_path / "dataset.safetensors", 2)
+    augmented = classifier_recipe(augmentation="flip_and_shift")
+    without, _, _ = train_classifiers(classifier_recipe(), file, tmp_path / "without")
+    state, _, _ = train_classifiers(augmented, file, tmp_path / "one")
+    again, _, _ = train_classifiers(augmented, file, tmp_path / "two")
+    alone, _, _ = train_classifiers(augmented.with_changes({"networks": (2,)}), file, tmp_path / "alone")
     assert torch.equal(state["conv1.weight"], again["conv1.weight"])
     torch.testing.assert_close(alone["conv1.weight"][0], state["conv1.weight"][2], rtol=1e-4, atol=1e-5)
-    assert not torch.equal(state["conv1.weight"], plain_state["conv1.weight"])
+    assert not torch.equal(state["conv1.weight"], without["conv1.weight"])
 
 
 @pytest.mark.parametrize("dimensions", [1, 2])
 def test_a_network_does_not_depend_on_its_cohort(tmp_path, dimensions):
-    data = dataset(dimensions)
-    together, history, _ = run(recipe(range(10)), data, tmp_path / "together")  # more than one pass
-    alone, history_alone, _ = run(recipe((2,)), data, tmp_path / "alone")
+    file = write_dataset(tmp_path / "dataset.safetensors", dimensions)
+    # More networks than share a pass.
+    together, history, _ = train_classifiers(classifier_recipe(range(20)), file, tmp_path / "together")
+    alone, history_alone, _ = train_classifiers(classifier_recipe((2,)), file, tmp_path / "alone")
     for name in alone:
         torch.testing.assert_close(alone[name][0], together[name][2], rtol=1e-4, atol=1e-5)
     initial, _ = read_tensors(tmp_path / "together" / "step-000000.safetensors")
@@ -290,47 +272,46 @@ def test_a_network_does_not_depend_on_its_cohort(tmp_path, dimensions):
     )
 
 
-def test_networks_of_a_cohort_and_of_other_cohorts_differ(tmp_path):
-    data, other = dataset(1), recipe((0,))
-    state, _, _ = run(recipe((0, 1), epochs=1), data, tmp_path / "one")
+def test_networks_of_a_cohort_and_of_other_cohorts_differ(tmp_path, data_file):
+    state, _, _ = train_classifiers(classifier_recipe((0, 1), epochs=1), data_file, tmp_path / "one")
     assert not torch.equal(state["conv1.weight"][0], state["conv1.weight"][1])
-    other["cohort"] = "another"
-    run(other, data, tmp_path / "two")
+    another = classifier_recipe((0,)).with_changes({"cohort": "another"})
+    train_classifiers(another, data_file, tmp_path / "two")
     first, second = (read_tensors(tmp_path / n / "step-000000.safetensors")[0] for n in ("one", "two"))
     assert not torch.equal(first["conv1.weight"][0], second["conv1.weight"][0])
 
 
-def test_training_twice_is_bit_identical(tmp_path):
-    data = dataset(1)
-    one, two = (run(recipe(), data, tmp_path / name)[0] for name in ("one", "two"))
+def test_training_twice_is_bit_identical(tmp_path, data_file):
+    one, two = (train_classifiers(classifier_recipe(), data_file, tmp_path / name)[0] for name in ("one", "two"))
     assert all(torch.equal(one[name], two[name]) for name in one)
 
 
-def test_each_network_has_its_own_learning_rate(tmp_path):
-    data = dataset(1)
-    swept, _, _ = run(recipe((0, 1), learning_rate=[0.05, 0.001]), data, tmp_path / "swept")
+def test_each_network_has_its_own_learning_rate(tmp_path, data_file):
+    recipe = classifier_recipe((0, 1), learning_rate=(0.05, 0.001))
+    swept, _, _ = train_classifiers(recipe, data_file, tmp_path / "swept")
     for index, rate in ((0, 0.05), (1, 0.001)):
-        alone, _, _ = run(recipe((index,), learning_rate=rate), data, tmp_path / f"alone{index}")
+        recipe = classifier_recipe((index,), learning_rate=rate)
+        alone, _, _ = train_classifiers(recipe, data_file, tmp_path / f"alone{index}")
         torch.testing.assert_close(swept["conv2.weight"][index], alone["conv2.weight"][0], rtol=1e-4, atol=1e-5)
 
 
-def test_history_checkpoints_and_report(tmp_path):
-    data = dataset(1)
-    _, history, lines = run(recipe(labels="permuted"), data, tmp_path / "out")
+def test_history_checkpoints_and_report(tmp_path, data_file):
+    recipe = classifier_recipe(labels="permuted")
+    _, history, lines = train_classifiers(recipe, data_file, tmp_path / "out")
     assert list(history.columns) == ["step", "epoch", "network", "loss", "train_accuracy", "test_accuracy"]
     assert sorted(history["step"].unique()) == [0, 3, 6, 9]  # 60 examples in batches of 16: 3 steps an epoch
     assert history["train_accuracy"].between(0, 1).all() and history["test_accuracy"].between(0, 1).all()
     assert [step for step, _ in checkpoints.stored(tmp_path / "out")] == [0, 3, 9]
-    assert checkpoints.load_recipe(tmp_path / "out")["labels"] == "permuted"
+    stored = checkpoints.load_recipe(tmp_path / "out", datasets.load(data_file).checksum)
+    assert stored.model_dump() == recipe.model_dump()
     assert len(lines) == 3 and lines[0].startswith("epoch 1/3 · loss ") and lines[0].endswith(" s left")
 
 
-def test_permuted_labels_are_what_is_fitted(tmp_path):
-    data = dataset(1)
-    _, history, _ = run(recipe(labels="permuted", epochs=60, optimizer="adam"), data, tmp_path / "out")
-    state, _ = read_tensors(max((tmp_path / "out").glob("step-*.safetensors")))
+def test_permuted_labels_are_what_is_fitted(tmp_path, data_file):
+    recipe, data = classifier_recipe(labels="permuted", epochs=60, optimizer="adam"), datasets.load(data_file)
+    state, history, _ = train_classifiers(recipe, data_file, tmp_path / "out")
     final = history[history["step"] == history["step"].max()]
-    network = build(recipe()["network"], 2, (12,), 3)
+    network = build(recipe.network, 2, (12,), 3)
     _, true_accuracy = network.evaluate(state, data.train_x, data.train_y)
     assert final["train_accuracy"].mean() > true_accuracy.mean().item() + 0.1
 
@@ -338,19 +319,19 @@ def test_permuted_labels_are_what_is_fitted(tmp_path):
 @pytest.mark.parametrize("dimensions", [1, 2])
 @pytest.mark.parametrize("batch_norm", [True, False])
 def test_representations_are_those_of_a_plain_module(tmp_path, dimensions, batch_norm):
-    data = dataset(dimensions)
-    chosen = recipe(batch_norm=batch_norm)
-    state, _, _ = run(chosen, data, tmp_path / "out")
-    network = build(chosen["network"], 2, data.train_x.shape[2:], 3)
-    found = network.representations(state, data.test_x, network.layers, batch_size=7)
+    file = write_dataset(tmp_path / "dataset.safetensors", dimensions)
+    data, recipe = datasets.load(file), classifier_recipe(batch_norm=batch_norm)
+    state, _, _ = train_classifiers(recipe, file, tmp_path / "out")
+    network = build(recipe.network, 2, data.train_x.shape[2:], 3)
+    representations = network.representations(state, data.test_x, network.layers, batch_size=7)
     for index in range(3):
         model = Plain([5, 6], [1, 2], 3, batch_norm, 2, dimensions, 3).eval()
         model.load_state_dict({name: value[index] for name, value in state.items()}, strict=False)
-        kept = {}
+        means = {}
         with torch.no_grad():
-            model(data.test_x, kept)
+            model(data.test_x, means)
         for layer in ("conv1", "conv2", "softmax"):
-            torch.testing.assert_close(found[layer][index], kept[layer], rtol=1e-4, atol=1e-5)
+            torch.testing.assert_close(representations[layer][index], means[layer], rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -365,7 +346,7 @@ def test_fold_is_the_transpose_of_unfold(shape, kernel, stride):
 
 
 def test_gradients_agree_with_finite_differences():
-    network = build({"name": "convnet", "channels": [3, 2], "strides": [2, 1]}, 2, (7,), 3)
+    network = build(ConvNetOptions(channels=(3, 2), strides=(2, 1)), 2, (7,), 3)
     state = {k: v.double() for k, v in network.initialise(np.random.default_rng(i) for i in range(2)).items()}
     x = torch.randn(2, 4, 7, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     names = list(network.shapes())
@@ -377,92 +358,90 @@ def test_gradients_agree_with_finite_differences():
     assert torch.autograd.gradcheck(logits, [state[name].requires_grad_() for name in names])
 
 
-def extract(tmp_path, data, **request):
-    chosen = {"epochs": "all", "splits": ["train", "test"], "layers": "all", **request}
-    activations.extract(tmp_path / "networks", data, tmp_path / "out", requests=[chosen], report=lambda line: None)
+def extract(tmp_path, data_file, **request):
+    request = LayerRequest(**{"epochs": "all", "splits": ("train", "test"), "layers": "all", **request})
+    extraction.extract(
+        tmp_path / "networks", data_file, tmp_path / "out", requests=[request], report=lambda line: None
+    )
 
 
-def test_activations_hold_every_layer_of_every_network(tmp_path):
-    data = dataset(1)
-    state, _, _ = run(recipe(), data, tmp_path / "networks")
-    extract(tmp_path, data)
+def test_activations_hold_every_layer_of_every_network(tmp_path, data_file):
+    state, _, _ = train_classifiers(classifier_recipe(), data_file, tmp_path / "networks")
+    extract(tmp_path, data_file)
     files = sorted(path.relative_to(tmp_path / "out").as_posix() for path in (tmp_path / "out").rglob("*.*"))
     expected = [f"{s}/step-{n:06d}.safetensors" for s in ("test", "train") for n in (0, 3, 9)]
     assert files == ["contents.json", *expected]
     assert json.loads((tmp_path / "out/contents.json").read_text()) == expected
     path = tmp_path / "out/test/step-000009.safetensors"
-    assert activations.layers(path) == ["conv1", "conv2", "softmax"]
-    facts = read_facts(path)
-    assert (facts["step"], facts["epoch"], facts["split"], facts["networks"]) == (9, 3, "test", [0, 1, 2])
-    assert facts["checkpoint"] == read_facts(tmp_path / "networks/step-000009.safetensors")["sha256"]
-    network = build(recipe()["network"], 2, (12,), 3)
-    expected = network.representations(state, data.test_x, ["conv2"])["conv2"]
-    loaded = activations.load(path, "conv2")
+    assert extraction.layers(path) == ["conv1", "conv2", "softmax"]
+    metadata = read_metadata(path)
+    assert (metadata["step"], metadata["epoch"], metadata["split"], metadata["networks"]) == (9, 3, "test", [0, 1, 2])
+    assert metadata["checkpoint"] == read_metadata(tmp_path / "networks/step-000009.safetensors")["sha256"]
+    network = build(classifier_recipe().network, 2, (12,), 3)
+    expected = network.representations(state, datasets.load(data_file).test_x, ["conv2"])["conv2"]
+    loaded = extraction.load(path, "conv2")
     assert loaded.dtype == np.float32 and loaded.shape == (3, 20, 6)
     np.testing.assert_allclose(loaded, expected.numpy(), rtol=1e-5, atol=1e-6)
 
 
-def test_layers_can_be_compared_on_some_data_points(tmp_path):
-    data = dataset(1)
-    run(recipe(), data, tmp_path / "networks")
-    extract(tmp_path, data)
-    every = activations.load(tmp_path / "out/train/step-000009.safetensors", "conv2")
+def test_layers_can_be_compared_on_some_data_points(tmp_path, data_file):
+    train_classifiers(classifier_recipe(), data_file, tmp_path / "networks")
+    extract(tmp_path, data_file)
+    all_points = extraction.load(tmp_path / "out/train/step-000009.safetensors", "conv2")
     shutil.rmtree(tmp_path / "out")
-    extract(tmp_path, data, points=25)
-    some = activations.load(tmp_path / "out/train/step-000009.safetensors", "conv2")
-    assert some.shape == (3, 25, 6)
-    assert activations.load(tmp_path / "out/test/step-000009.safetensors", "conv2").shape == (3, 20, 6)
-    places = [np.flatnonzero(np.isclose(every[0], row).all(axis=1)) for row in some[0]]
-    assert all(len(place) == 1 for place in places) and (np.diff(np.concatenate(places)) > 0).all()
+    extract(tmp_path, data_file, points=25)
+    subset = extraction.load(tmp_path / "out/train/step-000009.safetensors", "conv2")
+    assert subset.shape == (3, 25, 6)
+    assert extraction.load(tmp_path / "out/test/step-000009.safetensors", "conv2").shape == (3, 20, 6)
+    rows = [np.flatnonzero(np.isclose(all_points[0], row).all(axis=1)) for row in subset[0]]
+    assert all(len(row) == 1 for row in rows) and (np.diff(np.concatenate(rows)) > 0).all()
 
 
-def test_activations_come_in_parts_where_they_are_large(tmp_path, monkeypatch):
-    data = dataset(1)
-    run(recipe(), data, tmp_path / "networks")
-    extract(tmp_path, data)
+def test_activations_come_in_parts_where_they_are_large(tmp_path, data_file, monkeypatch):
+    data = datasets.load(data_file)
+    train_classifiers(classifier_recipe(), data_file, tmp_path / "networks")
+    extract(tmp_path, data_file)
     path = tmp_path / "out/train/step-000009.safetensors"
-    whole, facts = read_tensors(path)
+    whole, metadata = read_tensors(path)
     shutil.rmtree(tmp_path / "out")
-    monkeypatch.setattr(activations, "MEMORY", 1)
-    monkeypatch.setattr(activations, "BATCH", 7)
-    parts = []
-    plain = activations.build(recipe()["network"], 2, (12,), 3).representations
+    monkeypatch.setattr(extraction, "MEMORY", 1)
+    monkeypatch.setattr(extraction, "BATCH", 7)
+    parts, representations = [], Networks.representations
     monkeypatch.setattr(
-        "cca_dynamics.networks.Networks.representations",
-        lambda self, state, x, layers: parts.append(len(x)) or plain(state, x, layers),
+        Networks,
+        "representations",
+        lambda self, state, x, layers: parts.append(len(x)) or representations(self, state, x, layers),
     )
-    extract(tmp_path, data)
+    extract(tmp_path, data_file)
     assert max(parts) == 7 and sum(parts) == 3 * (len(data.train_x) + len(data.test_x))
     streamed, again = read_tensors(path)
-    assert set(streamed) == set(whole) and {**again, "sha256": 0} == {**facts, "sha256": 0}
+    assert set(streamed) == set(whole) and {**again, "sha256": 0} == {**metadata, "sha256": 0}
     for layer, tensor in whole.items():
         torch.testing.assert_close(streamed[layer], tensor, rtol=1e-5, atol=1e-6)
 
 
 def test_a_stream_that_ends_early_is_no_file_of_zeros(tmp_path):
-    with pytest.raises(ValueError, match="3 data points came, but conv1 has 4"):
+    with pytest.raises(ValueError, match="3 data points were given, but conv1 has 4"):
         stream_tensors(tmp_path / "x.safetensors", {"conv1": (2, 4, 5)}, [{"conv1": torch.ones(2, 3, 5)}])
 
 
 @pytest.mark.parametrize(
-    ("chosen", "message"),
+    ("request_keys", "message"),
     [
-        ({"layers": ["conv7"]}, "no layer conv7; its layers are conv1, conv2, softmax"),
-        ({"epochs": [2]}, "epoch 2 are asked for, but the stored epochs are 0, 1, 3"),
+        ({"layers": ("conv7",)}, "no layer conv7; its layers are conv1, conv2, softmax"),
+        ({"epochs": (2.0,)}, "epoch 2 are requested, but the stored epochs are 0, 1, 3; choose one"),
     ],
 )
-def test_requests_for_what_is_not_there_are_refused(tmp_path, chosen, message):
-    data = dataset(1)
-    run(recipe(), data, tmp_path / "networks")
-    with pytest.raises(ValueError, match=message):
-        extract(tmp_path, data, **chosen)
+def test_requests_for_what_is_not_there_are_refused(tmp_path, data_file, request_keys, message):
+    train_classifiers(classifier_recipe(), data_file, tmp_path / "networks")
+    with pytest.raises(UserError, match=message):
+        extract(tmp_path, data_file, **request_keys)
     assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("damage", ["truncated", "missing", "empty", "a flipped bit"])
-def test_damaged_checkpoint_is_named_with_its_remedy(tmp_path, damage):
-    data = dataset(1)
-    run(recipe(), data, tmp_path / "networks")
+def test_damaged_checkpoint_is_named_with_its_remedy(tmp_path, data_file, damage):
+    train_classifiers(classifier_recipe(), data_file, tmp_path / "networks")
     file = tmp_path / "networks/step-000009.safetensors"
     if damage == "missing":
         for path in (tmp_path / "networks").glob("step-*"):
@@ -472,48 +451,60 @@ def test_damaged_checkpoint_is_named_with_its_remedy(tmp_path, damage):
         content[-1] ^= 1
         file.write_bytes(content[: {"truncated": 150, "empty": 0}.get(damage)])
     with pytest.raises(DamagedFile) as problem:
-        extract(tmp_path, data)
+        extract(tmp_path, data_file)
     assert "networks" in str(problem.value) and "run snakemake again" in str(problem.value)
     assert not (tmp_path / "out").exists() and not list(tmp_path.glob(".out*"))
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{}", '{"cohort": "c", "data_checksum": "d"}', '{"data_checksum": 1'])
+def test_a_damaged_recipe_is_named_with_its_remedy(tmp_path, content):
+    (tmp_path / "recipe.json").write_text(content)
+    with pytest.raises(DamagedFile, match=r"recipe\.json is missing or damaged .* run snakemake again"):
+        checkpoints.load_recipe(tmp_path)
+
+
+def test_networks_trained_on_other_data_are_refused(tmp_path, data_file):
+    train_classifiers(classifier_recipe(), data_file, tmp_path / "networks")
+    with pytest.raises(DamagedFile, match="were trained on other data"):
+        checkpoints.load_recipe(tmp_path / "networks", "another checksum")
 
 
 @pytest.mark.parametrize("dimensions", [1, 2])
 def test_clamped_feature_maps_are_zero(tmp_path, dimensions):
     """Against a plain module whose maps are multiplied by the masks."""
-    data = dataset(dimensions)
-    state, _, _ = run(recipe((0,)), data, tmp_path / "out")
-    network = build(recipe()["network"], 2, data.train_x.shape[2:], data.classes)
+    file = write_dataset(tmp_path / "dataset.safetensors", dimensions)
+    data, recipe = datasets.load(file), classifier_recipe((0,))
+    state, _, _ = train_classifiers(recipe, file, tmp_path / "out")
+    network = build(recipe.network, 2, data.train_x.shape[2:], data.classes)
     model = Plain([5, 6], [1, 2], 3, True, 2, dimensions, data.classes)
     model.load_state_dict({name: tensor[0] for name, tensor in state.items()}, strict=False)
     model.eval()
     rng = np.random.default_rng(0)
-    masks = {
-        "conv1": torch.from_numpy(rng.integers(0, 2, (7, 5))),
-        "conv2": torch.from_numpy(rng.integers(0, 2, (7, 6))),
-    }
-    found = network.accuracy_without(state, data.train_x, data.train_y, {k: v.float() for k, v in masks.items()}, 13)
+    masks = {f"conv{i}": torch.from_numpy(rng.integers(0, 2, (7, maps))).float() for i, maps in ((1, 5), (2, 6))}
+    accuracies = network.accuracy_without(state, data.train_x, data.train_y, masks, 13)
     for way in range(7):
         with torch.no_grad():
-            logits = model(data.train_x, mask=[masks["conv1"][way].float(), masks["conv2"][way].float()])
-        assert found[way].item() == pytest.approx((logits.argmax(-1) == data.train_y).double().mean().item(), abs=0.02)
+            logits = model(data.train_x, mask=[masks["conv1"][way], masks["conv2"][way]])
+        expected = (logits.argmax(-1) == data.train_y).double().mean().item()
+        assert accuracies[way].item() == pytest.approx(expected, abs=0.02)
     _, accuracy = network.evaluate(state, data.train_x, data.train_y)
     none = network.accuracy_without(state, data.train_x, data.train_y, {"conv2": torch.ones(1, 6)})
     assert none.item() == pytest.approx(accuracy.item(), abs=1e-6)
 
 
-def test_ablation_is_cumulative_and_complete(tmp_path):
-    data = dataset(1)
-    run(recipe(), data, tmp_path / "networks")
-    request = {"layers": ["conv1", "conv2"], "orders": 3, "levels": 5, "points": 40}
-    ablation.ablate(tmp_path / "networks", data, tmp_path / "a.parquet", request=request, report=lambda line: None)
+def test_ablation_is_cumulative_and_complete(tmp_path, data_file):
+    train_classifiers(classifier_recipe(), data_file, tmp_path / "networks")
+    request = AblationRequest(layers=("conv1", "conv2"), orders=3, levels=5, points=40)
+    arguments = {"request": request, "report": lambda line: None}
+    ablation.ablate(tmp_path / "networks", data_file, tmp_path / "a.parquet", **arguments)
     table = pd.read_parquet(tmp_path / "a.parquet")
     assert table.groupby(["network", "order"])["share"].apply(list).map(lambda s: s == [0, 0.25, 0.5, 0.75, 1]).all()
     for share in (0.0, 1.0):  # nothing is clamped, everything is: the order does not matter
         assert table[table["share"] == share].groupby("network")["accuracy"].nunique().eq(1).all()
-    network = build(recipe()["network"], 2, (12,), 3)
-    masks = ablation._masks(network, ["conv1", "conv2"], 3, np.linspace(0, 1, 5), np.random.default_rng(0))
+    network = build(classifier_recipe().network, 2, (12,), 3)
+    masks = ablation._draw_masks(network, request, np.linspace(0, 1, 5), np.random.default_rng(0))
     together = torch.cat([masks["conv1"], masks["conv2"]], dim=1).view(3, 5, 11)
     assert (together.diff(dim=1) <= 0).all()
     assert together.sum(dim=2).tolist() == [[11, 8, 5, 3, 0]] * 3
-    ablation.ablate(tmp_path / "networks", data, tmp_path / "b.parquet", request=request, report=lambda line: None)
+    ablation.ablate(tmp_path / "networks", data_file, tmp_path / "b.parquet", **arguments)
     assert (tmp_path / "a.parquet").read_bytes() == (tmp_path / "b.parquet").read_bytes()

@@ -11,11 +11,11 @@ import pandas as pd
 import pytest
 import torch
 import yaml
-from cca_dynamics.claims import COLUMNS
-from cca_dynamics.files import read_tensors
+from cca_dynamics.results.claims import COLUMNS
+from cca_dynamics.runtime.storage import read_tensors
 from safetensors import safe_open
 
-from tests.conftest import BIN, SMOKE, copy_workflow, snakemake, write_images
+from tests.builders import BIN, SMOKE, copy_workflow, snakemake, write_images
 
 RESULTS = ("stability", "toy_noise", "generalization", "width", "clusters", "toy_rnn")
 RESULTS += ("recurrent_training", "recurrent_sequence")
@@ -93,7 +93,7 @@ def test_activations_are_one_float32_matrix_a_network(finished):
 
 def test_nothing_to_do_afterwards_even_when_files_are_touched(edited):
     assert jobs(edited) == {}
-    for path in ("workflow/cca_dynamics/training.py", "workflow/cca_dynamics/results/width.py", "config.yaml"):
+    for path in ("workflow/cca_dynamics/training/classifiers.py", "workflow/cca_dynamics/results/width.py", "config.yaml"):
         (edited / path).touch()
     assert jobs(edited) == {}
 
@@ -101,7 +101,7 @@ def test_nothing_to_do_afterwards_even_when_files_are_touched(edited):
 def test_comments_and_threads_rerun_nothing(edited):
     edit(edited, "workflow/rules/train.smk", "rule train:", "# A comment.\nrule train:")
     edit(edited, "workflow/rules/train.smk", "threads: 1", "threads: 2")
-    edit(edited, "workflow/cca_dynamics/training.py", "def train(", "# A comment.\ndef train(")
+    edit(edited, "workflow/cca_dynamics/training/classifiers.py", "def train(", "# A comment.\ndef train(")
     assert jobs(edited) == {}
 
 

@@ -6,353 +6,207 @@ time it builds the DAG.
 
 from __future__ import annotations
 
-import copy
-import difflib
 import json
 import os
-from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import cache, cached_property
+from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import yaml
+from pydantic import BaseModel, Field, create_model
 
-from cca_dynamics.architectures import missing_keys, widened, widths
-from cca_dynamics.provenance import module_fingerprint, registry_keys
+from cca_dynamics.config import models
+from cca_dynamics.config.base import validate
+from cca_dynamics.config.cohorts import Cohort, merged
+from cca_dynamics.config.models import NetworkOptions, StudyConfig, Training
+from cca_dynamics.errors import ConfigError, UserError
+from cca_dynamics.networks.architectures import widths
+from cca_dynamics.results.registry import RESULTS
 
-SCHEMA = Path(__file__).parents[1] / "schemas" / "config.schema.yaml"
+Results = create_model(
+    "Results",
+    __base__=models.Results,
+    **{
+        name: (module.Options, Field(module.Options(), description=(module.__doc__ or "").splitlines()[0]))
+        for name, module in RESULTS.items()
+    },
+)
 
 
-class ConfigError(ValueError):
-    """The config cannot be run: one line that names the key and the remedy."""
+class Config(StudyConfig):
+    """A study, key by key."""
 
-    def __init__(self, key: str, problem: str):
-        super().__init__(f"config key {key}: {problem}")
-        self.key = key
-
-
-@dataclass(frozen=True)
-class Cohort:
-    """Networks that share an architecture and a recipe and differ in seed (and, in a sweep, in learning rate).
-
-    Attributes:
-        name: unique in the study; part of every random stream of its networks and of its path.
-        networks: how many.
-        network, training: complete recipe blocks; training.learning_rate may be a list with one value per network.
-        labels: "true" or "permuted".
-        checkpoints: epochs (fractions allowed) after which the networks are stored; the end is always stored.
-        activations: what of them is extracted: dicts of epochs, splits, layers.
-        ablation: how they are ablated at the end, see `ablation.ablate`; None: not at all.
-        data: what they are trained on, the study's "dataset" or its "corpus".
-    """
-
-    name: str
-    networks: int
-    network: dict
-    training: dict
-    labels: str = "true"
-    checkpoints: tuple[float, ...] = ()
-    activations: tuple[dict, ...] = ()
-    ablation: dict | None = None
-    data: str = "dataset"
-
-    def parts(self, networks_per_job: int) -> list[str]:
-        """How the cohort is split over jobs: "0-49", "50-99", ... (first and last network of each part)."""
-        starts = range(0, self.networks, networks_per_job)
-        return [f"{first}-{min(first + networks_per_job, self.networks) - 1}" for first in starts]
-
-    def recipe(self, part: str, seed: int) -> dict:
-        """Everything that determines the networks of one part, as `training.train` takes it."""
-        first, last = map(int, part.split("-"))
-        training = dict(self.training)
-        if isinstance(training["learning_rate"], list):
-            training["learning_rate"] = training["learning_rate"][first : last + 1]
-        return {
-            "cohort": self.name,
-            "data": self.data,
-            "seed": seed,
-            "networks": list(range(first, last + 1)),
-            "labels": self.labels,
-            "network": self.network,
-            "training": training,
-            "checkpoints": list(self.checkpoints),
-        }
+    results: Results = Field(Results(), description="The options of each result.")
 
 
 class Study:
     """A validated config with its defaults filled in.
 
+    Results that are not among the targets are not checked until something is asked of them.
+
+    Args:
+        config: what YAML holds; keys that are missing are those of the default study.
+
+    Attributes:
+        config: the whole config.
+        name, seed, targets: the keys of these names.
+
     Raises:
-        ConfigError: a key is unknown, missing or out of range, or two keys contradict each other.
+        ConfigError: a key is unknown or out of range, or two keys contradict each other.
     """
 
-    def __init__(self, config: dict):
-        from cca_dynamics.results import RESULTS
-
-        self.config = validated(config)
-        self.name: str = self.config["study"]
-        self.seed: int = self.config["seed"]
-        self.targets: list[str] = self.config["targets"]
-        for target in self.targets:
-            if target not in self.config["results"]:
-                raise ConfigError("targets", f"{target} is asked for but results.{target} is missing; add that block")
-        self._check_network("network", self.config["network"])
-        for name in self.configured:
-            self._check_network(f"results.{name}.network", self.network(name))
-            self._check_training(f"results.{name}.training", self.training(name))
-            RESULTS[name].check(self)
-        self._check_data_points()
-        self._check_language_model()
+    def __init__(self, config: Mapping[str, Any]):
+        self.config: Config = validate(Config, _on_top_of(as_json(Config()), config))
+        self.name: str = self.config.study
+        self.seed: int = self.config.seed
+        self.targets: tuple[str, ...] = self.config.targets
+        _check_network("network", self.config.network)
+        self._problems: dict[str, ConfigError] = {}
+        self._cohorts: dict[str, list[Cohort]] = {}
+        for name in self.results:
+            try:
+                self._cohorts[name] = self._checked_cohorts(name)
+            except ConfigError as problem:
+                if name in self.targets:
+                    raise
+                self._problems[name] = problem
 
     @property
-    def configured(self) -> list[str]:
-        """The results this config describes."""
-        return list(self.config["results"])
-
-    def options(self, result: str) -> dict:
-        """The config block of one result, with the study's seed, as its compute, claims and plot functions take it."""
-        return {**self.config["results"][result], "seed": self.seed}
-
-    def network(self, result: str) -> dict:
-        """The architecture of one result: the base with the result's own changes, the multiplier multiplied out.
-
-        A result that names another architecture describes it wholly.
-
-        Raises:
-            ConfigError: a key is missing.
-        """
-        base, own = self.config["network"], self.config["results"][result].get("network", {})
-        network = {**base, **own} if own.get("name", base["name"]) == base["name"] else own
-        self._require_keys(f"results.{result}.network", network)
-        return _sourced(f"results.{result}.network", widened(network))
-
-    def training(self, result: str) -> dict:
-        """The training recipe of one result: the base with the result's own changes."""
-        return {**self.config["training"], **self.config["results"][result].get("training", {})}
+    def results(self) -> list[str]:
+        """Every result that can be asked for."""
+        return list(RESULTS)
 
     @cached_property
     def cohorts(self) -> dict[str, Cohort]:
-        """All cohorts of the configured results, by name."""
-        from cca_dynamics.results import RESULTS
-
-        return {cohort.name: cohort for name in self.configured for cohort in RESULTS[name].cohorts(self)}
+        """All cohorts of all results, by name."""
+        return merged(cohort for cohorts in self._cohorts.values() for cohort in cohorts)
 
     def cohorts_of(self, result: str) -> list[Cohort]:
-        """The cohorts one result is computed from."""
-        from cca_dynamics.results import RESULTS
+        """The cohorts that one result is computed from.
 
-        return [self.cohorts[cohort.name] for cohort in RESULTS[result].cohorts(self)]
+        Raises:
+            ConfigError: the options of the result contradict the rest of the config.
+        """
+        if result in self._problems:
+            raise self._problems[result]
+        return [self.cohorts[cohort.name] for cohort in self._cohorts[result]]
 
     def parts(self, cohort: str) -> list[str]:
         """The parts a cohort is trained in."""
-        return self.cohorts[cohort].parts(self.config["networks_per_job"])
+        return self.cohorts[cohort].parts(self.config.networks_per_job)
 
-    def requests(self, cohort: str) -> list[dict]:
-        """The activations that are wanted of a cohort, as `activations.extract` takes them."""
-        points = {"points": self.config.get("data_points")}
-        return [points | request for request in self.cohorts[cohort].activations]
+    def options(self, result: str) -> Any:
+        """The options of one result, of its module's type."""
+        return getattr(self.config.results, result)
 
     def selected(self) -> list[str]:
-        """Registry keys this study uses: its dataset, networks, optimisers and measures (see `provenance`)."""
-        names = {self.config["dataset"]["name"], self.config["corpus"]["name"]}
+        """Registry keys this study uses: its dataset, networks, optimisers and measures (see `fingerprints`)."""
+        names = {self.config.dataset.name, self.config.corpus.name}
         for cohort in self.cohorts.values():
-            training = cohort.training
-            names |= {training["optimizer"], training.get("schedule", "constant"), training.get("augmentation", "none")}
-            names |= {training["initial"]} if "initial" in training else set()
-            names |= {cohort.network["name"]} if "name" in cohort.network else set()
-        for block in self.config["results"].values():
-            names |= set(block.get("measures", ["pwcca"]))
+            names |= {cohort.training.optimizer, cohort.training.schedule}
+            if cohort.data == "corpus":
+                names.add(cohort.training.initial)
+            else:
+                names |= {cohort.training.augmentation, cohort.network.name}
+        for name in self.results:
+            names |= set(getattr(self.options(name), "measures", ["pwcca"]))
         return sorted(names)
 
-    def require_layer(self, key: str, layer: str, network: dict) -> int | None:
-        """The number of neurons of a layer, None for softmax.
+    def _checked_cohorts(self, result: str) -> list[Cohort]:
+        """The cohorts that a result asks for, after all checks of its options."""
+        options = self.options(result)
+        if isinstance(options, models.TrainedResultOptions):
+            _check_network(f"results.{result}.network", self.config.network_of(result))
+            self._check_training(f"results.{result}.training", self.config.training_of(result))
+        RESULTS[result].check(self.config, options)
+        cohorts = RESULTS[result].cohorts(self.config, options)
+        for cohort in cohorts:
+            self._check_data_points(cohort)
+            if cohort.data == "corpus":
+                self._check_language_model()
+        return cohorts
 
-        Raises:
-            ConfigError: the network has no such layer.
-        """
-        known = widths(network)
-        if layer not in known:
-            *hidden, _ = known
-            names = {"convnet": f"conv1 to {hidden[-1]}", "resnet": f"conv1, block1 to {hidden[-1]}"}
-            listed = names.get(network["name"], ", ".join(hidden))
-            raise ConfigError(key, f"the network has no {layer}; its layers are {listed} and softmax")
-        return None if layer == "softmax" else known[layer]
-
-    def _require_keys(self, key: str, network: dict) -> None:
-        missing = missing_keys(network)
-        if missing:
-            raise ConfigError(f"{key}.{missing[0]}", f"missing; a {network['name']} needs it")
-
-    def _check_network(self, key: str, network: dict) -> None:
-        self._require_keys(key, network)
-        one_each = {"convnet": "strides", "module": "layers"}.get(network["name"])
-        if one_each and len(network["channels"]) != len(network[one_each]):
-            raise ConfigError(
-                f"{key}.{one_each}",
-                f"{len(network[one_each])} {one_each} for {len(network['channels'])} channels; give one for each of "
-                f"{key}.channels",
-            )
-        _sourced(key, network)
-
-    def _check_training(self, key: str, training: dict) -> None:
-        size = self.config["dataset"].get("train_size")
-        if size is not None and training["batch_size"] > size:
+    def _check_training(self, key: str, training: Training) -> None:
+        size = self.config.dataset.train_size
+        if size is not None and training.batch_size > size:
             raise ConfigError(
                 f"{key}.batch_size",
-                f"{training['batch_size']} is more than the {size} training examples; make it smaller",
+                f"{training.batch_size} is more than the {size} training examples; make it smaller",
             )
-        if self.config["dataset"]["name"] == "mnist1d":
+        if self.config.dataset.name == "mnist1d":
             for name, plain in (("precision", "float32"), ("augmentation", "none")):
-                if training.get(name, plain) != plain:
-                    raise ConfigError(f"{key}.{name}", f"{training[name]} is for images; use {plain} for mnist1d")
+                if getattr(training, name) != plain:
+                    value = getattr(training, name)
+                    raise ConfigError(f"{key}.{name}", f"{value} is for images; use {plain} for mnist1d")
 
     def _check_language_model(self) -> None:
-        block = self.config["language_model"]
-        if block["tied"] and block["sizes"][-1] != block["embedding"]:
+        block = self.config.language_model
+        if block.tied and block.sizes[-1] != block.embedding:
             raise ConfigError(
                 "language_model.tied",
-                f"the last layer has {block['sizes'][-1]} units and the embedding {block['embedding']} numbers; make "
-                "them equal or do not tie them",
+                f"the last layer has {block.sizes[-1]} units and the embedding {block.embedding} numbers; make them "
+                "equal or do not tie them",
             )
 
-    def _check_data_points(self) -> None:
+    def _check_data_points(self, cohort: Cohort) -> None:
         """Layers as wide as there are data points correlate with everything."""
-        sizes = [self.config["dataset"].get("train_size"), self.config.get("data_points")]
-        points = min((size for size in sizes if size is not None), default=None)
-        key = "data_points" if points == sizes[1] else "dataset.train_size"
-        for cohort in self.cohorts.values() if points else ():
-            if cohort.data != "dataset":
-                continue
-            known = widths(cohort.network)
-            for request in cohort.activations:
-                for layer in known if request["layers"] == "all" else request["layers"]:
-                    if known[layer] >= points - 1:
-                        raise ConfigError(
-                            key,
-                            f"{points} data points are too few for {layer} of {cohort.name}, which has {known[layer]} "
-                            f"neurons; give more, several times the neurons",
-                        )
+        sizes = {"dataset.train_size": self.config.dataset.train_size, "data_points": self.config.data_points}
+        known = {key: size for key, size in sizes.items() if size is not None}
+        if cohort.data != "dataset" or not known:
+            return
+        key = min(known, key=lambda key: known[key])
+        neurons = widths(cohort.network)
+        for request in cohort.requests:
+            for layer in neurons if request.layers == "all" else request.layers:
+                if neurons[layer] >= known[key] - 1:
+                    raise ConfigError(
+                        key,
+                        f"{known[key]} data points are too few for {layer} of {cohort.name}, which has "
+                        f"{neurons[layer]} neurons; give more, several times the neurons",
+                    )
 
 
-def _sourced(key: str, network: dict) -> dict:
-    """A `network` block that names a user's module with the fingerprint of its code; another as it is.
-
-    Raises:
-        ConfigError: the module is not there.
-    """
-    if network["name"] != "module":
-        return network
-    try:
-        source = module_fingerprint(network["module"].partition(":")[0])
-    except ValueError as problem:
-        raise ConfigError(f"{key}.module", str(problem)) from None
-    return {part: network[part] for part in ("name", "module", "layers", "channels")} | {"source": source}
+def _check_network(key: str, network: NetworkOptions) -> None:
+    """Refuse a block whose lists do not have one entry per layer, and a module that is not there."""
+    other = network.one_entry_per_channel
+    if other and len(network.channels) != len(getattr(network, other)):
+        raise ConfigError(
+            f"{key}.{other}",
+            f"{len(getattr(network, other))} {other} for {len(network.channels)} channels; give one for each of "
+            f"{key}.channels",
+        )
+    models.with_source(network, key)
 
 
-def read_config(overlays: Sequence[Path], base: Path = Path("config.yaml")) -> dict:
+def _on_top_of(defaults: dict[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Two configs merged key by key; a block that names another dataset, corpus or network than the default's is whole."""
+    result = dict(defaults)
+    for key, value in changes.items():
+        below = defaults.get(key)
+        both = isinstance(below, dict) and isinstance(value, Mapping)
+        same = both and value.get("name", below.get("name")) == below.get("name")
+        result[key] = _on_top_of(below, value) if same else value
+    return result
+
+
+def read_config(overlays: Sequence[Path], base: Path = Path("config.yaml")) -> dict[str, Any]:
     """config.yaml with overlays on top, merged key by key as Snakemake merges them.
 
     Raises:
-        ConfigError: a file is missing or not YAML.
+        UserError: a file is missing or not YAML.
     """
     from snakemake.utils import update_config
 
-    config: dict = {}
+    config: dict[str, Any] = {}
     for path in (base, *overlays):
         try:
             update_config(config, yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {})
         except (OSError, UnicodeDecodeError, AttributeError, yaml.YAMLError) as problem:
-            raise ConfigError(
-                "(file)", f"{path} cannot be read ({' '.join(str(problem).split())}); correct the path or the file"
+            raise UserError(
+                f"{path} cannot be read ({' '.join(str(problem).split())}); correct the path or the file"
             ) from None
     return config
-
-
-def validated(config: dict) -> dict:
-    """A copy of the config with the schema's defaults filled in.
-
-    Raises:
-        ConfigError: the schema refuses a key or a value; the first problem, with its key.
-    """
-    from jsonschema import Draft202012Validator
-    from jsonschema.exceptions import best_match
-
-    schema = schema_of_configs()
-    config = copy.deepcopy(dict(config))
-    for key, value in config.items():  # `--config key=false` arrives as text
-        if schema["properties"].get(key, {}).get("type") == "boolean" and value in ("true", "false"):
-            config[key] = value == "true"
-    error = best_match(Draft202012Validator(schema).iter_errors(config))
-    if error is not None:
-        raise _readable(error)
-    return _with_defaults(config, schema, schema)
-
-
-@cache
-def schema_of_configs() -> dict:
-    """The JSON schema of a config; what is registered in the package is spelled out."""
-    return _with_registries(yaml.safe_load(SCHEMA.read_text(encoding="utf-8")))
-
-
-def _with_registries(schema: object) -> object:
-    """The schema with `registry: "module:NAME"` (or several, with " + ") replaced by `enum:`."""
-    if isinstance(schema, list):
-        return [_with_registries(item) for item in schema]
-    if not isinstance(schema, dict):
-        return schema
-    expanded = {key: _with_registries(value) for key, value in schema.items() if key != "registry"}
-    if isinstance(schema.get("registry"), str):
-        expanded["enum"] = [key for entry in schema["registry"].split(" + ") for key in registry_keys(entry)]
-    return expanded
-
-
-def _readable(error) -> ConfigError:
-    path = ".".join(str(part) for part in error.absolute_path)
-    if error.validator == "additionalProperties":
-        allowed = sorted(error.schema.get("properties", {}))
-        unknown = next(key for key in error.instance if key not in allowed)
-        close = difflib.get_close_matches(str(unknown), allowed, n=1)
-        hint = f"did you mean {close[0]}?" if close else f"known keys here: {', '.join(allowed)}"
-        return ConfigError(f"{path}.{unknown}".lstrip("."), f"unknown key; {hint}")
-    if error.validator == "required":
-        missing = next(key for key in error.validator_value if key not in error.instance)
-        return ConfigError(f"{path}.{missing}".lstrip("."), "missing; add it (config.yaml explains every key)")
-    remedies = {
-        "enum": lambda: f"{error.instance!r} is not known; choose one of {', '.join(map(str, error.validator_value))}",
-        "pattern": lambda: (
-            f"{error.instance!r} is not allowed; {error.schema.get('description', error.validator_value)}"
-        ),
-        "minimum": lambda: f"{error.instance} is too small; the least is {error.validator_value}",
-        "exclusiveMinimum": lambda: f"{error.instance} is too small; it must exceed {error.validator_value}",
-        "maximum": lambda: f"{error.instance} is too large; the most is {error.validator_value}",
-        "exclusiveMaximum": lambda: f"{error.instance} is too large; it must be below {error.validator_value}",
-        "type": lambda: f"{error.instance!r} is not of type {error.validator_value}; correct the value",
-        "contains": lambda: f"{error.instance!r} lacks {error.validator_value.get('const')}; add it",
-        "minItems": lambda: f"{error.instance!r} has too few entries; give at least {error.validator_value}",
-        "uniqueItems": lambda: f"{error.instance!r} repeats an entry; give each once",
-    }
-    problem = remedies.get(error.validator, lambda: error.message)()
-    return ConfigError(path or "(top level)", " ".join(problem.split()))
-
-
-def _with_defaults(value: object, schema: dict, root: dict) -> object:
-    if "$ref" in schema:
-        target = root["$defs"][schema["$ref"].removeprefix("#/$defs/")]
-        value = _with_defaults(value, target, root)
-    if isinstance(value, dict):
-        for key, sub in schema.get("properties", {}).items():
-            default = sub.get(
-                "default", root["$defs"][sub["$ref"].rpartition("/")[2]].get("default") if "$ref" in sub else None
-            )
-            if key not in value and default is not None:
-                value[key] = copy.deepcopy(default)
-            if key in value:
-                value[key] = _with_defaults(value[key], sub, root)
-        for branch in schema.get("allOf", []):
-            names = branch["if"]["properties"]["name"]
-            if value.get("name") == names["const"]:
-                value = _with_defaults(value, branch["then"], root)
-    return value
 
 
 def check_output_folders(study: Study, root: Path = Path()) -> None:
@@ -372,6 +226,37 @@ def check_output_folders(study: Study, root: Path = Path()) -> None:
                 break
 
 
-def as_argument(value: object) -> str:
-    """JSON in one line, keys in a fixed order: how recipes and options travel on a command line."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":"))
+def json_schema() -> dict[str, Any]:
+    """The JSON schema of a config, which editors and the documentation read."""
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **_without_titles(Config.model_json_schema())}
+
+
+def _without_titles(schema: Any) -> Any:
+    """A schema without titles, which only repeat names, and without the null defaults of keys that need not be given."""
+    if isinstance(schema, list):
+        return [_without_titles(item) for item in schema]
+    if not isinstance(schema, dict):
+        return schema
+    absent = "default" in schema and schema["default"] is None and {"type": "null"} not in schema.get("anyOf", [])
+    dropped = {"default"} if absent else set()
+    if isinstance(schema.get("title"), str):
+        dropped.add("title")
+    return {JSON_NAMES.get(key, key): _without_titles(value) for key, value in schema.items() if key not in dropped}
+
+
+JSON_NAMES = {"ge": "minimum", "gt": "exclusiveMinimum", "le": "maximum", "lt": "exclusiveMaximum"}
+"""pydantic leaves the names of bounds as they are where another validator comes first."""
+
+
+def as_json(value: Any) -> Any:
+    """Models, in lists and dicts, as JSON holds them."""
+    if isinstance(value, BaseModel):
+        return value.model_dump(mode="json")
+    if isinstance(value, (list, tuple)):
+        return [as_json(item) for item in value]
+    return {key: as_json(item) for key, item in value.items()} if isinstance(value, dict) else value
+
+
+def as_argument(value: Any) -> str:
+    """JSON in one line, keys in a fixed order: how recipes, requests and options travel on a command line."""
+    return json.dumps(as_json(value), sort_keys=True, separators=(",", ":"))

@@ -1,14 +1,14 @@
 # Activations are the largest files of a study and quickly made again; large studies drop them once they are compared.
-kept = (lambda path: path) if study.config["keep_activations"] else temp
+maybe_temporary = (lambda path: path) if study.config.keep_activations else temp
 
 
 rule activations:
-    """Extract what the results need of each checkpoint: one file a checkpoint and split, one tensor a layer."""
+    """Extract what the results need of each checkpoint: one file per checkpoint and split, one tensor per layer."""
     input:
         data=data_of,
         networks=rules.train.output.networks,
     output:
-        activations=kept(directory(f"{RESULTS}/activations/{{cohort}}/{{part}}")),
+        activations=maybe_temporary(directory(f"{RESULTS}/activations/{{cohort}}/{{part}}")),
     log:
         f"{LOGS}/activations/{{cohort}}/{{part}}.log",
     benchmark:
@@ -21,8 +21,8 @@ rule activations:
         runtime=60,
         gpu=GPU,
     params:
-        requests=lambda w: as_argument(study.requests(w.cohort)),
-        device=study.config["device"],
+        requests=lambda w: as_argument(study.cohorts[w.cohort].requests),
+        device=study.config.device,
         code=lambda w: code(CODE_OF[study.cohorts[w.cohort].data, "extract"]),
     message:
         "activations {wildcards.cohort} {wildcards.part}"
@@ -49,12 +49,12 @@ rule ablation:
         mem_mb=2000,
         runtime=120,
         gpu=GPU,
-        save_minutes=study.config["save_minutes"],  # resources, because changing them reruns nothing
-        save_steps=study.config["save_steps"],
+        save_minutes=study.config.save_minutes,  # resources, because changing them reruns nothing
+        save_steps=study.config.save_steps,
     params:
         request=lambda w: as_argument(study.cohorts[w.cohort].ablation),
-        device=study.config["device"],
-        code=code("ablation:ablate"),
+        device=study.config.device,
+        code=code("representations.ablation:ablate"),
     message:
         "ablation {wildcards.cohort} {wildcards.part}"
     shell:

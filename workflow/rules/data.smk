@@ -19,9 +19,9 @@ rule dataset:
         mem_mb=1000,
         runtime=10,
     params:
-        options=lambda w: as_argument(study.config["dataset"]),
+        options=lambda w: as_argument(study.config.dataset),
         seed=study.seed,
-        code=code("datasets:materialise"),
+        code=code("data.datasets:materialise"),
     message:
         "dataset"
     shell:
@@ -47,8 +47,8 @@ rule corpus:
         train_tokens=TOKENS_NEEDED["train"],  # resources, because changing them reruns nothing
         valid_tokens=TOKENS_NEEDED["valid"],
     params:
-        options=lambda w: as_argument(study.config["corpus"]),
-        code=code("corpora:materialise"),
+        options=lambda w: as_argument(study.config.corpus),
+        code=code("data.corpora:materialise"),
     message:
         "corpus"
     shell:

@@ -23,7 +23,7 @@ rule manifest:
         runtime=60,
     params:
         config=lambda w: as_argument(study.config),
-        code=code("manifest:write"),
+        code=code("report.manifest:write"),
     message:
         "manifest"
     shell:
@@ -39,7 +39,7 @@ rule report:
     output:
         report(
             f"{FIGURES}/report.html",
-            caption="../report/report.rst",
+            caption="../cca_dynamics/report/captions/report.rst",
             category="Overview",
             labels={"page": "verdicts and figures"},
         ),
@@ -55,7 +55,7 @@ rule report:
         runtime=10,
     params:
         config=lambda w: as_argument(study.config),
-        code=code("report:write"),
+        code=code("report.page:write"),
         texts=texts_fingerprint(),
     message:
         "report"
@@ -75,7 +75,7 @@ rule plan:
         runtime=10,
     params:
         config=lambda w: as_argument(study.config),
-        device=study.config["device"],
+        device=study.config.device,
         cores=workflow.cores,
     message:
         "plan"

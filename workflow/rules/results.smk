@@ -25,14 +25,15 @@ rule compute:
         runtime=60,
         gpu=GPU,
     params:
-        options=lambda w: as_argument(study.options(w.result)),
-        device=study.config["device"],
-        code=lambda w: code(f"results.{w.result}:compute"),
+        options=lambda w: stage_options("compute", w.result),
+        seed=study.seed,
+        device=study.config.device,
+        code=lambda w: stage_code("compute", w.result, f"results.{w.result}:compute"),
     message:
         "compute {wildcards.result}"
     shell:
-        "cca-dynamics compute {wildcards.result} --options {params.options:q} --networks {input.networks}"
-        " --activations {input.activations} --ablations {input.ablations} --out {output.table}"
+        "cca-dynamics compute {wildcards.result} --options {params.options:q} --seed {params.seed}"
+        " --networks {input.networks} --activations {input.activations} --ablations {input.ablations} --out {output.table}"
         " --device {params.device} --threads {threads} &> {log}"
 
 
@@ -53,13 +54,14 @@ rule test_claims:
         mem_mb=1000,
         runtime=10,
     params:
-        options=lambda w: as_argument(study.options(w.result)),
-        code=lambda w: code(f"results.{w.result}:claims"),
+        options=lambda w: stage_options("claims", w.result),
+        seed=study.seed,
+        code=lambda w: stage_code("judge", w.result, f"results.{w.result}:claims"),
     message:
         "test {wildcards.result}"
     shell:
-        "cca-dynamics claims {wildcards.result} --options {params.options:q} --table {input.table}"
-        " --out {output.claims} &> {log}"
+        "cca-dynamics claims {wildcards.result} --options {params.options:q} --seed {params.seed}"
+        " --table {input.table} --out {output.claims} &> {log}"
 
 
 rule plot:
@@ -70,7 +72,7 @@ rule plot:
     output:
         png=report(
             f"{FIGURES}/{{result}}.png",
-            caption="../report/figure.rst",  # shows params.caption: its name knows no wildcards
+            caption="../cca_dynamics/report/captions/figure.rst",  # shows params.caption: its name knows no wildcards
             category="Figures",
             labels={"result": "{result}"},
         ),
@@ -87,9 +89,9 @@ rule plot:
         mem_mb=1000,
         runtime=10,
     params:
-        options=lambda w: as_argument(study.options(w.result)),
+        options=lambda w: stage_options("plot", w.result),
         caption=lambda w: caption_of(w.result),
-        code=lambda w: code(f"results.{w.result}:plot", "figures:save"),
+        code=lambda w: stage_code("plot", w.result, f"results.{w.result}:plot", "results.figures:save"),
     message:
         "plot {wildcards.result}"
     shell:
@@ -102,7 +104,7 @@ rule claims:
     input:
         [f"{RESULTS}/claims/{result}.csv" for result in study.targets],
     output:
-        report(f"{RESULTS}/claims.csv", caption="../report/claims.rst", category="Claims"),
+        report(f"{RESULTS}/claims.csv", caption="../cca_dynamics/report/captions/claims.rst", category="Claims"),
     log:
         f"{LOGS}/claims.log",
     benchmark:
@@ -114,7 +116,7 @@ rule claims:
         mem_mb=500,
         runtime=5,
     params:
-        code=code("claims:merge"),
+        code=code("results.claims:merge"),
     message:
         "claims"
     shell:
@@ -122,7 +124,7 @@ rule claims:
 
 
 # One named target per result, e.g. `snakemake width`.
-for name in study.configured:
+for name in study.results:
 
     rule:
         name:

@@ -16,11 +16,11 @@ rule train:
         mem_mb=2000,
         runtime=240,
         gpu=GPU,
-        save_minutes=study.config["save_minutes"],  # resources, because changing them reruns nothing
-        save_steps=study.config["save_steps"],
+        save_minutes=study.config.save_minutes,  # resources, because changing them reruns nothing
+        save_steps=study.config.save_steps,
     params:
         recipe=lambda w: as_argument(study.cohorts[w.cohort].recipe(w.part, study.seed)),
-        device=study.config["device"],
+        device=study.config.device,
         code=lambda w: code(CODE_OF[study.cohorts[w.cohort].data, "train"]),
     message:
         "train {wildcards.cohort} {wildcards.part}"

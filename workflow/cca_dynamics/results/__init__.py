@@ -1,37 +1,17 @@
-"""The paper's results, one module each.
+"""The paper's results, one module each, and what they share: inputs, tables, statistics, clustering, claims,
+figures.
 
 A result module has
 
-    check(study)            refuse a config that contradicts itself (ConfigError)
-    cohorts(study)          the cohorts of networks it needs
-    compute(inputs, options)  → tidy table, exactly the data drawn
-    claims(table, options)  → the paper's statements about it, each with a computed verdict
+    Options                      its keys in the config: bounds, defaults, and which stages read each
+    check(config, options)       refuse options that contradict the config (ConfigError)
+    cohorts(config, options)     the cohorts of networks it needs
+    compute(inputs, options)     → tidy table, exactly the data drawn
+    claims(table, options)       → the paper's statements about it, each with a computed verdict
     plot(table, claims, options) → the figure
 
-and, if it trains nothing, comparisons(options): how many layers of what size it compares, for `plan`.
+and, if it trains nothing, comparisons(options): how many layers of what size it compares, for the estimate of its cost.
 
-The first two run whenever the DAG is built, so the modules import torch and matplotlib only inside the others.
-Adding a result: one module and its line here, one block in config.yaml and its schema, one caption in workflow/report/.
+Check and cohorts run whenever the DAG is built, so modules import torch and matplotlib only inside the other functions.
+Every room above may import this one; it imports the rooms below it and `similarity`.
 """
-
-from cca_dynamics.results import (
-    clusters,
-    generalization,
-    recurrent_sequence,
-    recurrent_training,
-    stability,
-    toy_noise,
-    toy_rnn,
-    width,
-)
-
-RESULTS = {
-    "stability": stability,
-    "toy_noise": toy_noise,
-    "generalization": generalization,
-    "width": width,
-    "clusters": clusters,
-    "recurrent_training": recurrent_training,
-    "recurrent_sequence": recurrent_sequence,
-    "toy_rnn": toy_rnn,
-}

@@ -7,35 +7,51 @@ random permutation of them, all to near-zero training loss; distances between al
 
 from __future__ import annotations
 
-import math
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pandas as pd
 
-from cca_dynamics import statistics
-from cca_dynamics.architectures import layers
-from cca_dynamics.claims import (
-    ALPHA,
+from cca_dynamics.config.base import Number
+from cca_dynamics.config.cohorts import Cohort, LayerRequest
+from cca_dynamics.config.models import (
+    MEASURES_DESCRIPTION,
+    Layers,
+    Measures,
+    Networks,
+    StageOptions,
+    StudyConfig,
+    TrainedResultOptions,
+    TrainingOverrides,
+    option,
+)
+from cca_dynamics.errors import ConfigError
+from cca_dynamics.networks import architectures
+from cca_dynamics.results import figures, statistics
+from cca_dynamics.results.claims import (
+    FITTED,
     INCONCLUSIVE,
     MISSED,
-    NOT_REPRODUCED,
     REPRODUCED,
     Claim,
+    Estimate,
+    Interval,
     all_of,
-    below,
-    equivalent,
+    equivalence_claim,
+    estimate_claim,
     exceeds,
+    fitted_claim,
+    missed_claims,
 )
 from cca_dynamics.results.inputs import Inputs, final_performance
-from cca_dynamics.results.tables import distance_matrix, distance_table, tidy
-from cca_dynamics.study import Cohort, ConfigError, Study
+from cca_dynamics.results.layers import require_layer
+from cca_dynamics.results.tables import CONTROLS, distance_matrix, distance_table, select, tidy
 
 KEY = "results.generalization"
 GROUPS = ("generalizing", "memorizing")
 SPLITS = ("train", "test")
-FITTED = 0.99
-"""Train accuracy from which a network counts as having fitted its labels."""
-
 PUBLISHED = pd.DataFrame(
     {
         "layer": [8, 9, 10, 8, 9, 10, 8, 9, 10, 11],
@@ -46,31 +62,55 @@ PUBLISHED = pd.DataFrame(
 """Read off the published figure 3 (± 0.02): CIFAR-10, 11 convolutional layers numbered from 0, then the softmax."""
 
 
-def check(study: Study) -> None:
+class Options(TrainedResultOptions):
+    """The keys of results.generalization."""
+
+    networks: Networks = option(5, "train", "claims", description="Networks of each kind.")
+    training: TrainingOverrides = option(
+        TrainingOverrides(epochs=50, evaluate_every=10), "train", description="Changes of the recipe, for both kinds."
+    )
+    measures: Measures = option(
+        ("pwcca", "mean_cca", "svcca", "cosine", "euclidean"),
+        "compute",
+        "claims",
+        "plot",
+        description=MEASURES_DESCRIPTION,
+    )
+    early_layers: Layers = option(
+        ("conv1", "conv2"), "claims", min_length=1, description="Layers that are as similar in all three comparisons."
+    )
+    late_layers: Layers = option(
+        ("conv4", "conv5"), "claims", min_length=2, description="Layers in which generalizing networks are closer."
+    )
+    margin: Number = option(0.05, "claims", gt=0, le=0.5, description='Distances that differ by less are "alike".')
+
+
+def check(config: StudyConfig, options: Options) -> None:
     """Refuse layers the network does not have."""
-    options, network = study.options("generalization"), study.network("generalization")
-    for key in ("early_layers", "late_layers"):
-        for layer in options[key]:
-            if study.require_layer(f"{KEY}.{key}", layer, network) is None:
+    network = config.network_of("generalization")
+    for key, layers in (("early_layers", options.early_layers), ("late_layers", options.late_layers)):
+        for layer in layers:
+            if require_layer(f"{KEY}.{key}", layer, network) is None:
                 raise ConfigError(f"{KEY}.{key}", "softmax is judged apart; list convolutional layers")
 
 
-def cohorts(study: Study) -> list[Cohort]:
+def cohorts(config: StudyConfig, options: Options) -> list[Cohort]:
     """Two cohorts that differ in their labels alone, stored at the end."""
+    request = LayerRequest(epochs="final", splits=SPLITS, layers="all", points=config.data_points)
     return [
         Cohort(
             name=group,
-            networks=study.options("generalization")["networks"],
-            network=study.network("generalization"),
-            training=study.training("generalization"),
+            networks=options.networks,
+            network=config.network_of("generalization"),
+            training=config.training_of("generalization"),
             labels="true" if group == "generalizing" else "permuted",
-            activations=({"epochs": "final", "splits": list(SPLITS), "layers": "all"},),
+            requests=(request,),
         )
         for group in GROUPS
     ]
 
 
-def compute(inputs: Inputs, options: dict) -> pd.DataFrame:
+def compute(inputs: Inputs, options: StageOptions) -> pd.DataFrame:
     """Distances between all pairs of networks, per layer and split, and how well each network fits.
 
     Returns:
@@ -78,16 +118,16 @@ def compute(inputs: Inputs, options: dict) -> pd.DataFrame:
         "inter"), network_a, network_b, value, rank_a, rank_b, n, floor; networks are numbered generalizing first.
         quantity "loss", "train_accuracy", "test_accuracy": group, network, value.
     """
-    from cca_dynamics.checkpoints import load_recipe
+    from cca_dynamics.training.checkpoints import load_recipe
 
     steps = {group: inputs.checkpoints(group)[-1][0] for group in GROUPS}
-    names = layers(load_recipe(inputs.networks[GROUPS[0]][0])["network"])
+    names = architectures.layers(load_recipe(inputs.networks[GROUPS[0]][0]).network)
     tables = []
     for split in SPLITS:
         for index, layer in enumerate(names):
             stacked = [inputs.representations(group, layer, steps[group], split) for group in GROUPS]
             kind = np.repeat(GROUPS, [len(networks) for networks in stacked])
-            rows = distance_table(list(np.concatenate(stacked)), options["measures"], inputs.device, inputs.store)
+            rows = distance_table(list(np.concatenate(stacked)), options.measures, inputs.device, inputs.finished_blocks)
             a, b = kind[rows["network_a"]], kind[rows["network_b"]]
             tables.append(rows.assign(split=split, layer=layer, layer_index=index, group=np.where(a == b, a, "inter")))
     tables += [final_performance(inputs, group, group=group) for group in GROUPS]
@@ -95,80 +135,101 @@ def compute(inputs: Inputs, options: dict) -> pd.DataFrame:
 
 
 class Distances:
-    """The table's distance matrices with the two groups' means under any weights."""
+    """Mean distances within and between the two groups, and their bootstrap samples.
+
+    Args:
+        table: written by `compute`.
+        seed: of the bootstrap of networks.
+    """
 
     def __init__(self, table: pd.DataFrame, seed: int):
-        self.rows = table[table["quantity"] == "distance"]
-        pairs = self.rows[self.rows["group"] == GROUPS[0]]
-        size = int(pairs["network_a"].max()) + 1
-        total = int(self.rows["network_a"].max()) + 1
-        self.labels = np.repeat(GROUPS, [size, total - size])
-        self.is_group = {group: (self.labels == group).astype(float) for group in GROUPS}
-        self.layers = list(self.rows.sort_values("layer_index")["layer"].unique())
-        self.weights = statistics.bootstrap_weights(self.labels, seed)
+        rows = select(table, quantity="distance")
+        size = int(select(rows, group=GROUPS[0])["network_a"].max()) + 1
+        total = int(rows["network_a"].max()) + 1
+        self._labels = np.repeat(GROUPS, [size, total - size])
+        self._is_group = {group: (self._labels == group).astype(float) for group in GROUPS}
+        self._weights = statistics.bootstrap_weights(self._labels, seed)
+        self._matrices = {key: distance_matrix(pairs) for key, pairs in rows.groupby(["layer", "measure", "split"])}
 
-    def matrix(self, layer: str, measure: str = "pwcca", split: str = "train") -> np.ndarray:
-        rows = self.rows
-        return distance_matrix(rows[(rows["layer"] == layer) & (rows["measure"] == measure) & (rows["split"] == split)])
+    def estimate(self, statistic: Callable[..., np.ndarray]) -> Estimate:
+        """A statistic of mean distances: its value, and its bootstrap samples (B,).
 
-    def mean(
-        self, group: str, layer: str, measure: str = "pwcca", split: str = "train", weights: np.ndarray | None = None
-    ):
-        """Mean distance of a group at a layer; with weights (B, N), under each resample (B,)."""
-        matrix = self.matrix(layer, measure, split)
-        weights = np.ones(len(matrix)) if weights is None else weights
-        first, second = (weights * self.is_group[name] for name in GROUPS)
-        if group == "inter":
-            return statistics.mean_between(matrix, first, second)
-        return statistics.mean_within(matrix, first if group == GROUPS[0] else second)
+        Args:
+            statistic: takes a function mean(group, layers, measure="pwcca", split="train") → the mean distance of
+                "generalizing", "memorizing" or "inter" at a layer or over several, a number or (B,), of which it
+                computes one of the same shape.
+        """
+        return float(statistic(self._mean)), statistic(partial(self._mean, weights=self._weights))
 
-    def samples(self, group: str, layer: str, measure: str = "pwcca", split: str = "train") -> np.ndarray:
-        """The group's mean under every bootstrap resample of networks."""
-        return self.mean(group, layer, measure, split, self.weights)
-
-    def difference(self, first: str, second: str, layers: list[str]) -> tuple[float, np.ndarray]:
+    def difference(self, first: str, second: str, layers: Sequence[str]) -> Estimate:
         """Mean over layers of the second minus the first group's distance, and its bootstrap samples (B,)."""
-        value = np.mean([self.mean(second, layer) - self.mean(first, layer) for layer in layers])
-        samples = [self.samples(second, layer) - self.samples(first, layer) for layer in layers]
-        return float(value), np.mean(samples, axis=0)
+        return self.estimate(lambda mean: np.mean([mean(second, name) - mean(first, name) for name in layers], axis=0))
 
     def closer_p(self, layer: str, split: str = "train") -> float:
         """p that generalizing networks are no closer than memorizing ones: exact relabelling of networks."""
-        matrix = self.matrix(layer, split=split)
+        matrix = self._matrices[layer, "pwcca", split]
 
         def difference(first: np.ndarray, second: np.ndarray) -> np.ndarray:
             return statistics.mean_within(matrix, second) - statistics.mean_within(matrix, first)
 
-        return statistics.relabelling_p(self.labels, GROUPS[0], difference)
+        return statistics.relabelling_p(self._labels, GROUPS[0], difference)
+
+    def _mean(
+        self,
+        group: str,
+        layers: str | Sequence[str],
+        measure: str = "pwcca",
+        split: str = "train",
+        weights: np.ndarray | None = None,
+    ) -> np.ndarray:
+        if not isinstance(layers, str):
+            return np.mean([self._mean(group, layer, measure, split, weights) for layer in layers], axis=0)
+        matrix = self._matrices[layers, measure, split]
+        weights = np.ones(len(matrix)) if weights is None else weights
+        first, second = (weights * self._is_group[name] for name in GROUPS)
+        if group == "inter":
+            return statistics.mean_between(matrix, first, second)
+        return statistics.mean_within(matrix, first if group == GROUPS[0] else second)
 
 
-def claims(table: pd.DataFrame, options: dict) -> list[Claim]:
+def claims(table: pd.DataFrame, options: StageOptions) -> list[Claim]:
     """The claims of figures 3, A5, A9 and A10."""
-    distances = Distances(table, options["seed"])
-    margin, early, late = options["margin"], options["early_layers"], options["late_layers"]
-    per_group = f"n = {options['networks']} + {options['networks']} networks"
-    result = [_fitted(table, per_group)]
-
-    differences = [
-        distances.difference(first, second, early)
-        for first, second in ((GROUPS[0], GROUPS[1]), (GROUPS[0], "inter"), (GROUPS[1], "inter"))
-    ]
-    result.append(
-        _alike(
-            "early_layers",
-            "3",
-            "Early layers are equally similar in all three comparisons.",
-            f"largest difference between two groups, mean of {', '.join(early)} (alike: within ±{margin:g})",
-            differences,
-            margin,
-            per_group,
-        )
+    distances = Distances(table, options.seed)
+    per_group = f"n = {options.networks} + {options.networks} networks"
+    fitted = fitted_claim(
+        select(table, quantity="train_accuracy")["value"].to_numpy(),
+        claim="generalization.fitted",
+        figure="3",
+        statement="Both groups fit their training labels (the comparison's precondition).",
+        statistic=f"lowest train accuracy of a network (at least {FITTED:g}); {per_group}",
     )
+    return [
+        fitted,
+        *_alike_or_closer(distances, options, per_group),
+        *_at_the_softmax(distances, options.margin, per_group),
+        *_closer_again(distances, options, per_group),
+        *_overestimated(distances, options, per_group),
+        *_missed(distances, options, per_group),
+    ]
 
+
+def _alike_or_closer(distances: Distances, options: StageOptions, per_group: str) -> list[Claim]:
+    """Where the three comparisons are alike, and where generalizing networks are closer to each other."""
+    early, late = options.early_layers, options.late_layers
+    tests = f"{per_group}, two one-sided tests, bootstrap of networks"
+    alike = f"(alike: within ±{options.margin:g}); {tests}"
     value, samples = distances.difference(*GROUPS, late)
-    p = float(statistics.holm([distances.closer_p(layer) for layer in late]).max())
     intervals = [statistics.interval(distances.difference(*GROUPS, [layer])[1]) for layer in late]
-    result.append(
+    p = float(statistics.holm([distances.closer_p(layer) for layer in late]).max())
+    return [
+        equivalence_claim(
+            options.margin,
+            [distances.difference(*pair, early) for pair in (GROUPS, (GROUPS[0], "inter"), (GROUPS[1], "inter"))],
+            claim="generalization.early_layers",
+            figure="3",
+            statement="Early layers are equally similar in all three comparisons.",
+            statistic=f"largest difference between two groups, mean of {', '.join(early)} {alike}",
+        ),
         Claim(
             claim="generalization.late_layers",
             figure="3",
@@ -176,181 +237,108 @@ def claims(table: pd.DataFrame, options: dict) -> list[Claim]:
             statistic=f"memorizing minus generalizing distance, mean of {', '.join(late)}; {per_group}, "
             "exact relabelling of networks in each layer, Holm",
             value=value,
-            **_bounds(samples),
+            interval=statistics.interval(samples),
             p_value=p,
             paper_value=_published_difference(),
-            verdict=all_of([exceeds(0, ci, p) for ci in intervals]),
-        )
-    )
-
-    result.append(
-        _alike(
-            "memorizing_as_inter",
-            "3",
-            "Memorizing networks are as far from each other as from generalizing networks.",
-            f"inter minus memorizing distance, mean of {', '.join(late)} (alike: within ±{margin:g})",
+            verdict=all_of([exceeds(0, interval, p) for interval in intervals]),
+        ),
+        equivalence_claim(
+            options.margin,
             [distances.difference(GROUPS[1], "inter", late)],
-            margin,
-            per_group,
-        )
-    )
-
-    result.append(_softmax_train(distances, margin, per_group))
-    result.append(_softmax_test(distances, margin, per_group))
-    result += _closer_again(distances, late, per_group, options["measures"])
-    result += _overestimate(distances, early, per_group, options["measures"])
-    result += _raw_miss_it(distances, late, per_group, options["measures"])
-    return result
+            claim="generalization.memorizing_as_inter",
+            figure="3",
+            statement="Memorizing networks are as far from each other as from generalizing networks.",
+            statistic=f"inter minus memorizing distance, mean of {', '.join(late)} {alike}",
+        ),
+    ]
 
 
-def _bounds(samples: np.ndarray, level: float = 0.95) -> dict[str, float]:
-    low, high = statistics.interval(samples, level)
-    return {"ci_low": low, "ci_high": high}
-
-
-def _fitted(table: pd.DataFrame, per_group: str) -> Claim:
-    accuracy = table[table["quantity"] == "train_accuracy"]["value"]
-    worst = float(accuracy.min())
-    return Claim(
-        claim="generalization.fitted",
-        figure="3",
-        statement="Both groups fit their training labels (the comparison's precondition).",
-        statistic=f"lowest train accuracy of a network (at least {FITTED:g}); {per_group}",
-        value=worst,
-        ci_low=math.nan,
-        ci_high=math.nan,
-        p_value=math.nan,
-        paper_value=1.0,
-        verdict=REPRODUCED if worst >= FITTED else NOT_REPRODUCED,
-    )
-
-
-def _alike(
-    name: str,
-    figure: str,
-    statement: str,
-    statistic: str,
-    differences: list[tuple[float, np.ndarray]],
-    margin: float,
-    per_group: str,
-) -> Claim:
-    """A claim that several differences, each with its bootstrap samples, are all within a margin."""
-    value, samples = max(differences, key=lambda pair: abs(pair[0]))
-    return Claim(
-        claim=f"generalization.{name}",
-        figure=figure,
-        statement=statement,
-        statistic=f"{statistic}; {per_group}, two one-sided tests, bootstrap of networks",
-        value=value,
-        **_bounds(samples, 1 - 2 * ALPHA),
-        p_value=max(statistics.equivalence_p(sample, margin) for _, sample in differences),
-        paper_value=math.nan,
-        verdict=equivalent(margin, [statistics.interval(sample, 1 - 2 * ALPHA) for _, sample in differences]),
-    )
-
-
-def _softmax_train(distances: Distances, margin: float, per_group: str) -> Claim:
-    means = {group: float(distances.mean(group, "softmax")) for group in GROUPS}
-    worst = max(means, key=means.get)
-    samples = distances.samples(worst, "softmax")
-    return Claim(
+def _at_the_softmax(distances: Distances, margin: float, per_group: str) -> list[Claim]:
+    """Whether the outputs of the networks agree, on training and on test data."""
+    on_train = [distances.estimate(lambda mean, group=group: mean(group, "softmax")) for group in GROUPS]
+    train = equivalence_claim(
+        margin,
+        on_train,
         claim="generalization.softmax_train",
         figure="3",
         statement="At the softmax, on the training data, both groups agree almost perfectly.",
         statistic=f"the larger of the two groups' distances (below {margin:g}); {per_group}, bootstrap of networks",
-        value=means[worst],
-        **_bounds(samples, 1 - 2 * ALPHA),
-        p_value=statistics.equivalence_p(samples, margin),
-        paper_value=0.0,
-        verdict=equivalent(
-            margin, [statistics.interval(distances.samples(group, "softmax"), 1 - 2 * ALPHA) for group in GROUPS]
+    )
+    _, samples_of_larger = max(on_train, key=lambda estimate: estimate[0])
+    test = estimate_claim(
+        0,
+        distances.estimate(
+            lambda mean: mean(GROUPS[1], "softmax", split="test") - mean(GROUPS[0], "softmax", split="test")
         ),
-    )
-
-
-def _softmax_test(distances: Distances, margin: float, per_group: str) -> Claim:
-    value = distances.mean(GROUPS[1], "softmax", split="test") - distances.mean(GROUPS[0], "softmax", split="test")
-    samples = distances.samples(GROUPS[1], "softmax", split="test") - distances.samples(
-        GROUPS[0], "softmax", split="test"
-    )
-    p = distances.closer_p("softmax", "test")
-    return Claim(
         claim="generalization.softmax_test",
         figure="A10",
         statement="At the softmax, on test data, only generalizing networks agree.",
         statistic=f"memorizing minus generalizing distance; {per_group}, exact relabelling of networks",
-        value=float(value),
-        **_bounds(samples),
-        p_value=p,
-        paper_value=math.nan,
-        verdict=exceeds(0, statistics.interval(samples), p),
+        p_value=distances.closer_p("softmax", "test"),
     )
+    # The p value on training data is that of the larger distance alone, as its statistic says.
+    return [replace(train, p_value=statistics.equivalence_p(samples_of_larger, margin), paper_value=0.0), test]
 
 
-def _closer_again(distances: Distances, late: list[str], per_group: str, measures: list[str]) -> list[Claim]:
+def _closer_again(distances: Distances, options: StageOptions, per_group: str) -> list[Claim]:
     """Do generalizing networks come closer again in the last layers, and does the unweighted mean see it?
 
     The paper's layer 8 against the mean of layers 9 and 10: here the first of the late layers against the rest.
     """
+    first, *rest = options.late_layers
+    contrast = f"{first} minus {' and '.join(rest)}"
 
-    def drop(measure: str, weights: np.ndarray | None = None):
-        means = [distances.mean(GROUPS[0], layer, measure, weights=weights) for layer in late]
-        return means[0] - np.mean(means[1:], axis=0)
+    def fall(measure: str) -> Estimate:
+        return distances.estimate(lambda mean: mean(GROUPS[0], first, measure) - mean(GROUPS[0], rest, measure))
 
-    where = f"{late[0]} minus {' and '.join(late[1:])}"
-    samples = drop("pwcca", distances.weights)
-    found = [
-        Claim(
+    value, samples = fall("pwcca")
+    result = [
+        estimate_claim(
+            0,
+            (value, samples),
             claim="generalization.closer_again",
             figure="3",
             statement="Generalizing networks become more similar again in the last layers.",
-            statistic=f"fall of the generalizing distance, {where}; {per_group}, bootstrap of networks",
-            value=float(drop("pwcca")),
-            **_bounds(samples),
-            p_value=math.nan,
+            statistic=f"fall of the generalizing distance, {contrast}; {per_group}, bootstrap of networks",
             paper_value=_published_drop(),
-            verdict=exceeds(0, statistics.interval(samples)),
         )
     ]
-    if "mean_cca" in measures:
-        mean_samples = drop("mean_cca", distances.weights)
-        missed = exceeds(0, statistics.interval(mean_samples))
-        verdict = exceeds(0, statistics.interval(samples - mean_samples))
-        if verdict == REPRODUCED and missed == REPRODUCED:
+    if "mean_cca" in options.measures:
+        mean_value, mean_samples = fall("mean_cca")
+        interval = statistics.interval(samples - mean_samples)
+        verdict = exceeds(0, interval)
+        if verdict == exceeds(0, statistics.interval(mean_samples)) == REPRODUCED:
             verdict = INCONCLUSIVE
-        found.append(
+        result.append(
             Claim(
                 claim="generalization.mean_cca_misses_it",
                 figure="A9",
                 statement="The unweighted mean of the correlations misses that the last layers come closer.",
-                statistic=f"fall under PWCCA minus fall under mean CCA, {where}, with no significant fall under "
+                statistic=f"fall under PWCCA minus fall under mean CCA, {contrast}, with no significant fall under "
                 f"mean CCA; {per_group}, bootstrap of networks",
-                value=float(drop("pwcca") - drop("mean_cca")),
-                **_bounds(samples - mean_samples),
-                p_value=math.nan,
-                paper_value=math.nan,
+                value=value - mean_value,
+                interval=interval,
                 verdict=verdict,
             )
         )
-    return found
+    return result
 
 
-def _overestimate(distances: Distances, early: list[str], per_group: str, measures: list[str]) -> list[Claim]:
+def _overestimated(distances: Distances, options: StageOptions, per_group: str) -> list[Claim]:
     """Do mean CCA and SVCCA see more distance in early layers than PWCCA, averaged over the three comparisons?"""
-    others = [measure for measure in ("mean_cca", "svcca") if measure in measures]
+    early, others = options.early_layers, [name for name in ("mean_cca", "svcca") if name in options.measures]
     if not others:
         return []
 
-    def excess(measure: str, weights: np.ndarray | None = None):
-        places = [(group, layer) for group in (*GROUPS, "inter") for layer in early]
-        gaps = [
-            distances.mean(group, layer, measure, weights=weights) - distances.mean(group, layer, weights=weights)
-            for group, layer in places
-        ]
-        return np.mean(gaps, axis=0)
+    def excess(measure: str) -> Estimate:
+        compared = [(group, layer) for group in (*GROUPS, "inter") for layer in early]
+        return distances.estimate(
+            lambda mean: np.mean([mean(*pair, measure) - mean(*pair) for pair in compared], axis=0)
+        )
 
-    least = min(others, key=lambda measure: float(excess(measure)))
-    samples = {measure: excess(measure, distances.weights) for measure in others}
+    excesses = {measure: excess(measure) for measure in others}
+    intervals = {measure: statistics.interval(samples) for measure, (_, samples) in excesses.items()}
+    least = min(others, key=lambda measure: excesses[measure][0])
     return [
         Claim(
             claim="generalization.others_overestimate",
@@ -358,47 +346,33 @@ def _overestimate(distances: Distances, early: list[str], per_group: str, measur
             statement="Mean CCA and SVCCA overestimate the distance of early layers.",
             statistic=f"excess over PWCCA of {least}, the smaller of the two, mean of the three comparisons in "
             f"{', '.join(early)}; {per_group}, bootstrap of networks",
-            value=float(excess(least)),
-            **_bounds(samples[least]),
-            p_value=math.nan,
-            paper_value=math.nan,
-            verdict=all_of([exceeds(0, statistics.interval(sample)) for sample in samples.values()]),
+            value=excesses[least][0],
+            interval=intervals[least],
+            verdict=all_of([exceeds(0, interval) for interval in intervals.values()]),
         )
     ]
 
 
-def _raw_miss_it(distances: Distances, late: list[str], per_group: str, measures: list[str]) -> list[Claim]:
+def _missed(distances: Distances, options: StageOptions, per_group: str) -> list[Claim]:
     """Do cosine and Euclidean distance miss that generalizing networks are closer in late layers?"""
-    raw = [measure for measure in ("cosine", "euclidean") if measure in measures]
-    if not raw:
-        return []
+    late = options.late_layers
 
-    def excess(measure: str, weights: np.ndarray | None = None):
-        """Memorizing minus generalizing distance, as a share of the generalizing."""
-        first, second = (
-            np.mean([distances.mean(group, layer, measure, weights=weights) for layer in late], axis=0)
-            for group in GROUPS
+    def excess(measure: str) -> tuple[float, Interval]:
+        """Memorizing minus generalizing distance, as a share of the generalizing, and its interval."""
+        value, samples = distances.estimate(
+            lambda mean: mean(GROUPS[1], late, measure) / mean(GROUPS[0], late, measure) - 1
         )
-        return second / first - 1
+        return value, statistics.interval(samples)
 
-    values = {measure: float(excess(measure)) for measure in raw}
-    samples = {measure: excess(measure, distances.weights) for measure in raw}
-    largest = max(values, key=values.get)
-    return [
-        Claim(
-            claim="generalization.raw_miss_it",
-            figure="A5",
-            statement="Cosine and Euclidean distance do not reveal that difference in late layers.",
-            statistic=f"memorizing over generalizing distance, minus 1, under {largest}, the larger of "
-            f"{' and '.join(raw)}, mean of {', '.join(late)} (below {MISSED:g}; PWCCA sees "
-            f"{float(excess('pwcca')):.2f}); {per_group}, bootstrap of networks",
-            value=values[largest],
-            **_bounds(samples[largest]),
-            p_value=math.nan,
-            paper_value=math.nan,
-            verdict=all_of([below(MISSED, statistics.interval(sample)) for sample in samples.values()]),
-        )
-    ]
+    return missed_claims(
+        {measure: excess(measure) for measure in CONTROLS if measure in options.measures},
+        claim="generalization.raw_miss_it",
+        figure="A5",
+        statement="Cosine and Euclidean distance do not reveal that difference in late layers.",
+        effect="memorizing over generalizing distance, minus 1,",
+        details=f", mean of {', '.join(late)} (below {MISSED:g}; PWCCA sees {excess('pwcca')[0]:.2f}); {per_group}, "
+        "bootstrap of networks",
+    )
 
 
 def _published_difference() -> float:
@@ -407,60 +381,42 @@ def _published_difference() -> float:
 
 
 def _published_drop() -> float:
-    published = PUBLISHED[PUBLISHED["group"] == GROUPS[0]].set_index("layer")["value"]
+    published = select(PUBLISHED, group=GROUPS[0]).set_index("layer")["value"]
     return float(published[8] - published[[9, 10]].mean())
 
 
-def plot(table: pd.DataFrame, claims: pd.DataFrame, options: dict):
-    """PWCCA on training and on test data, then a panel per other measure; mean ± std over pairs, as in the paper."""
-    from cca_dynamics import figures
-
-    rows = table[table["quantity"] == "distance"]
-    panels = [(measure, "train") for measure in options["measures"]]
+def plot(table: pd.DataFrame, claims: pd.DataFrame, options: StageOptions):
+    """PWCCA on training and on test data, then one panel per other measure; mean ± std over pairs, as in the paper."""
+    rows = select(table, quantity="distance")
+    panels = [(measure, "train") for measure in options.measures]
     panels.insert(1, ("pwcca", "test"))
-    count = len(panels)
-    figure, axes = figures.panels(math.ceil(count / 2), 2, height=2.4)
+    figure, axes = figures.panels_in_pairs(len(panels), height=2.4)
     styles = {
         "generalizing": (figures.BLUE, "o", "Generalizing"),
         "memorizing": (figures.ORANGE, "s", "Memorizing"),
         "inter": (figures.GREEN, "^", "Inter"),
     }
     names = list(rows.sort_values("layer_index")["layer"].unique())
-    for axis, (measure, split) in zip(axes, panels, strict=False):
-        for group, (colour, marker, label) in styles.items():
-            chosen = rows[(rows["measure"] == measure) & (rows["split"] == split) & (rows["group"] == group)]
-            spread = chosen.groupby("layer_index")["value"].agg(["mean", "std"])
-            figures.line_with_bars(axis, spread.index, spread["mean"], spread["std"], colour, marker, label)
+    for axis, (measure, split) in zip(axes, panels, strict=True):
+        shown = select(rows, measure=measure, split=split)
+        for group, style in styles.items():
+            figures.mean_with_bars(axis, select(shown, group=group), "layer_index", *style)
         if measure == "pwcca" and split == "train":
             _draw_published(axis, len(names), styles)
-        floor = rows[(rows["measure"] == measure) & (rows["split"] == split)].groupby("layer_index")["floor"].mean()
-        if floor.notna().all():
-            axis.plot(
-                floor.index, floor, color=figures.GREY, linewidth=0.8, linestyle=":", label="unrelated (Gaussian)"
-            )
+        figures.floor_line(axis, shown, "layer_index")
         axis.set_xticks(range(len(names)), names, rotation=45, ha="right")
         top = max(1.03, 1.05 * float(rows[rows["measure"] == measure]["value"].max()))
-        axis.set(ylabel=f"{figures.MEASURES[measure]} distance", ylim=(-0.03, top), title=f"{split} data")
+        axis.set(ylabel=f"{figures.measure_label(measure)} distance", ylim=(-0.03, top), title=f"{split} data")
     handles, labels = axes[0].get_legend_handles_labels()
-    order = [*range(len(handles) - len(styles), len(handles)), *range(len(handles) - len(styles))]
-    figure.legend([handles[i] for i in order], [labels[i] for i in order], loc="outside upper center", ncols=len(order))
-    for axis in axes[count:]:
-        axis.set_visible(False)
-    figures.letters(*axes[:count])
+    handles, labels = (items[-len(styles) :] + items[: -len(styles)] for items in (handles, labels))
+    figures.legend_outside(figure, handles, labels)
+    figures.letters(*axes)
     return figure
 
 
-def _draw_published(axis, layers: int, styles: dict) -> None:
-    """The paper's values, its 12 places (11 layers and softmax) squeezed onto ours by relative depth."""
+def _draw_published(axis, layers: int, styles: dict[str, tuple[str, str, str]]) -> None:
+    """The paper's values, its 12 layers (the last of which is the softmax) squeezed onto ours by relative depth."""
     for group, rows in PUBLISHED.groupby("group"):
-        axis.scatter(
-            rows["layer"] / 11 * (layers - 1),
-            rows["value"],
-            s=22,
-            facecolors="none",
-            edgecolors=styles[group][0],
-            marker=styles[group][1],
-            linewidths=0.8,
-            label="paper (CIFAR-10)" if group == "generalizing" else None,
-            zorder=1,
-        )
+        colour, marker, _ = styles[group]
+        label = "paper (CIFAR-10)" if group == "generalizing" else None
+        figures.published_points(axis, rows["layer"] / 11 * (layers - 1), rows["value"], colour, marker, label, 22)

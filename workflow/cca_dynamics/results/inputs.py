@@ -2,35 +2,37 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from cca_dynamics.files import DamagedFile, check_whole, read_facts
+from cca_dynamics.errors import DamagedFile, UserError
 from cca_dynamics.results.tables import DIVERGED
+from cca_dynamics.runtime.storage import check_complete, read_metadata
 
 
 @dataclass(frozen=True)
 class Inputs:
     """Folders of the cohorts of one result.
 
-    Networks that diverged in training are left out everywhere, and the others numbered anew.
+    Networks that diverged in training are left out everywhere, and the others are numbered from 0 without gaps.
 
     Attributes:
-        networks: cohort → folders written by `training.train`, one per part, in order.
-        activations: cohort → folders written by `activations.extract`, in the same order.
-        ablations: cohort → tables written by `ablation.ablate`, in the same order.
+        networks: cohort → folders written by the stage `train`, one per part, in order.
+        activations: cohort → folders written by the stage `activations`, in the same order.
+        ablations: cohort → tables written by the stage `ablation`, in the same order.
         device: "cpu" or "cuda".
-        store: a folder that keeps finished blocks of comparisons, see `similarity.pairwise`.
+        finished_blocks: a folder from which a killed comparison resumes, see `block_cache`.
     """
 
     networks: dict[str, list[Path]]
     activations: dict[str, list[Path]]
     ablations: dict[str, list[Path]]
     device: str = "cpu"
-    store: Path | None = None
+    finished_blocks: Path | None = None
+    _histories: dict[str, pd.DataFrame] = field(default_factory=dict, repr=False)  # so that each is read once
 
     @classmethod
     def from_paths(
@@ -39,15 +41,15 @@ class Inputs:
         activations: list[Path],
         ablations: list[Path] = (),
         device: str = "cpu",
-        store: Path | None = None,
+        finished_blocks: Path | None = None,
     ) -> Inputs:
         """Group .../<cohort>/<part> folders and files by cohort.
 
         Raises:
-            DamagedFile: a folder has lost a file.
+            DamagedFile: a file of a folder is missing.
         """
         for folder in (*networks, *activations):
-            check_whole(folder)
+            check_complete(folder)
 
         def grouped(paths: list[Path]) -> dict[str, list[Path]]:
             cohorts: dict[str, list[Path]] = {}
@@ -55,29 +57,32 @@ class Inputs:
                 cohorts.setdefault(path.parent.name, []).append(path)
             return cohorts
 
-        return cls(grouped(networks), grouped(activations), grouped(ablations), device, store)
+        return cls(grouped(networks), grouped(activations), grouped(ablations), device, finished_blocks)
 
     def checkpoints(self, cohort: str, split: str = "train") -> list[tuple[int, float]]:
         """(step, epoch) of each checkpoint whose activations are stored, in order."""
         files = sorted((self.activations[cohort][0] / split).glob("step-*.safetensors"))
-        return [(facts["step"], facts["epoch"]) for facts in map(read_facts, files)]
+        return [(metadata["step"], metadata["epoch"]) for metadata in map(read_metadata, files)]
 
     def representations(self, cohort: str, layer: str, step: int, split: str = "train") -> np.ndarray:
-        """Activations of one layer at one step: (networks, data points, neurons) float32.
+        """Activations of one layer at one step, of networks that did not diverge.
+
+        Returns:
+            (networks, data points, neurons) float32.
 
         Raises:
             DamagedFile: a file cannot be read, or was made from another checkpoint.
         """
-        from cca_dynamics.activations import load
+        from cca_dynamics.representations.extraction import load
 
         name = f"step-{step:06d}.safetensors"
         files = [part / split / name for part in self.activations[cohort]]
         for file, networks in zip(files, self.networks[cohort], strict=True):
-            if read_facts(file).get("checkpoint") != read_facts(networks / name)["sha256"]:
+            if not extracted_from(file, networks / name):
                 raise DamagedFile(file, f"it was not made from {networks / name}")
-        found = np.concatenate([np.asarray(load(file, layer)) for file in files])
-        members = self.members(cohort)
-        return found if len(members) == len(found) else found[members]
+        stacked = np.concatenate([load(file, layer) for file in files])
+        trained = self.trained(cohort)
+        return stacked if len(trained) == len(stacked) else stacked[trained]
 
     def file(self, cohort: str, step: int, split: str = "train") -> Path:
         """The file of activations of the first part of a cohort."""
@@ -85,64 +90,80 @@ class Inputs:
 
     def layers(self, cohort: str, step: int, split: str = "train") -> list[str]:
         """The layers whose activations are stored, in order."""
-        from cca_dynamics.activations import layers
+        from cca_dynamics.representations.extraction import layers
 
         return layers(self.file(cohort, step, split))
 
     def history(self, cohort: str) -> pd.DataFrame:
-        """Columns step, epoch, network, loss, train_accuracy, test_accuracy.
+        """How the networks of a cohort did during training.
+
+        Returns:
+            Columns step, epoch, network, loss, train_accuracy, test_accuracy; of language models step, epoch, network,
+            loss and valid_loss, in nats per token.
 
         Raises:
             DamagedFile: a history table cannot be read.
         """
-        return self._surviving(cohort, self._whole_history(cohort))
+        return self._without_diverged(cohort, self._full_history(cohort))
 
-    def members(self, cohort: str) -> np.ndarray:
-        """Which networks of a cohort did not diverge, (survivors,).
+    def trained(self, cohort: str) -> np.ndarray:
+        """Indices of the networks of a cohort that did not diverge.
 
         Raises:
-            ValueError: fewer than two did not.
+            UserError: they are fewer than two.
         """
-        history = self._whole_history(cohort)
+        history = self._full_history(cohort)
         final = history[history["step"] == history["step"].max()].sort_values("network")
-        members = np.flatnonzero(final["loss"].notna())
-        if len(members) < 2:
-            gone = len(final) - len(members)
-            raise ValueError(f"{gone} of the {len(final)} networks of {cohort} diverged; lower their learning rate")
-        return members
+        indices = np.flatnonzero(final["loss"].notna())
+        if len(indices) < 2:
+            diverged = len(final) - len(indices)
+            raise UserError(f"{diverged} of the {len(final)} networks of {cohort} diverged; lower their learning rate")
+        return indices
 
     def diverged(self) -> pd.DataFrame:
-        """One row for each network that is left out: quantity `DIVERGED`, cohort, value (its number in the cohort)."""
-        rows = [
-            {"quantity": DIVERGED, "cohort": name, "value": float(i)} for name in self.networks for i in self._out(name)
-        ]
+        """One row for each network that is left out: quantity `DIVERGED`, cohort, value (its index in the cohort)."""
+        rows = []
+        for cohort in self.networks:
+            indices = range(self._full_history(cohort)["network"].nunique())
+            left_out = sorted({*indices} - set(self.trained(cohort).tolist()))
+            rows += [{"quantity": DIVERGED, "cohort": cohort, "value": float(index)} for index in left_out]
         return pd.DataFrame(rows, columns=["quantity", "cohort", "value"])
 
-    def _out(self, cohort: str) -> list[int]:
-        everyone = self._whole_history(cohort)["network"].nunique()
-        return sorted({*range(everyone)} - set(self.members(cohort).tolist()))
+    def _full_history(self, cohort: str) -> pd.DataFrame:
+        if cohort not in self._histories:
+            self._histories[cohort] = _read_tables([part / "history.parquet" for part in self.networks[cohort]])
+        return self._histories[cohort]
 
-    def _whole_history(self, cohort: str) -> pd.DataFrame:
-        return _tables([part / "history.parquet" for part in self.networks[cohort]])
-
-    def _surviving(self, cohort: str, table: pd.DataFrame) -> pd.DataFrame:
-        """Without the rows of networks that diverged."""
-        number = {old: new for new, old in enumerate(self.members(cohort))}
+    def _without_diverged(self, cohort: str, table: pd.DataFrame) -> pd.DataFrame:
+        """A table of a cohort without the rows of networks that diverged, the others numbered without gaps."""
+        number = {old: new for new, old in enumerate(self.trained(cohort))}
         if len(number) == table["network"].nunique():
             return table
         table = table[table["network"].isin(number)]
         return table.assign(network=table["network"].map(number)).reset_index(drop=True)
 
     def ablation(self, cohort: str) -> pd.DataFrame:
-        """Columns network, order, share, accuracy.
+        """Accuracy of the networks of a cohort while more and more feature maps are clamped.
+
+        Returns:
+            Columns network, order (in which maps are clamped), share (of clamped maps), accuracy.
 
         Raises:
             DamagedFile: a table cannot be read.
         """
-        return self._surviving(cohort, _tables(self.ablations[cohort]))
+        return self._without_diverged(cohort, _read_tables(self.ablations[cohort]))
 
 
-def _tables(paths: list[Path]) -> pd.DataFrame:
+def extracted_from(activations: Path, checkpoint: Path) -> bool:
+    """Whether a file of activations was made from a checkpoint, by the checksums of the checkpoint's tensors.
+
+    Raises:
+        DamagedFile: one of the two cannot be read.
+    """
+    return read_metadata(activations).get("checkpoint") == read_metadata(checkpoint)["sha256"]
+
+
+def _read_tables(paths: list[Path]) -> pd.DataFrame:
     tables = []
     for path in paths:
         try:
@@ -150,6 +171,11 @@ def _tables(paths: list[Path]) -> pd.DataFrame:
         except (OSError, ValueError) as problem:
             raise DamagedFile(path, problem) from None
     return pd.concat(tables, ignore_index=True)
+
+
+def performance(inputs: Inputs, cohort: str) -> pd.DataFrame:
+    """All that was measured of each network in training, as tidy rows: network, step, epoch, quantity, value."""
+    return inputs.history(cohort).melt(id_vars=["network", "step", "epoch"], var_name="quantity")
 
 
 def final_performance(inputs: Inputs, cohort: str, **columns: object) -> pd.DataFrame:

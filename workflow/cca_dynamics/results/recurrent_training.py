@@ -7,49 +7,66 @@ its curve.
 
 from __future__ import annotations
 
-import math
+from typing import Annotated
 
 import numpy as np
 import pandas as pd
+from pydantic import Field
 
-from cca_dynamics import statistics
-from cca_dynamics.claims import Claim, exceeds
-from cca_dynamics.results import recurrent
-from cca_dynamics.results.inputs import Inputs
-from cca_dynamics.results.tables import tidy
-from cca_dynamics.study import Cohort, ConfigError, Study
+from cca_dynamics.config.base import MANY, Integer
+from cca_dynamics.config.cohorts import Cohort
+from cca_dynamics.config.models import MEASURES_DESCRIPTION, Measures, ResultOptions, StageOptions, StudyConfig, option
+from cca_dynamics.errors import ConfigError
+from cca_dynamics.results import figures, language_models, statistics
+from cca_dynamics.results.claims import Claim, mean_claim
+from cca_dynamics.results.inputs import Inputs, performance
+from cca_dynamics.results.layers import require_data_points
+from cca_dynamics.results.tables import CONTROLS, distance_rows, select, tidy
 
 KEY = "results.recurrent_training"
-TITLES = {recurrent.SHALLOW: "", recurrent.DEEPER: "deeper "}
-RAW = ("cosine", "euclidean")
+TITLES = {language_models.SHALLOW: "", language_models.DEEPER: "deeper "}
 
 
-def check(study: Study) -> None:
+class Options(ResultOptions):
+    """The keys of results.recurrent_training."""
+
+    deeper: Annotated[Integer, Field(ge=3, le=32)] | None = option(
+        5, "train", description="Layers of a deeper model, as wide as the first layer of the other; null: none."
+    )
+    deeper_networks: Integer = option(4, "train", ge=2, le=10_000, description="Networks of the deeper model.")
+    data_points: Integer = option(
+        5000, "activations", ge=100, le=MANY, description="Tokens of held-out text on which layers are compared."
+    )
+    measures: Measures = option(
+        ("pwcca", "mean_cca", "cosine", "euclidean"), "compute", "claims", "plot", description=MEASURES_DESCRIPTION
+    )
+
+
+def check(config: StudyConfig, options: Options) -> None:
     """Refuse fewer layers than have an order, and fewer data points than CCA needs."""
-    options, sizes = study.options("recurrent_training"), study.config["language_model"]["sizes"]
+    sizes = config.language_model.sizes
     if len(sizes) < 2:
         raise ConfigError("language_model.sizes", "one layer has no order of convergence; give at least two")
-    if options["data_points"] <= 2 * max(sizes):
-        raise ConfigError(
-            f"{KEY}.data_points",
-            f"{options['data_points']} data points are too few for layers of {max(sizes)} units; give more than "
-            f"{2 * max(sizes)}, better {10 * max(sizes)}",
-        )
+    require_data_points(f"{KEY}.data_points", options.data_points, "data points", sizes)
 
 
-def cohorts(study: Study) -> list[Cohort]:
+def cohorts(config: StudyConfig, options: Options) -> list[Cohort]:
     """The language models, shallow and deeper."""
-    return recurrent.cohorts(study)
+    curves = language_models.curves(config)
+    result = [language_models.shallow(config, curves)]
+    if options.deeper:
+        result.append(language_models.deeper(config, options.deeper, options.deeper_networks, curves))
+    return result
 
 
-def compute(inputs: Inputs, options: dict) -> pd.DataFrame:
+def compute(inputs: Inputs, options: StageOptions) -> pd.DataFrame:
     """Distances of each layer to its final state.
 
     Returns:
         Tidy rows. quantity "distance": cohort, network, layer, layer_index, step, epoch, measure, value, rank_a,
-        rank_b, n. quantity "loss", "valid_loss" (nats a token): cohort, network, step, epoch, value.
+        rank_b, n, floor. quantity "loss", "valid_loss" (nats per token): cohort, network, step, epoch, value.
     """
-    from cca_dynamics.similarity import MEASURES
+    from cca_dynamics.similarity import factorize
 
     tables = []
     for cohort in inputs.activations:
@@ -57,34 +74,20 @@ def compute(inputs: Inputs, options: dict) -> pd.DataFrame:
         layers = inputs.layers(cohort, steps[-1][0], "valid")
         for index, layer in enumerate(layers):
             final = inputs.representations(cohort, layer, steps[-1][0], "valid")
+            last = [factorize(states, device=inputs.device) for states in final]
             rows = []
             for step, epoch in steps:
-                now = inputs.representations(cohort, layer, step, "valid")
-                for network in range(len(final)):
-                    for measure in options["measures"]:
-                        result = MEASURES[measure](now[network], final[network], device=inputs.device)
-                        rows.append(
-                            {
-                                "network": network,
-                                "step": step,
-                                "epoch": epoch,
-                                "measure": measure,
-                                "value": result.distance,
-                                "rank_a": result.rank_x,
-                                "rank_b": result.rank_y,
-                                "n": result.n,
-                            }
-                        )
-            place = {"cohort": cohort, "layer": layer, "layer_index": index, "quantity": "distance"}
-            tables.append(pd.DataFrame(rows).assign(**place))
-        history = inputs.history(cohort).melt(id_vars=["network", "step", "epoch"], var_name="quantity")
-        tables.append(history.assign(cohort=cohort))
+                for network, states in enumerate(inputs.representations(cohort, layer, step, "valid")):
+                    factors, columns = factorize(states, device=inputs.device), {"step": step, "epoch": epoch}
+                    rows += distance_rows(factors, last[network], options.measures, network=network, **columns)
+            tables.append(pd.DataFrame(rows).assign(cohort=cohort, layer=layer, layer_index=index))
+        tables.append(performance(inputs, cohort).assign(cohort=cohort))
     return tidy(tables)
 
 
 def areas(table: pd.DataFrame, cohort: str, measure: str) -> np.ndarray:
     """Area under each layer's curve over training, in units of the distance: (networks, layers)."""
-    rows = table[(table["quantity"] == "distance") & (table["cohort"] == cohort) & (table["measure"] == measure)]
+    rows = select(table, quantity="distance", cohort=cohort, measure=measure)
     curves = rows.pivot_table(index=["network", "layer_index"], columns="epoch", values="value")
     epochs = curves.columns.to_numpy(float)
     area = np.trapezoid(curves.to_numpy(), epochs, axis=1) / (epochs[-1] - epochs[0])
@@ -92,102 +95,100 @@ def areas(table: pd.DataFrame, cohort: str, measure: str) -> np.ndarray:
 
 
 def separation(area: np.ndarray) -> np.ndarray:
-    """How much later than the first layer the last one converges, over the mean of all: (networks,)."""
+    """How much later than the first layer the last one converges, over the mean of all layers.
+
+    Args:
+        area: (networks, layers), see `areas`.
+
+    Returns:
+        (networks,), without a unit.
+    """
     return (area[:, -1] - area[:, 0]) / area.mean(axis=1)
 
 
-def claims(table: pd.DataFrame, options: dict) -> list[Claim]:
+def claims(table: pd.DataFrame, options: StageOptions) -> list[Claim]:
     """The claims of figures 6 and A8."""
-    seed, found = options["seed"], []
-    models = [name for name in TITLES if (table["cohort"] == name).any()]
-    for cohort in models:
-        found.append(_bottom_up(table, cohort, "pwcca", "6", f"A {TITLES[cohort]}recurrent network converges", seed))
-    for measure in RAW:
-        if measure in options["measures"]:
-            statement = f"{measure.capitalize()} distance shows this too: the network converges"
-            found.append(_bottom_up(table, models[0], measure, "A8", statement, seed))
-    last = models[-1]
-    weighted = separation(areas(table, last, "pwcca"))
-    others = {"mean_cca": ("unweighted_blurs", "6", "The unweighted mean of the correlations blurs this.")}
-    raw = [measure for measure in RAW if measure in options["measures"]]
-    if raw:
-        clearest = max(raw, key=lambda measure: separation(areas(table, last, measure)).mean())
-        statement = "PWCCA shows it more clearly than cosine or Euclidean distance."
-        others[clearest] = ("clearer_than_raw", "A8", statement)
-    for measure, (name, figure, statement) in others.items():
-        if measure not in options["measures"]:
-            continue
-        gap = weighted - separation(areas(table, last, measure))
-        ci = statistics.bootstrap_mean(gap, seed)
-        found.append(
-            Claim(
-                claim=f"recurrent_training.{name}",
-                figure=figure,
-                statement=statement,
-                statistic="how much later the last layer converges than the first (difference of areas over the mean "
-                f"area), PWCCA minus {measure}, {TITLES[last]}model; n = {len(gap)} networks, bootstrap",
-                value=float(gap.mean()),
-                ci_low=ci[0],
-                ci_high=ci[1],
-                p_value=math.nan,
-                paper_value=math.nan,
-                verdict=exceeds(0, ci),
-            )
+    seed, models = options.seed, _models(table)
+    controls = [measure for measure in CONTROLS if measure in options.measures]
+    result = [
+        _bottom_up(table, cohort, "pwcca", "6", f"A {TITLES[cohort]}recurrent network converges", seed)
+        for cohort in models
+    ]
+    for measure in controls:
+        statement = f"{measure.capitalize()} distance shows this too: the network converges"
+        result.append(_bottom_up(table, models[0], measure, "A8", statement, seed))
+
+    separations = {measure: separation(areas(table, models[-1], measure)) for measure in options.measures}
+
+    def clearer_claim(measure: str, name: str, figure: str, statement: str) -> Claim:
+        gap = separations["pwcca"] - separations[measure]
+        return mean_claim(
+            0,
+            gap,
+            seed,
+            claim=f"recurrent_training.{name}",
+            figure=figure,
+            statement=statement,
+            statistic="how much later the last layer converges than the first (difference of areas over the mean "
+            f"area), PWCCA minus {measure}, {TITLES[models[-1]]}model; n = {len(gap)} networks, bootstrap",
         )
-    return found
+
+    if "mean_cca" in options.measures:
+        statement = "The unweighted mean of the correlations blurs this."
+        result.append(clearer_claim("mean_cca", "unweighted_blurs", "6", statement))
+    if controls:
+        clearest = max(controls, key=lambda measure: separations[measure].mean())
+        statement = "PWCCA shows it more clearly than cosine or Euclidean distance."
+        result.append(clearer_claim(clearest, "clearer_than_raw", "A8", statement))
+    return result
+
+
+def _models(table: pd.DataFrame) -> list[str]:
+    """The cohorts in the table, the deeper one last."""
+    return [name for name in TITLES if (table["cohort"] == name).any()]
 
 
 def _bottom_up(table: pd.DataFrame, cohort: str, measure: str, figure: str, subject: str, seed: int) -> Claim:
     area = areas(table, cohort, measure)
-    ordered = statistics.ordered_pairs(area)
-    ci = statistics.bootstrap_mean(ordered, seed)
-    p = statistics.jonckheere_p(area, seed)
     name = "bottom_up" if measure == "pwcca" else f"bottom_up_{measure}"
-    return Claim(
-        claim=f"recurrent_training.{name}{'_deeper' if cohort == recurrent.DEEPER else ''}",
+    return mean_claim(
+        0.5,
+        statistics.ordered_pairs(area),
+        seed,
+        p_value=statistics.matched_jonckheere_p(area, seed),
+        claim=f"recurrent_training.{name}{'_deeper' if cohort == language_models.DEEPER else ''}",
         figure=figure,
         statement=f"{subject} from the bottom up.",
         statistic=f"share of pairs of layers of which the lower one has the smaller area under its {measure} curve "
         f"(over 0.5); n = {len(area)} networks of {area.shape[1]} layers, Jonckheere's test, bootstrap of networks",
-        value=float(ordered.mean()),
-        ci_low=ci[0],
-        ci_high=ci[1],
-        p_value=p,
-        paper_value=math.nan,
-        verdict=exceeds(0.5, ci, p),
     )
 
 
-def plot(table: pd.DataFrame, claims: pd.DataFrame, options: dict):
-    """A row of panels a model: the distance of each layer to its end, one panel a measure, and perplexity."""
-    from cca_dynamics import figures
-
-    models = [name for name in TITLES if (table["cohort"] == name).any()]
-    columns, distances = len(options["measures"]) + 1, table[table["quantity"] == "distance"]
+def plot(table: pd.DataFrame, claims: pd.DataFrame, options: StageOptions):
+    """One row of panels per model: the distance of each layer to its end, one panel per measure, and perplexity."""
+    models, columns = _models(table), len(options.measures) + 1
+    distances = select(table, quantity="distance")
     figure, axes = figures.panels(len(models), columns, height=2.0)
     styles = figures.sequential(int(distances["layer_index"].max()) + 1)
-    epochs = sorted(distances["epoch"].unique())
     for row, cohort in enumerate(models):
-        here, panels = table[table["cohort"] == cohort], axes[row * columns : (row + 1) * columns]
-        for axis, measure in zip(panels, options["measures"], strict=False):
-            mine = distances[(distances["cohort"] == cohort) & (distances["measure"] == measure)]
-            for index, layer in mine.groupby("layer_index"):
-                wide = layer.pivot_table(index="network", columns="epoch", values="value")
-                label = f"layer {int(index) + 1}"
-                figures.mean_and_std(axis, wide.columns, wide.to_numpy(), *styles[int(index)], label)
-            axis.set(title=figures.MEASURES[measure], ylim=(0, None), xlim=(epochs[0], epochs[-1]))
-        layers = distances[distances["cohort"] == cohort]["layer_index"].nunique()
-        panels[0].set_ylabel(f"{layers} layers\nDistance to the end")
-        perplexity = panels[-1]
-        for quantity, style, label in (("loss", figures.SEEN, "train"), ("valid_loss", figures.UNSEEN, "held out")):
-            wide = here[here["quantity"] == quantity].pivot_table(index="network", columns="epoch", values="value")
-            figures.mean_and_std(perplexity, wide.columns, np.exp(wide.to_numpy()), *style, label)
-        perplexity.set(title="Perplexity", yscale="log", xlim=(epochs[0], epochs[-1]))
-        perplexity.legend(loc="upper right")
+        rows, panels = select(distances, cohort=cohort), axes[row * columns : (row + 1) * columns]
+        for axis, measure in zip(panels, options.measures, strict=False):
+            for index, layer in select(rows, measure=measure).groupby("layer_index"):
+                figures.network_curves(axis, layer, "epoch", *styles[int(index)], f"layer {int(index) + 1}")
+            axis.set(title=figures.measure_label(measure), ylim=(0, None))
+        panels[0].set_ylabel(f"{rows['layer_index'].nunique()} layers\nDistance to the end")
+        _draw_perplexity(panels[-1], select(table, cohort=cohort))
         for axis in panels:
-            axis.set_xlabel("Epoch")
+            axis.set(xlabel="Epoch", xlim=(distances["epoch"].min(), distances["epoch"].max()))
             axis.xaxis.get_major_locator().set_params(integer=True)
-    last = axes[(len(models) - 1) * columns]
-    figure.legend(*last.get_legend_handles_labels(), loc="outside upper center", ncols=len(styles))
+    figures.legend_outside(figure, *axes[-columns].get_legend_handles_labels())
     figures.letters(*axes)
     return figure
+
+
+def _draw_perplexity(axis, table: pd.DataFrame) -> None:
+    for quantity, style, label in (("loss", figures.SEEN, "train"), ("valid_loss", figures.UNSEEN, "held out")):
+        losses = select(table, quantity=quantity)
+        figures.network_curves(axis, losses.assign(value=np.exp(losses["value"])), "epoch", *style, label)
+    axis.set(title="Perplexity", yscale="log")
+    axis.legend(loc="upper right")

@@ -1,17 +1,23 @@
-"""Tidy tables of results, and back from a table to the matrix that statistics need."""
+"""Tidy tables of results, and back from a table to the matrices that statistics need."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 
+from cca_dynamics.results.block_cache import BlocksInFolder
+
+if TYPE_CHECKING:
+    from cca_dynamics.similarity import Factors
+
 DIVERGED = "diverged"
 """Quantity of the rows that name networks which are left out."""
-COUNTED = ("pwcca", "pwcca_squared", "mean_cca", "bartlett")
-"""Measures that use all correlations of two layers, so that their ranks say how many are forced."""
+CONTROLS = ("cosine", "euclidean")
+"""Measures that compare neuron by neuron, with which the paper contrasts CCA."""
 COUNTS = (
     "forced",
     "network",
@@ -29,7 +35,10 @@ COUNTS = (
 
 
 def distance_table(
-    representations: Sequence[np.ndarray], measures: Sequence[str], device: str = "cpu", store: Path | None = None
+    representations: Sequence[np.ndarray],
+    measures: Sequence[str],
+    device: str = "cpu",
+    finished_blocks: Path | None = None,
 ) -> pd.DataFrame:
     """Distances between all ordered pairs of different networks.
 
@@ -37,25 +46,25 @@ def distance_table(
         representations: N arrays (n, d).
         measures: keys of `similarity.MEASURES`.
         device: "cpu" or "cuda".
-        store: see `similarity.pairwise`.
+        finished_blocks: a folder from which a killed comparison resumes, see `block_cache`.
 
     Returns:
-        N·(N − 1) rows a measure: network_a, network_b (positions in the argument), quantity "distance", measure, value
-        (distance from a to b), rank_a, rank_b (of the centred representations), n, and floor: the distance expected of
-        unrelated Gaussian representations of the ranks that are compared (SVCCA drops some), nan where the measure
-        has none.
+        N·(N − 1) rows per measure: network_a, network_b (positions in the argument), quantity "distance", measure,
+        value (distance from a to b), rank_a, rank_b (of the centred representations), n, and floor: the distance
+        expected of unrelated Gaussian representations of the ranks that are compared (SVCCA drops some), nan where
+        the measure has none.
     """
-    from cca_dynamics.similarity import factorize, null_floor, pairwise
-    from cca_dynamics.similarity.pairwise import compared
+    from cca_dynamics.similarity import MEASURES, factorize, null_floor, pairwise  # late: PyTorch is slow to import
 
     factors = [factorize(x, device=device) for x in representations]
     ranks = np.array([factor.rank for factor in factors])
     a, b = np.nonzero(~np.eye(len(factors), dtype=bool))
     tables = []
     for measure in measures:
-        seen = [factor.rank for factor in compared(factors, measure)]
+        seen = [factor.rank for factor in MEASURES[measure].compared(factors)]
         floors = {(p, q): null_floor(p, q, factors[0].n, measure) for p in set(seen) for q in set(seen)}
-        distances = pairwise(factors, measure, device=device, store=store)
+        cache = BlocksInFolder(finished_blocks, measure) if finished_blocks else None
+        distances = pairwise(factors, measure, device=device, cache=cache)
         tables.append(
             pd.DataFrame(
                 {
@@ -74,16 +83,59 @@ def distance_table(
     return pd.concat(tables, ignore_index=True)
 
 
+def distance_rows(
+    x: Factors, reference: Factors, measures: Sequence[str], **columns: object
+) -> list[dict[str, object]]:
+    """Distances from one representation to another, one row per measure.
+
+    Args:
+        x, reference: the representations.
+        measures: keys of `similarity.MEASURES`.
+        columns: of every row, beside measure, quantity "distance", value, rank_a, rank_b, n and floor (see
+            `distance_table`).
+
+    Returns:
+        One dict per row.
+    """
+    from cca_dynamics.similarity import MEASURES, null_floor
+
+    rows = []
+    for measure in measures:
+        result = MEASURES[measure].function(x, reference)
+        numbers = {"value": result.distance, "rank_a": result.rank_x, "rank_b": result.rank_y, "n": result.n}
+        numbers["floor"] = null_floor(result.rank_x, result.rank_y, result.n, measure)
+        rows.append({**columns, "measure": measure, "quantity": "distance", **numbers})
+    return rows
+
+
 def tidy(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
     """One table; columns that count or number things stay integers where some rows lack them.
 
-    Where it has ranks, `forced` is the number of correlations that are 1 by counting alone.
+    Where it has ranks, a column `forced` is added: the number of correlations that are exactly 1 because the ranks
+    exceed n - 1.
     """
+    from cca_dynamics.similarity import MEASURES
+
     table = pd.concat(tables, ignore_index=True)
     if "rank_a" in table:
         forced = (table["rank_a"] + table["rank_b"] - (table["n"] - 1)).clip(lower=0)
-        table["forced"] = forced.where(table["measure"].isin(COUNTED)) if "measure" in table else forced
+        if "measure" in table:
+            counted = [name for name, record in MEASURES.items() if record.uses_all_correlations]
+            forced = forced.where(table["measure"].isin(counted))
+        table["forced"] = forced
     return table.astype({column: "Int64" for column in COUNTS if column in table})
+
+
+def select(table: pd.DataFrame, **values: object) -> pd.DataFrame:
+    """The rows in which each of the columns named has the value given."""
+    for column, value in values.items():
+        table = table[table[column] == value]
+    return table
+
+
+def by_network(rows: pd.DataFrame, column: str) -> pd.DataFrame:
+    """The values of tidy rows as a matrix: one row per network, one column per value of `column`, in order."""
+    return rows.pivot_table(index="network", columns=column, values="value")
 
 
 def distance_matrix(rows: pd.DataFrame) -> np.ndarray:
@@ -95,21 +147,23 @@ def distance_matrix(rows: pd.DataFrame) -> np.ndarray:
 
 
 def caveats(table: pd.DataFrame) -> list[str]:
-    """What a reader of a result must know: networks that are left out, layers without variance, forced correlations."""
-    found = []
+    """What a reader of a result must know: networks that are left out, and layers without variance or with too few
+    data points, one note for each of these that occurs.
+    """
+    notes = []
     diverged = table[table["quantity"] == DIVERGED]
     for cohort, rows in diverged.groupby("cohort", sort=False) if len(diverged) else ():
         numbers = ", ".join(f"{number:.0f}" for number in rows["value"])
-        found.append(f"left out because diverged: network{'s' if len(rows) > 1 else ''} {numbers} of {cohort}")
+        notes.append(f"left out because diverged: network{'s' if len(rows) > 1 else ''} {numbers} of {cohort}")
     if "rank_a" in table:
         compared = table[table["rank_a"].notna()]
         dead = (compared[["rank_a", "rank_b"]] == 0).any(axis=1)
         if dead.any():
-            found.append(f"{dead.sum()} of {len(compared)} comparisons have a layer without variance (dead)")
+            notes.append(f"{dead.sum()} of {len(compared)} comparisons have a layer without variance (dead)")
         forced = compared["forced"].fillna(0)
         if forced.any():
-            found.append(
-                f"in {(forced > 0).sum()} of {len(compared)} comparisons up to {forced.max()} correlations are 1 by "
-                "counting alone (too few data points)"
+            notes.append(
+                f"in {(forced > 0).sum()} of {len(compared)} comparisons up to {forced.max()} correlations are exactly "
+                "1 because the ranks exceed n - 1 (too few data points)"
             )
-    return found
+    return notes

@@ -6,12 +6,23 @@ from dataclasses import dataclass
 
 import torch
 
-from cca_dynamics.similarity.cca import Factors, factorize
+from cca_dynamics.similarity.errors import RepresentationError
+from cca_dynamics.similarity.factors import Factors, factorize_pair
+
+FEWEST_FOR_DEBIASED_CKA = 4
+"""Data points below which there is no unbiased estimate of HSIC."""
 
 
 @dataclass(frozen=True)
 class BaselineResult:
-    """distance from x to y, reverse from y to x (the same), ranks of the centred layers, n data points."""
+    """The result of a measure that CCA is compared with.
+
+    Attributes:
+        distance: from x to y; its range is the measure's.
+        reverse: from y to x, which is the same.
+        rank_x, rank_y: ranks of the two centred layers.
+        n: data points.
+    """
 
     distance: float
     reverse: float
@@ -28,12 +39,12 @@ def linear_cka(x, y, *, device: str = "cpu") -> BaselineResult:
         device: "cpu" or "cuda".
 
     Raises:
-        ValueError: rows differ or a value is not finite.
+        RepresentationError: rows differ or a value is not finite.
 
     Source: Kornblith et al. 2019.
     """
-    x, y = _pair(x, y, device)
-    return _result(x, y, 1 - _hsic(x, y) / _norm(_hsic(x, x), _hsic(y, y)))
+    x, y = factorize_pair(x, y, device)
+    return _result(x, y, 1 - _hsic(x, y) / _geometric_mean(_hsic(x, x), _hsic(y, y)))
 
 
 def linear_cka_debiased(x, y, *, device: str = "cpu") -> BaselineResult:
@@ -41,11 +52,11 @@ def linear_cka_debiased(x, y, *, device: str = "cpu") -> BaselineResult:
 
     Arguments and errors as `linear_cka`; n must be at least 4. Source: Song et al. 2012; Nguyen et al. 2021.
     """
-    x, y = _pair(x, y, device)
-    if x.n < 4:
-        raise ValueError(f"debiased CKA needs at least 4 data points, not {x.n}")
-    own = _norm(_hsic_unbiased(x, x), _hsic_unbiased(y, y))
-    return _result(x, y, 1 - _hsic_unbiased(x, y) / own)
+    x, y = factorize_pair(x, y, device)
+    if x.n < FEWEST_FOR_DEBIASED_CKA:
+        raise RepresentationError(f"debiased CKA needs at least {FEWEST_FOR_DEBIASED_CKA} data points, not {x.n}")
+    norm = _geometric_mean(_hsic_unbiased(x, x), _hsic_unbiased(y, y))
+    return _result(x, y, 1 - _hsic_unbiased(x, y) / norm)
 
 
 def procrustes(x, y, *, device: str = "cpu") -> BaselineResult:
@@ -53,10 +64,10 @@ def procrustes(x, y, *, device: str = "cpu") -> BaselineResult:
 
     In [0, 1]. Arguments and errors as `linear_cka`. Source: Schönemann 1966; Ding et al. 2021 without its factor 2.
     """
-    x, y = _pair(x, y, device)
+    x, y = factorize_pair(x, y, device)
     cross = x.s[:, None] * (x.basis().T @ y.basis()) * y.s
     nuclear = torch.linalg.svdvals(cross).sum() if cross.numel() else cross.sum()
-    return _result(x, y, 1 - nuclear / _norm(x.s.square().sum(), y.s.square().sum()))
+    return _result(x, y, 1 - nuclear / _geometric_mean(x.s.square().sum(), y.s.square().sum()))
 
 
 def cosine(x, y, *, device: str = "cpu") -> BaselineResult:
@@ -65,8 +76,8 @@ def cosine(x, y, *, device: str = "cpu") -> BaselineResult:
     It compares neuron i with neuron i, so the layers need the same width. In [0, 2]. Arguments and errors as
     `linear_cka`.
     """
-    x, y = _same_width(x, y, device)
-    return _result(x, y, 1 - _angle(x, y))
+    x, y = _factorize_equal_widths(x, y, device)
+    return _result(x, y, 1 - _cosine_of_angle(x, y))
 
 
 def euclidean(x, y, *, device: str = "cpu") -> BaselineResult:
@@ -75,21 +86,14 @@ def euclidean(x, y, *, device: str = "cpu") -> BaselineResult:
     The paper does not state its scaling; this one has the range of its figures A3, A4 and A8. It compares neuron i
     with neuron i, so the layers need the same width. Arguments and errors as `linear_cka`.
     """
-    x, y = _same_width(x, y, device)
-    return _result(x, y, torch.sqrt(torch.clamp(2 - 2 * _angle(x, y), min=0)))
+    x, y = _factorize_equal_widths(x, y, device)
+    return _result(x, y, torch.sqrt(torch.clamp(2 - 2 * _cosine_of_angle(x, y), min=0)))
 
 
-def _pair(x, y, device: str) -> tuple[Factors, Factors]:
-    x, y = factorize(x, device=device, name="x"), factorize(y, device=device, name="y")
-    if x.n != y.n:
-        raise ValueError(f"x has {x.n} data points and y {y.n}; compare activations of the same data points")
-    return x, y
-
-
-def _same_width(x, y, device: str) -> tuple[Factors, Factors]:
-    x, y = _pair(x, y, device)
+def _factorize_equal_widths(x, y, device: str) -> tuple[Factors, Factors]:
+    x, y = factorize_pair(x, y, device)
     if x.x.shape != y.x.shape:
-        raise ValueError(
+        raise RepresentationError(
             f"x has {x.x.shape[1]} neurons and y {y.x.shape[1]}; this measure compares neuron by neuron, "
             "use one of the CCA family for layers of different widths"
         )
@@ -101,26 +105,31 @@ def _result(x: Factors, y: Factors, distance) -> BaselineResult:
     return BaselineResult(distance, distance, x.rank, y.rank, x.n)
 
 
-def _norm(a, b):
+def _geometric_mean(a, b) -> torch.Tensor:
     """√(a b), or 1 where that is 0: a layer that does not vary has similarity 0."""
     product = torch.as_tensor(a) * torch.as_tensor(b)
     return torch.where(product > 0, product.clamp(min=0).sqrt(), 1.0)
 
 
 def _hsic(x: Factors, y: Factors) -> torch.Tensor:
+    """‖XᵀY‖² of the centred layers: their Hilbert-Schmidt independence criterion up to a factor of n alone."""
     if x is y:
         return x.s.pow(4).sum()
     return (x.s[:, None] * (x.basis().T @ y.basis()) * y.s).square().sum()
 
 
 def _hsic_unbiased(x: Factors, y: Factors) -> torch.Tensor:
-    """The U-statistic of HSIC up to a factor of n alone; shorter because rows of centred Gram matrices sum to 0."""
+    """The unbiased estimate of HSIC up to a factor of n alone, from the diagonals of the two Gram matrices.
+
+    The formula is shorter than in Song et al. because the rows of a centred Gram matrix sum to 0.
+    """
     n = x.n
-    own_x, own_y = ((f.basis() * f.s).square().sum(dim=1) for f in (x, y))
-    diagonal = (own_x * own_y).sum()
-    return _hsic(x, y) - diagonal + own_x.sum() * own_y.sum() / ((n - 1) * (n - 2)) - 2 * diagonal / (n - 2)
+    diagonal_x, diagonal_y = ((layer.basis() * layer.s).square().sum(dim=1) for layer in (x, y))
+    both = (diagonal_x * diagonal_y).sum()
+    return _hsic(x, y) - both + diagonal_x.sum() * diagonal_y.sum() / ((n - 1) * (n - 2)) - 2 * both / (n - 2)
 
 
-def _angle(x: Factors, y: Factors) -> torch.Tensor:
+def _cosine_of_angle(x: Factors, y: Factors) -> torch.Tensor:
+    """Cosine of the angle between the two layers as given, not centred, each flattened to one vector."""
     a, b = x.x.double(), y.x.double()
-    return (a * b).sum() / _norm(a.square().sum(), b.square().sum())
+    return (a * b).sum() / _geometric_mean(a.square().sum(), b.square().sum())

@@ -1,0 +1,374 @@
+"""`cca-dynamics`: one subcommand per stage of the workflow. The Snakemake rules call these; so can you.
+`capture` and `compare` are for networks from elsewhere.
+
+A problem with an input ends the program with status 1 and one line, `error: ...`, that names the file or key and the
+remedy. A job that is interrupted (SIGTERM, SIGINT) saves its state and ends with status 75.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from cca_dynamics.errors import Interrupted, UserError, operating_system_errors
+
+INTERRUPTED = 75
+"""Exit status of a job that was interrupted and saved its state; EX_TEMPFAIL, "try again", of sysexits.h."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a subcommand; returns the exit status."""
+    from cca_dynamics.runtime.signals import interruptible
+
+    options = _parser().parse_args(arguments)
+    try:
+        with interruptible(), operating_system_errors():
+            options.run(options)
+    except Interrupted:
+        print("interrupted; nothing is half-written, and the same command resumes from the last save", file=sys.stderr)
+        return INTERRUPTED
+    except UserError as problem:
+        print("error: " + " ".join(str(problem).split()), file=sys.stderr)
+        return 1
+    return 0
+
+
+def dataset(options: argparse.Namespace) -> None:
+    """Materialise the dataset."""
+    from cca_dynamics.config.models import Dataset
+    from cca_dynamics.data import datasets
+
+    datasets.materialise(_decoded(Dataset, options.options), options.seed, options.tensors, options.datasheet)
+
+
+def corpus(options: argparse.Namespace) -> None:
+    """Materialise the corpus."""
+    from cca_dynamics.config.models import Corpus
+    from cca_dynamics.data import corpora
+
+    needed = {"train": options.train_tokens, "valid": options.valid_tokens}
+    corpora.materialise(_decoded(Corpus, options.options), options.tensors, options.datasheet, needed)
+
+
+def train(options: argparse.Namespace) -> None:
+    """Train one part of a cohort."""
+    device = _device(options)
+    from cca_dynamics.config.cohorts import LanguageRecipe, Recipe
+    from cca_dynamics.training import classifiers, language_models
+
+    recipe = _decoded(Recipe, options.recipe)
+    stage = language_models.train if isinstance(recipe, LanguageRecipe) else classifiers.train
+    stage(recipe, options.data, options.out, device=device, report=_report, **_saving(options))
+
+
+def activations(options: argparse.Namespace) -> None:
+    """Extract activations from the checkpoints of one part of a cohort."""
+    device = _device(options)
+    from cca_dynamics.config.cohorts import LayerRequest, Request
+    from cca_dynamics.representations import extraction, language_models
+
+    requests = _decoded(list[Request], options.requests)
+    stage = extraction.extract if isinstance(requests[0], LayerRequest) else language_models.extract
+    stage(options.networks, options.data, options.out, requests=requests, device=device, report=_report)
+
+
+def ablation(options: argparse.Namespace) -> None:
+    """Ablate the trained networks of one part of a cohort."""
+    device = _device(options)
+    from cca_dynamics.config.cohorts import AblationRequest
+    from cca_dynamics.representations.ablation import ablate
+
+    request = _decoded(AblationRequest, options.request)
+    paths = options.networks, options.data, options.out
+    ablate(*paths, request=request, device=device, report=_report, **_saving(options))
+
+
+def compute(options: argparse.Namespace) -> None:
+    """Compute the table of one result."""
+    device = _device(options)
+    from cca_dynamics.results import stages
+    from cca_dynamics.similarity import RepresentationError
+
+    inputs = options.networks, options.activations, options.ablations
+    try:
+        stages.compute(options.result, _stage_options(options), *inputs, options.out, device=device)
+    except RepresentationError as problem:
+        raise UserError(str(problem)) from problem
+
+
+def claims(options: argparse.Namespace) -> None:
+    """Test the paper's claims on the table of one result."""
+    from cca_dynamics.results import stages
+
+    stages.judge(options.result, _stage_options(options), options.table, options.out)
+
+
+def plot(options: argparse.Namespace) -> None:
+    """Draw the figure of one result."""
+    from cca_dynamics.results import stages
+
+    stages.plot(options.result, _stage_options(options), options.table, options.claims, options.out)
+
+
+def merge(options: argparse.Namespace) -> None:
+    """Put the claims of several results into one table."""
+    from cca_dynamics.results import claims
+
+    claims.merge(options.tables, options.out)
+
+
+def verdicts(options: argparse.Namespace) -> None:
+    """Print the table of claims of a study and where its figures are."""
+    from cca_dynamics.report import terminal
+
+    terminal.show(options.study, options.since)
+
+
+def manifest(options: argparse.Namespace) -> None:
+    """Record what a finished study consists of: config, code, versions, hardware, checksums."""
+    from cca_dynamics.report import manifest
+
+    manifest.write(options.config, options.out)
+
+
+def report(options: argparse.Namespace) -> None:
+    """Write one page with all verdicts and figures of a finished study."""
+    from cca_dynamics.report import page
+
+    page.write(options.config, options.out)
+
+
+def verify(options: argparse.Namespace) -> None:
+    """Check a finished study against its manifest and say what differs."""
+    from cca_dynamics.report import manifest
+
+    manifest.show_differences(options.study)
+
+
+def plan(options: argparse.Namespace) -> None:
+    """Print what a study will compute and what that takes on this machine, after measuring it for 20 seconds."""
+    device = _device(options)
+    from cca_dynamics import cost
+    from cca_dynamics.study import Study, read_config
+
+    config = options.config if options.config is not None else read_config(options.configfile)
+    cost.show(Study(config), device, cost.parallel_jobs(device, options.cores))
+
+
+def schema(options: argparse.Namespace) -> None:
+    """Write the JSON schema of a config, in which editors and the documentation look up its keys."""
+    import yaml
+
+    from cca_dynamics.runtime.storage import replacing
+    from cca_dynamics.study import json_schema
+
+    with replacing(options.out) as temporary, open(temporary, "w", encoding="utf-8") as file:
+        file.write("# Written by `make schema` from the models of the package; edit those.\n")
+        yaml.safe_dump(json_schema(), file, sort_keys=False, allow_unicode=True, width=120, default_flow_style=None)
+
+
+def publish(options: argparse.Namespace) -> None:
+    """Keep a finished study's figures, claims and runtimes in figures/reference/ and the README."""
+    from cca_dynamics.report import publish
+
+    print(publish.publish(options.study, options.command, options.note))
+
+
+def compare(options: argparse.Namespace) -> None:
+    """Compare the layers in files: print the distances of all pairs beside their floors, draw a heatmap."""
+    device = _device(options)
+    from cca_dynamics.compare import comparison
+
+    comparison.run(options.files, options.measure, options.out, options.table, device)
+
+
+def capture(options: argparse.Namespace) -> None:
+    """Store what layers of a network give for a folder of images, for `compare`."""
+    device = _device(options)
+    from cca_dynamics.compare import capture
+
+    how = {"weights": options.weights, "size": options.size, "seed": options.seed, "device": device}
+    if options.list:
+        capture.show(options.model, **how)
+    else:
+        arguments = (options.model, options.images, options.layers, options.out)
+        capture.run(*arguments, points=options.points, batch=options.batch, **how)
+
+
+def _decoded(kind: object, text: str) -> object:
+    """A typed argument from its JSON; pydantic is imported late, since `compare` and `capture` do without it."""
+    from cca_dynamics.config.base import decode
+
+    return decode(kind, text)
+
+
+def _stage_options(options: argparse.Namespace):
+    """The options of a result as the stage that is running reads them."""
+    from cca_dynamics.config.models import StageOptions
+    from cca_dynamics.results.registry import RESULTS
+
+    if options.result not in RESULTS:
+        raise UserError(f"{options.result} is not a result; choose one of {', '.join(RESULTS)}")
+    decoded = _decoded(RESULTS[options.result].Options, options.options)
+    return StageOptions(decoded, options.run.__name__, getattr(options, "seed", None))
+
+
+def _device(options: argparse.Namespace) -> str:
+    """The device that this process computes on (see `gpus.choose`), with the threads that the rule was given."""
+    os.environ.setdefault("OMP_NUM_THREADS", str(options.threads))
+    import torch  # after the number of threads is known
+
+    from cca_dynamics.runtime.gpus import choose
+    from cca_dynamics.runtime.threads import keep_memory
+
+    torch.set_num_threads(options.threads)
+    keep_memory()
+    return choose(options.device, _report)
+
+
+def _saving(options: argparse.Namespace) -> dict:
+    return {"save_minutes": options.save_minutes, "save_steps": options.save_steps or None}
+
+
+def _report(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="cca-dynamics", description=__doc__.splitlines()[0])
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    def add(run: Callable, *, device: bool = False, resumes: bool = False) -> Callable:
+        command = commands.add_parser(run.__name__, help=run.__doc__.splitlines()[0], description=run.__doc__)
+        command.set_defaults(run=run)
+        if device:
+            command.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
+            command.add_argument("--threads", type=int, default=os.cpu_count(), help="CPU threads")
+        if resumes:
+            command.add_argument("--save-minutes", type=float, default=5.0, help="at most so long between two saves")
+            command.add_argument("--save-steps", type=int, default=0, help="and at most so many steps; 0: any number")
+        return command.add_argument
+
+    # Arguments that several stages take.
+    data = {"type": Path, "required": True, "help": "the materialised dataset or corpus"}
+    networks = {"type": Path, "required": True, "help": "a folder written by train"}
+    table = {"type": Path, "required": True, "help": "the result's table"}
+    options = {"required": True, "metavar": "JSON", "help": "the block of the config, or the keys that the stage reads"}
+    seed = {"type": int, "required": True, "help": "the study's seed"}
+    config = {"type": json.loads, "required": True, "metavar": "JSON", "help": "the whole validated config"}
+
+    def out(what: str) -> dict:
+        return {"type": Path, "required": True, "help": f"output, {what}"}
+
+    argument = add(dataset)
+    argument("--options", **options)
+    argument("--seed", **seed)
+    argument("--tensors", **out("safetensors"))
+    argument("--datasheet", **out("JSON"))
+
+    argument = add(corpus)
+    argument("--options", **options)
+    argument("--tensors", **out("safetensors"))
+    argument("--datasheet", **out("JSON"))
+    argument("--train-tokens", type=int, default=0, help="the fewest tokens of training text that suffice")
+    argument("--valid-tokens", type=int, default=0, help="the fewest tokens of validation text that suffice")
+
+    argument = add(train, device=True, resumes=True)
+    argument("--data", **data)
+    argument("--recipe", required=True, metavar="JSON", help="see config.cohorts.Recipe")
+    argument("--out", **out("a folder"))
+
+    argument = add(activations, device=True)
+    argument("--data", **data)
+    argument("--networks", **networks)
+    argument("--requests", required=True, metavar="JSON", help="a list, see config.cohorts.Request")
+    argument("--out", **out("a folder"))
+
+    argument = add(ablation, device=True, resumes=True)
+    argument("--data", **data)
+    argument("--networks", **networks)
+    argument("--request", required=True, metavar="JSON", help="see config.cohorts.AblationRequest")
+    argument("--out", **out("parquet"))
+
+    argument = add(compute, device=True)
+    argument("result")
+    argument("--options", **options)
+    argument("--seed", **seed)
+    argument("--networks", type=Path, nargs="*", default=[], help="folders written by train")
+    argument("--activations", type=Path, nargs="*", default=[], help="folders written by activations")
+    argument("--ablations", type=Path, nargs="*", default=[], help="tables written by ablation")
+    argument("--out", **out("parquet"))
+
+    argument = add(claims)
+    argument("result")
+    argument("--options", **options)
+    argument("--seed", **seed)
+    argument("--table", **table)
+    argument("--out", **out("CSV"))
+
+    argument = add(plot)
+    argument("result")
+    argument("--options", **options)
+    argument("--table", **table)
+    argument("--claims", type=Path, required=True, help="the result's claims")
+    argument("--out", type=Path, nargs="+", required=True, help="outputs, .png .pdf .svg")
+
+    argument = add(merge)
+    argument("tables", type=Path, nargs="+", help="claims of single results")
+    argument("--out", **out("CSV"))
+
+    argument = add(verdicts)
+    argument("study", help="name of a finished study, or the path of its claims.csv")
+    argument("--since", type=float, help="only what was made after this time, in seconds since the epoch")
+
+    argument = add(manifest)
+    argument("--config", **config)
+    argument("--out", **out("JSON"))
+
+    argument = add(report)
+    argument("--config", **config)
+    argument("--out", **out("HTML"))
+
+    argument = add(verify)
+    argument("study", help="name of a finished study")
+
+    argument = add(plan, device=True)
+    argument("--configfile", type=Path, nargs="*", default=[], help="overlays on config.yaml, in order")
+    argument("--config", type=json.loads, metavar="JSON", help="a whole config instead")
+    argument("--cores", type=int, help="jobs side by side on a CPU; default: all cores")
+
+    argument = add(schema)
+    argument("--out", **out("YAML"))
+
+    argument = add(publish)
+    argument("study", help="name of a finished study")
+    argument("--command", required=True, help="the command that made it")
+    argument("--note", default="", help="a sentence about the run")
+
+    argument = add(compare, device=True)
+    argument("files", type=Path, nargs="+", metavar="FILE", help=".npy .npz .safetensors .pt .pth")
+    argument("--measure", nargs="+", default=["pwcca"], help="pwcca (the default), svcca, linear_cka, ...")
+    argument("--out", type=Path, default=Path("heatmap.png"), help="the heatmap, .png .pdf .svg")
+    argument("--table", type=Path, help="also write a, b, measure, distance, floor of every pair, .csv")
+
+    argument = add(capture, device=True)
+    argument("model", metavar="MODEL", help="a name of torchvision.models, or module:function of your own")
+    argument("--list", action="store_true", help="only print the layers and the shapes of their outputs")
+    argument("--images", type=Path, metavar="FOLDER", help="images, in subfolders of any depth")
+    argument("--layers", nargs="+", default=[], metavar="LAYER", help="names or globs, e.g. layer1 'layer*.0'")
+    argument("--out", type=Path, help="output, .safetensors or .npz")
+    weights = "none (the default): initialised; default: torchvision's, downloaded; or a state_dict, .pt .safetensors"
+    argument("--weights", default="none", help=weights)
+    argument("--size", type=int, default=224, help="height and width that images are scaled and cropped to")
+    argument("--points", type=int, help="so many images, spread evenly over all; default: all")
+    argument("--seed", type=int, default=0, help="of the initialisation")
+    argument("--batch", type=int, default=64, help="images in a forward pass")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,219 @@
+"""Representations from files that others wrote: NumPy, safetensors and PyTorch.
+
+Nothing in a file is executed: pickled objects are refused, and of PyTorch's files only tensors are read.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from cca_dynamics.errors import DamagedFile, UserError, as_user_error
+from cca_dynamics.runtime.storage import read_tensors
+
+DESCRIPTION = "__description__"
+"""Entry of an .npz file with what there is to say about its arrays, JSON; safetensors have a place for that."""
+
+
+@dataclass(frozen=True, eq=False)
+class Representation:
+    """One layer of one network.
+
+    Attributes:
+        name: short, and unique among those that were read together: "file:layer".
+        source: how messages call it, the file's path first.
+        x: (n, d) activations of n data points.
+        positions: (height, width) of the feature maps that x is the mean of; None if the file has no maps.
+    """
+
+    name: str
+    source: str
+    x: Tensor
+    positions: tuple[int, int] | None
+
+
+def read(paths: Sequence[Path]) -> list[Representation]:
+    """All representations of some files, in their order.
+
+    Args:
+        paths: .npy, .npz, .safetensors, .pt or .pth. An array is (data points, neurons) or (data points, channels,
+            height, width), whose mean over space is taken; in .safetensors also (networks, data points, neurons), as
+            the workflow's activations are.
+
+    Returns:
+        One representation an array, or one a network where networks are stacked.
+
+    Raises:
+        UserError: a file cannot be read or holds something else, numbers of data points differ, or two files were
+            captured from different images; in one line that begins with the file's name.
+    """
+    found, captured = [], {}
+    for path, label in zip(paths, _labels(paths), strict=True):
+        arrays, facts = _arrays(path)
+        if not arrays:
+            raise UserError(f"{path}: it holds no array; save at least one layer in it")
+        if isinstance(files := facts.get("files"), str):
+            captured[files] = path
+        for key, array in arrays.items():
+            for layer, x, positions in _layers(path, _printable(key), array):
+                name = ":".join(part for part in (label if len(paths) > 1 or not layer else "", layer) if part)
+                found.append(Representation(name, f"{path}: {layer or 'the array'}", x, positions))
+    if len(captured) > 1:
+        first, second = list(captured.values())[:2]
+        raise UserError(
+            f"{second}: it was captured from other images than {first}; capture both from one folder, with equal "
+            "--points"
+        )
+    names = [representation.name for representation in found]
+    for representation in found:
+        if names.count(representation.name) > 1:
+            raise UserError(f"{representation.source} has the same name as another; rename one")
+        if len(representation.x) != len(found[0].x):
+            raise UserError(
+                f"{representation.source} has {len(representation.x)} data points and {found[0].source} "
+                f"{len(found[0].x)}; compare activations of the same data points"
+            )
+    return found
+
+
+def read_torch(path: Path) -> dict[str, Tensor]:
+    """A tensor (under the name "") or a flat dict of tensors that torch.save wrote, on the CPU.
+
+    Raises:
+        UserError: it holds anything else; nothing of that is executed.
+    """
+    remedy = "save a tensor or a flat dict of tensors with torch.save"
+    problem = f"{path}: damaged, or it holds more than tensors, which is never loaded"
+    with as_user_error(problem, remedy, quote=False), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a second opinion on what is refused anyway
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    if isinstance(content, Tensor):
+        return {"": content}
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: it holds a {type(content).__name__}; {remedy}")
+    for name, tensor in content.items():
+        if not isinstance(name, str) or not isinstance(tensor, Tensor):
+            raise UserError(f"{path}: its entry {name!r} is a {type(tensor).__name__}, no tensor; {remedy}")
+    return content
+
+
+def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, object]]:
+    """Tensors of a safetensors file, and what is said about them if this package wrote it.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    from safetensors import safe_open
+
+    remedy = "make or copy it again"
+    with as_user_error(f"{path}: not a safetensors file, or damaged", remedy), safe_open(path, framework="pt") as file:
+        if "facts" not in (file.metadata() or {}):
+            names = list(file.keys())
+            return {name: file.get_tensor(name) for name in names}, {}
+    try:
+        return read_tensors(path)
+    except DamagedFile:
+        raise UserError(f"{path}: its content is not what the checksums in it say; {remedy}") from None
+
+
+def _read_numpy(path: Path) -> tuple[dict[str, Tensor], dict[str, object]]:
+    remedy = "save numbers with np.save or np.savez"
+    problem = f"{path}: damaged, no NumPy file, or a pickle, which is never loaded"
+    with as_user_error(problem, remedy, quote=False):
+        content = np.load(path, allow_pickle=False)
+        if isinstance(content, np.ndarray):
+            arrays = {"": content}
+        else:
+            with content:
+                arrays = {name: content[name] for name in content.files}
+    facts = {}
+    if DESCRIPTION in arrays:
+        with as_user_error(f"{path}: its entry {DESCRIPTION} is damaged", "make or copy it again"):
+            facts = dict(json.loads(str(arrays.pop(DESCRIPTION))))
+    return {name: _tensor(path, name, array) for name, array in arrays.items()}, facts
+
+
+def _read_torch(path: Path) -> tuple[dict[str, Tensor], dict[str, object]]:
+    return read_torch(path), {}
+
+
+READERS = {
+    ".npy": _read_numpy,
+    ".npz": _read_numpy,
+    ".safetensors": read_safetensors,
+    ".pt": _read_torch,
+    ".pth": _read_torch,
+}
+"""Readers by suffix: path → named tensors, and what is said about them."""
+
+
+def _arrays(path: Path) -> tuple[dict[str, Tensor], dict[str, object]]:
+    reader = READERS.get(path.suffix.lower())
+    if reader is None:
+        raise UserError(f"{path}: its suffix is none of {', '.join(READERS)}; save it as one of these")
+    if not path.is_file():
+        problem = "it is a folder; give the files in it" if path.is_dir() else "there is no such file; check the path"
+        raise UserError(f"{path}: {problem}")
+    with open(path, "rb"):  # what cannot be opened says so itself
+        pass
+    return reader(path)
+
+
+def _tensor(path: Path, name: str, array: object) -> Tensor:
+    """A NumPy array in an own dtype of PyTorch that holds as many digits; integers become float64."""
+    if not isinstance(array, np.ndarray) or array.dtype.kind not in "biuf":
+        kind = array.dtype if isinstance(array, np.ndarray) else type(array).__name__
+        raise UserError(f"{path}: {_printable(name) or 'the array'} is of type {kind}; save real numbers")
+    floating = array.dtype.kind == "f" and array.dtype.itemsize <= 8
+    return torch.from_numpy(np.require(array, array.dtype.newbyteorder("=") if floating else np.float64, ["C", "W"]))
+
+
+def _layers(path: Path, name: str, tensor: Tensor) -> Iterator[tuple[str, Tensor, tuple[int, int] | None]]:
+    """(name, (n, d), positions) of what one array holds."""
+    called = f"{path}: {name or 'the array'}"
+    tensor = tensor.detach()
+    if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_complex() or tensor.is_meta:
+        raise UserError(f"{called} is sparse, quantized, complex or without data; save a dense tensor of real numbers")
+    if tensor.dtype not in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
+        tensor = tensor.double()
+    shape = tuple(tensor.shape)
+    if tensor.ndim == 3 and len(tensor) and path.suffix.lower() == ".safetensors":
+        for i, x in enumerate(tensor):
+            yield f"{name}[{i}]", x, None
+    elif tensor.ndim == 4 and all(shape):
+        yield name, tensor.mean(dim=(2, 3), dtype=torch.float64).to(tensor.dtype), shape[2:]
+    elif tensor.ndim == 2:
+        yield name, tensor, None
+    else:
+        remedy = "use x[:, None] for one neuron" if tensor.ndim == 1 else "reshape it to a matrix"
+        raise UserError(
+            f"{called} has shape {shape}, not (data points, neurons) or (data points, channels, height, width); "
+            f"{remedy}"
+        )
+
+
+def _labels(paths: Sequence[Path]) -> list[str]:
+    """The shortest ends of the paths that tell them apart, without the suffix if that does."""
+    whole = [Path(os.path.abspath(path)) for path in paths]
+    for path in whole:
+        if whole.count(path) > 1:
+            raise UserError(f"{path}: it is given twice; name every file once")
+    for depth in range(1, max(len(path.parts) for path in whole) + 1):
+        for ends in ([path.with_suffix("") for path in whole], whole):
+            labels = [_printable("/".join(end.parts[-depth:])) for end in ends]
+            if len(set(labels)) == len(labels):
+                return labels
+    return [_printable(str(path)) for path in whole]
+
+
+def _printable(name: str) -> str:
+    """A name out of a file, without what would command a terminal."""
+    return "".join(character if character.isprintable() else "�" for character in name)

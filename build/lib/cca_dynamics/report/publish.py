@@ -1,0 +1,110 @@
+"""Keep a finished run: its figures, claims, time and memory in figures/reference/<study>/, and the README's tables."""
+
+from __future__ import annotations
+
+import datetime
+import platform
+import re
+import shutil
+from math import isnan
+from pathlib import Path
+
+import pandas as pd
+
+from cca_dynamics.errors import DamagedFile
+from cca_dynamics.report.summary import WHOLE_RUN, claims_of, runtime_rows, title_of, verdicts_in_words
+from cca_dynamics.results import claims
+from cca_dynamics.results.registry import RESULTS
+from cca_dynamics.runtime.machine import commit, hardware
+from cca_dynamics.runtime.storage import replacing
+
+
+def publish(study: str, command: str, note: str = "") -> Path:
+    """Copy a study's figures and claims to figures/reference/<study>/, describe the run there, and bring the README's
+    tables up to date.
+
+    Args:
+        study: name of a finished study.
+        command: the command that made it, quoted in the description.
+        note: one more sentence about the run.
+
+    Returns:
+        The folder.
+
+    Raises:
+        DamagedFile: the study's claims, figures or measurements are missing.
+    """
+    results = Path("results", study)
+    table = claims.read(results / "claims.csv")
+    figures = sorted(Path("figures", study).glob("*.png"))
+    if not figures:
+        raise DamagedFile(Path("figures", study), "there is no figure")
+    runtime, today = runtime_table(study), datetime.date.today().isoformat()
+    out = Path("figures/reference", study)
+    out.mkdir(parents=True, exist_ok=True)
+    for path in (*figures, results / "claims.csv"):
+        shutil.copyfile(path, out / path.name)
+    machine = f"{hardware()}, Python {platform.python_version()}"
+    origin = f"`{command}`, {commit()}, {today}, on {machine}. {note}".strip()
+    text = [f"# {study}", origin, claims_table(table), "## Time and memory", runtime]
+    images = [f"## {figure.stem}\n\n![{figure.stem}]({figure.name})" for figure in figures]
+    with replacing(out / "README.md") as temporary:
+        temporary.write_text("\n\n".join([*text, *images]) + "\n", encoding="utf-8")
+    readme = Path("README.md")
+    if readme.exists():
+        content = replace_block(readme.read_text(encoding="utf-8"), f"{study} results", results_table(study, table))
+        measured = f"{runtime}\n\nMeasured on {hardware()}, {today}."
+        content = replace_block(content, f"{study} runtime", measured)
+        with replacing(readme) as temporary:
+            temporary.write_text(content, encoding="utf-8")
+    return out
+
+
+def replace_block(text: str, name: str, block: str) -> str:
+    """The text with a new block between `<!-- name -->` and `<!-- end -->`, wherever it has these marks."""
+    pattern = rf"(<!-- {re.escape(name)} -->\n).*?(<!-- end -->)"
+    return re.sub(pattern, lambda match: f"{match[1]}{block}\n{match[2]}", text, flags=re.DOTALL)
+
+
+def claims_table(table: pd.DataFrame) -> str:
+    """Every claim of a study, as Markdown."""
+    rows = [
+        [
+            row.figure,
+            row.statement,
+            row.statistic,
+            f"{row.value:.3g}" + ("" if isnan(row.ci_low) else f" [{row.ci_low:.3g}, {row.ci_high:.3g}]"),
+            "" if isnan(row.p_value) else f"{row.p_value:.2g}",
+            "" if isnan(row.paper_value) else f"{row.paper_value:.3g}",
+            f"**{row.verdict}**",
+        ]
+        for row in table.itertuples()
+    ]
+    return _markdown(["Figure", "Claim", "Statistic", "Value [interval]", "p", "Paper", "Verdict"], rows)
+
+
+def results_table(study: str, table: pd.DataFrame) -> str:
+    """One row per result, as Markdown: what it is about, its target, its figure, the paper's figures, its verdicts."""
+    rows = []
+    for result in RESULTS:
+        claims_of_result = claims_of(result, table)
+        if claims_of_result.empty:
+            continue
+        figure = f"[figure](figures/reference/{study}/{result}.png)"
+        papers_figures = ", ".join(claims_of_result["figure"].unique())
+        rows.append([title_of(result), f"`{result}`", figure, papers_figures, verdicts_in_words(claims_of_result)])
+    return _markdown(["The paper's result", "Target", "Ours", "Paper's figures", "Verdicts of its claims here"], rows)
+
+
+def runtime_table(study: str) -> str:
+    """What each rule took, as Markdown; see `runtime_rows`."""
+    rows = [[f"**{name}**" if name == WHOLE_RUN else f"`{name}`", *rest] for name, *rest in runtime_rows(study)]
+    megabytes = sum(path.stat().st_size for path in Path("results", study).rglob("*") if path.is_file()) / 1e6
+    table = _markdown(["Rule", "Jobs", "Time", "Peak memory of a job"], rows)
+    return f"{table}\n\nIts results take {megabytes:,.0f} MB."
+
+
+def _markdown(header: list[str], rows: list[list]) -> str:
+    """A table in Markdown."""
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(str(cell).replace("|", "\\|") for cell in line) + " |" for line in lines)

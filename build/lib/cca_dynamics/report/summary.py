@@ -1,0 +1,87 @@
+"""What page, terminal and published tables all say of a finished study: verdicts, values, time and memory."""
+
+from __future__ import annotations
+
+import inspect
+import math
+from math import isnan
+from pathlib import Path
+
+import pandas as pd
+
+from cca_dynamics.errors import DamagedFile
+from cca_dynamics.results.claims import INCONCLUSIVE, NOT_REPRODUCED, REPRODUCED, VERDICTS
+from cca_dynamics.results.registry import RESULTS
+
+MARKS = {REPRODUCED: "✓", NOT_REPRODUCED: "✗", INCONCLUSIVE: "?"}
+"""The mark beside each verdict."""
+WHOLE_RUN = "the whole run"
+"""Name of the last row of `runtime_rows`."""
+
+
+def title_of(result: str) -> str:
+    """What a result is about, from the first line of its module: the part after "Figure 5: "."""
+    return inspect.getdoc(RESULTS[result]).splitlines()[0].partition(": ")[2].rstrip(".")
+
+
+def result_of(claim: str) -> str:
+    """The result that a claim belongs to: "width" of "width.trend"."""
+    return claim.partition(".")[0]
+
+
+def claims_of(result: str, claims: pd.DataFrame) -> pd.DataFrame:
+    """The claims of one result among those of a study, as `results.claims.read` returns them."""
+    return claims[claims["claim"].map(result_of) == result]
+
+
+def verdicts_in_words(claims: pd.DataFrame) -> str:
+    """How many claims have which verdict, e.g. "7 reproduced, 1 inconclusive"."""
+    counts = claims["verdict"].value_counts()
+    return ", ".join(f"{counts[verdict]} {verdict}" for verdict in VERDICTS if verdict in counts)
+
+
+def numbers_in_words(claim) -> tuple[str, str, str]:
+    """The value with its interval, the p value and the paper's value of one row of claims; "" where there is none."""
+    interval = "" if isnan(claim.ci_low) else f" [{claim.ci_low:.2f}, {claim.ci_high:.2f}]"
+    p = "" if isnan(claim.p_value) else f"{claim.p_value:.3f}" if claim.p_value >= 0.001 else "<.001"
+    return f"{claim.value:.2f}{interval}", p, "" if isnan(claim.paper_value) else f"{claim.paper_value:.2f}"
+
+
+def runtime_rows(study: str, root: Path = Path()) -> list[list]:
+    """What each rule took, from the `benchmark:` files, and the whole run.
+
+    Args:
+        study: name of a finished study.
+        root: the folder that holds results/.
+
+    Returns:
+        Rows of rule, number of jobs, time and peak memory of a job, in the order in which the rules started; the last
+        row is `WHOLE_RUN`.
+
+    Raises:
+        DamagedFile: there are no measurements.
+    """
+    folder = root / "results" / study / "benchmarks"
+    jobs = []
+    for file in sorted(folder.glob("*.tsv")):
+        measured = pd.read_csv(file, sep="\t", na_values="-").iloc[-1]
+        end = file.stat().st_mtime
+        jobs.append((file.stem.partition("-")[0], measured["s"], measured["max_rss"], end - measured["s"], end))
+    if not jobs:
+        raise DamagedFile(folder, "it holds no measurements")
+    table = pd.DataFrame(jobs, columns=["rule", "seconds", "megabytes", "start", "end"]).sort_values("start")
+    rows = []
+    for rule, of_rule in table.groupby("rule", sort=False):
+        rows.append([rule, len(of_rule), *_in_words(of_rule["seconds"].sum(), of_rule["megabytes"].max())])
+    # The time in which at least one job ran, so that a pause between an interrupted run and the next does not count.
+    wall_clock, latest_end = 0.0, -math.inf
+    for start, end in table[["start", "end"]].itertuples(index=False):
+        wall_clock += max(0.0, end - max(start, latest_end))
+        latest_end = max(latest_end, end)
+    return [*rows, [WHOLE_RUN, len(table), *_in_words(wall_clock, table["megabytes"].max())]]
+
+
+def _in_words(seconds: float, megabytes: float) -> list[str]:
+    """Time and memory for a reader; "" for memory that was not measured."""
+    time = f"{seconds:.0f} s" if seconds < 90 else f"{seconds // 60:.0f} min {seconds % 60:.0f} s"
+    return [time, "" if isnan(megabytes) else f"{megabytes:,.0f} MB"]

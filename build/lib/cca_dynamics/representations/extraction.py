@@ -1,0 +1,126 @@
+"""Activations of classifiers on disk: one safetensors file per checkpoint and split, one tensor per layer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from torch import Tensor
+
+from cca_dynamics.config.cohorts import LayerRequest
+from cca_dynamics.data import datasets
+from cca_dynamics.errors import UserError
+from cca_dynamics.networks.convolutional import BATCH, build
+from cca_dynamics.runtime.storage import read_metadata, read_tensors, replacing, stream_tensors, write_contents
+from cca_dynamics.training import checkpoints
+
+MEMORY = 2**29
+"""Bytes of activations that are in memory at a time; the file grows by as much."""
+
+
+def extract(
+    networks: Path,
+    data: Path,
+    out: Path,
+    *,
+    requests: Sequence[LayerRequest],
+    device: str = "cpu",
+    report: Callable[[str], None] = print,
+) -> None:
+    """Run a dataset through stored networks and store their representations.
+
+    Args:
+        networks: a folder written by `training.classifiers.train`.
+        data: the dataset that they were trained on, written by `datasets.materialise`.
+        out: folder to write, which appears whole or not at all: <split>/step-NNNNNN.safetensors with one (networks, n,
+            d) float32 tensor per layer, and as metadata step, epoch, cohort, networks, split and the checksums of the
+            checkpoint.
+        requests: which checkpoints, splits and layers; data points are as the first request says.
+        device: "cpu" or "cuda".
+        report: called with one line per file.
+
+    Raises:
+        DamagedFile: the dataset or a checkpoint cannot be read.
+        UserError: an epoch or a layer is requested that does not exist.
+    """
+    dataset = datasets.load(data)
+    recipe = checkpoints.load_recipe(networks, dataset.checksum)
+    network = build(recipe.network, dataset.train_x.shape[1], dataset.train_x.shape[2:], dataset.classes, device)
+    points = requests[0].points if requests else None
+    inputs = {
+        "train": _draw_points(dataset.train_x, points, recipe.seed),
+        "test": _draw_points(dataset.test_x, points, recipe.seed),
+    }
+    files = dict(checkpoints.stored(networks))
+    epoch_of_step = {step: read_metadata(file)["epoch"] for step, file in files.items()}
+    layers_of_file: dict[tuple[int, str], dict[str, None]] = {}
+    for request in requests:
+        layers = network.layers if request.layers == "all" else request.layers
+        for step in _requested_steps(request.epochs, epoch_of_step):
+            for split in request.splits:
+                layers_of_file.setdefault((step, split), {}).update(dict.fromkeys(layers))
+    with replacing(out) as folder:
+        for count, ((step, split), layers) in enumerate(sorted(layers_of_file.items()), start=1):
+            state, metadata = read_tensors(files[step], device=device)
+            path = folder / split / files[step].name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            size = len(recipe.networks), len(inputs[split])
+            shapes = {layer: (*size, width) for layer, width in zip(layers, network.width_of(*layers), strict=True)}
+            parts = (
+                network.representations(state, x.to(device), list(layers))
+                for x in inputs[split].split(_points_at_a_time(shapes))
+            )
+            stream_tensors(path, shapes, parts, **{**metadata, "split": split, "checkpoint": metadata["sha256"]})
+            report(f"checkpoint {count}/{len(layers_of_file)} · step {step} · {split}")
+        write_contents(folder)
+
+
+def _points_at_a_time(shapes: dict[str, tuple[int, int, int]]) -> int:
+    """How many data points have activations of `MEMORY` bytes, in whole batches."""
+    numbers_per_point = sum(networks * width for networks, _, width in shapes.values())
+    return max(int(MEMORY / (4 * numbers_per_point)) // BATCH, 1) * BATCH
+
+
+def _draw_points(x: Tensor, points: int | None, seed: int) -> Tensor:
+    """Random data points of a split, in the order that they have there."""
+    if points is None or points >= len(x):
+        return x
+    return x[np.sort(np.random.default_rng([seed, *b"points"]).permutation(len(x))[:points])]
+
+
+def _requested_steps(epochs: Literal["all", "final"] | Sequence[float], epoch_of_step: dict[int, float]) -> list[int]:
+    """The stored steps that a request names."""
+    if epochs == "all":
+        return list(epoch_of_step)
+    if epochs == "final":
+        return [max(epoch_of_step)]
+    steps = []
+    for epoch in epochs:
+        step = min(epoch_of_step, key=lambda step: abs(epoch_of_step[step] - epoch))
+        if abs(epoch_of_step[step] - epoch) > 0.5:
+            raise UserError(
+                f"activations of epoch {epoch:g} are requested, but the stored epochs are "
+                f"{', '.join(f'{stored:g}' for stored in epoch_of_step.values())}; choose one of these"
+            )
+        steps.append(step)
+    return steps
+
+
+def load(path: Path, layer: str) -> np.ndarray:
+    """One layer of a file of activations: (networks, n, d) float32.
+
+    Raises:
+        DamagedFile: the file is missing, truncated or corrupt, or has no such layer.
+    """
+    return read_tensors(path, [layer])[0][layer].numpy()
+
+
+def layers(path: Path) -> list[str]:
+    """Layers in a file of activations: conv1, conv2, ..., softmax.
+
+    Raises:
+        DamagedFile: the file is missing, truncated or corrupt.
+    """
+    return sorted(read_metadata(path)["tensors"], key=lambda name: (name == "softmax", len(name), name))

@@ -1,0 +1,16 @@
+"""The paper's results, one module each, and what they share: inputs, tables, statistics, claims, figures.
+
+A result module has
+
+    Options                      its keys in the config: bounds, defaults, and which stages read each
+    check(config, options)       refuse options that contradict the config (ConfigError)
+    cohorts(config, options)     the cohorts of networks it needs
+    compute(inputs, options)     → tidy table, exactly the data drawn
+    claims(table, options)       → the paper's statements about it, each with a computed verdict
+    plot(table, claims, options) → the figure
+
+and, if it trains nothing, comparisons(options): how many layers of what size it compares, for the estimate of its cost.
+
+Check and cohorts run whenever the DAG is built, so modules import torch and matplotlib only inside the other functions.
+Every room above may import this one; it imports the rooms below it and `similarity`.
+"""

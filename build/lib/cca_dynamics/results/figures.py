@@ -1,0 +1,193 @@
+"""How every figure looks: one style, colours that survive colour blindness and grey, and files a journal takes.
+
+Functions import Matplotlib when they are called: Snakemake imports the results, and with them this module, whenever it
+builds the DAG.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from cca_dynamics.results.tables import by_network
+from cca_dynamics.runtime.storage import replacing
+
+# Okabe & Ito (2008): distinguishable with any colour vision. Markers differ as well, for print in grey.
+BLUE, ORANGE, GREEN, PURPLE, GREY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#6b6b6b"
+
+SERIES = ((BLUE, "o"), (ORANGE, "s"), (GREEN, "^"), (PURPLE, "D"), (GREY, "v"))
+"""Colour and marker of the curves of a panel."""
+SEEN, UNSEEN = SERIES[2], SERIES[3]
+"""Colour and marker of performance on training and on held-out data."""
+FLOOR = {"color": GREY, "linewidth": 0.8, "linestyle": ":"}
+"""Line of the distance expected of unrelated Gaussian layers."""
+THRESHOLD = {"color": GREY, "linewidth": 0.7, "linestyle": ":"}
+"""Line at a value with which curves are to be compared."""
+
+MEASURES = {
+    "pwcca": "PWCCA",
+    "pwcca_squared": "PWCCA (squared weights)",
+    "mean_cca": "Mean CCA",
+    "svcca": "SVCCA",
+    "bartlett": "Bartlett CCA",
+    "linear_cka": "Linear CKA",
+    "linear_cka_debiased": "Debiased linear CKA",
+    "procrustes": "Procrustes",
+    "cosine": "Cosine",
+    "euclidean": "Euclidean",
+}
+"""Names of the measures on axes."""
+
+FORMATS = ("png", "pdf", "svg")
+WIDTH = 7.0  # inches: two columns of a journal
+STYLE = {
+    "font.size": 8,
+    "axes.labelsize": 8,
+    "axes.titlesize": 8,
+    "xtick.labelsize": 7,
+    "ytick.labelsize": 7,
+    "legend.fontsize": 6.5,
+    "legend.title_fontsize": 6.5,
+    "legend.frameon": False,
+    "lines.linewidth": 1.4,
+    "lines.markersize": 3.5,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "figure.constrained_layout.use": True,
+    "savefig.dpi": 300,
+    "pdf.fonttype": 42,
+    "svg.fonttype": "none",
+    "svg.hashsalt": "cca-dynamics",
+}
+
+
+def panels(rows: int, columns: int, height: float, ratios: Sequence[float] | None = None):
+    """A figure of rows × columns panels, each `height` inches high.
+
+    Args:
+        rows, columns: numbers of panels.
+        height: of a panel, in inches; the figure is WIDTH wide.
+        ratios: relative widths of the columns; default: equal.
+
+    Returns:
+        The figure, and its axes in reading order.
+    """
+    import matplotlib
+    import matplotlib.pyplot as plt
+    import seaborn as sns
+
+    matplotlib.use("Agg")
+    sns.set_theme(context="paper", style="ticks", rc=STYLE)
+    figure, axes = plt.subplots(rows, columns, figsize=(WIDTH, height * rows), squeeze=False, width_ratios=ratios)
+    return figure, list(axes.flat)
+
+
+def panels_in_pairs(count: int, height: float):
+    """A figure of so many panels, two side by side, with none in the last place if the count is odd; see `panels`."""
+    figure, axes = panels(math.ceil(count / 2), 2, height)
+    for axis in axes[count:]:
+        axis.set_visible(False)
+    return figure, axes[:count]
+
+
+def letters(*axes) -> None:
+    """Name the panels a, b, c, ..."""
+    for letter, axis in zip("abcdefghijklmnop", axes, strict=False):
+        axis.set_title(letter, loc="left", fontweight="bold")
+
+
+def headroom(axis, share: float = 0.25) -> None:
+    """Scale an axis from 0 to 1 and leave a share of it free above, for the legend."""
+    axis.set_ylim(-0.02, 1 + share)
+    axis.set_yticks(np.linspace(0, 1, 6))
+
+
+def epoch_bar(figure, axis, epochs: Sequence[float]):
+    """A colour bar for epochs beside a panel; returns the function epoch → colour."""
+    import matplotlib.pyplot as plt
+
+    scale = plt.Normalize(-0.08 * max(epochs), max(epochs))
+    bar = figure.colorbar(plt.cm.ScalarMappable(scale, "viridis_r"), ax=axis, label="Epoch", pad=0.02)
+    bar.ax.set_ylim(0, max(epochs))
+    bar.outline.set_visible(False)
+    return lambda epoch: plt.get_cmap("viridis_r")(scale(epoch))
+
+
+def sequential(count: int) -> list:
+    """Colours and markers of so many values of an ordered variable, from light to dark."""
+    import seaborn as sns
+
+    colours = sns.color_palette("viridis_r", count + 1)[1:]
+    return [(colour, SERIES[i % len(SERIES)][1]) for i, colour in enumerate(colours)]
+
+
+def many_series() -> list:
+    """Colours and markers for a dozen kinds of points: the five of SERIES, then other pairings of them."""
+    return [(SERIES[i % 5][0], SERIES[(i + i // 5) % 5][1]) for i in range(15)]
+
+
+def mean_with_bars(axis, rows: pd.DataFrame, x: str, colour: str, marker: str, label: str) -> None:
+    """A line at the mean of the values of tidy rows over a column x, with error bars of one standard deviation."""
+    spread = rows.groupby(x)["value"].agg(["mean", "std"])
+    style = {"color": colour, "marker": marker, "capsize": 2, "elinewidth": 0.9}
+    axis.errorbar(spread.index.to_numpy(float), spread["mean"], yerr=spread["std"], label=label, **style)
+
+
+def mean_and_std(axis, x: Sequence, values: np.ndarray, colour: str, marker: str, label: str) -> None:
+    """A line at the mean over networks (rows of values) in a band of one standard deviation, twelve markers at most."""
+    mean, std = values.mean(axis=0), values.std(axis=0, ddof=1)
+    axis.plot(x, mean, color=colour, marker=marker, markevery=-(-len(x) // 12), label=label)
+    axis.fill_between(x, mean - std, mean + std, color=colour, alpha=0.2, linewidth=0)
+
+
+def network_curves(axis, rows: pd.DataFrame, x: str, colour: str, marker: str, label: str) -> None:
+    """Mean and band, as of `mean_and_std`, of the values of tidy rows over a column x."""
+    curves = by_network(rows, x)
+    mean_and_std(axis, curves.columns, curves.to_numpy(), colour, marker, label)
+
+
+def floor_line(axis, rows: pd.DataFrame, x: str) -> None:
+    """The mean floor of the distances in tidy rows over a column x; nothing where their measure has none."""
+    floor = rows.groupby(x)["floor"].mean()
+    if floor.notna().all():
+        axis.plot(floor.index, floor, label="unrelated (Gaussian)", **FLOOR)
+
+
+def published_points(axis, x: Sequence, y: Sequence, colour: str, marker: str, label: str | None, size: float) -> None:
+    """Values of the paper, as hollow markers of so many square points."""
+    style = {"facecolors": "none", "edgecolors": colour, "marker": marker, "linewidths": 0.8}
+    axis.scatter(x, y, s=size, label=label, **style)
+
+
+def note(axis, text: str, at: tuple[float, float], offset: tuple[float, float], **style: object) -> None:
+    """A word in grey, so many points beside a position of the data."""
+    axis.annotate(text, at, xytext=offset, textcoords="offset points", color=GREY, **style)
+
+
+def legend_outside(figure, handles: Sequence, labels: Sequence[str], side: str = "upper") -> None:
+    """One legend for all panels, in one row above ("upper") or below ("lower") them."""
+    figure.legend(handles, labels, loc=f"outside {side} center", ncols=len(labels))
+
+
+def footnote(figure, notes: Sequence[str]) -> None:
+    """Sentences below the panels; none: nothing."""
+    if notes:
+        figure.supxlabel("Note: " + "; ".join(notes) + ".", x=0.01, ha="left", fontsize=6.5, color=GREY, wrap=True)
+
+
+def save(figure, outputs: Sequence[Path]) -> None:
+    """Write a figure to each path in the format of its suffix, one of FORMATS, and close it.
+
+    Files hold no date, so that equal figures are equal files.
+    """
+    import matplotlib.pyplot as plt
+
+    for output in map(Path, outputs):
+        metadata = {"pdf": {"CreationDate": None}, "svg": {"Date": None}, "png": {"Software": None}}[output.suffix[1:]]
+        with replacing(output) as temporary:
+            figure.savefig(temporary, format=output.suffix[1:], metadata=metadata)
+    plt.close(figure)

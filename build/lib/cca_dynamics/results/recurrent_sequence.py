@@ -1,0 +1,204 @@
+"""Figures A3 and A4: how the state of a recurrent network changes along a sequence.
+
+Protocol (Morcos et al. 2018, appendix A.3). A3: the states at all positions equal to j modulo 20 are one
+representation O_j; its distance to O_19. A4: one input is repeated 20 times, after some share of a sequence; the state
+at each repeat against the last. The paper leaves open how many sequences there are; here each of many sequences of
+held-out text is one data point.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import numpy as np
+import pandas as pd
+from pydantic import AfterValidator, Field
+
+from cca_dynamics.config.base import MANY, Integer, Number, each_once
+from cca_dynamics.config.cohorts import Cohort, HeldOutRequest, RepeatsRequest
+from cca_dynamics.config.models import MEASURES_DESCRIPTION, Measures, ResultOptions, StageOptions, StudyConfig, option
+from cca_dynamics.errors import ConfigError
+from cca_dynamics.results import figures, language_models, statistics
+from cca_dynamics.results.claims import MISSED, Claim, Interval, mean_claim, missed_claims
+from cca_dynamics.results.inputs import Inputs
+from cca_dynamics.results.layers import require_data_points
+from cca_dynamics.results.tables import CONTROLS, distance_rows, select, tidy
+
+KEY = "results.recurrent_sequence"
+NONE = -1.0
+"""The start of the repetition in sequences that have none."""
+LITTLE = 0.5
+"""Share of the distance of unrelated representations from which there is "little similarity" (ours)."""
+
+
+class Options(ResultOptions):
+    """The keys of results.recurrent_sequence."""
+
+    positions: Integer = option(
+        20, "activations", "compute", "claims", ge=4, le=1000, description="Steps of a sequence that are compared."
+    )
+    sequences: Integer = option(
+        1000, "activations", ge=20, le=MANY, description="Sequences; the data points of a comparison."
+    )
+    length: Integer = option(
+        100, "activations", ge=4, le=MANY, description="Tokens of a sequence, in which an input is repeated."
+    )
+    starts: Annotated[tuple[Annotated[Number, Field(gt=0, lt=1)], ...], AfterValidator(each_once)] = option(
+        (0.01, 0.08, 0.24, 0.48, 0.81),
+        *("activations", "claims", "plot"),
+        min_length=2,
+        description="Shares of a sequence after which the repetition starts.",
+    )
+    measures: Measures = option(
+        ("pwcca", "cosine", "euclidean"), "compute", "claims", "plot", description=MEASURES_DESCRIPTION
+    )
+
+
+def check(config: StudyConfig, options: Options) -> None:
+    """Refuse fewer sequences than CCA needs, and sequences shorter than what is compared."""
+    require_data_points(f"{KEY}.sequences", options.sequences, "sequences", config.language_model.sizes)
+    if options.length <= options.positions:
+        raise ConfigError(f"{KEY}.length", f"sequences of {options.length} have no {options.positions} positions")
+
+
+def cohorts(config: StudyConfig, options: Options) -> list[Cohort]:
+    """The shallow language models."""
+    positions = options.positions
+    text = HeldOutRequest(
+        epochs="final", split="sequence", layers="all", points=positions * options.sequences, positions=positions
+    )
+    repeats = RepeatsRequest(
+        epochs="final",
+        layers="all",
+        sequences=options.sequences,
+        length=options.length,
+        starts=options.starts,
+        repeats=positions,
+    )
+    return [language_models.shallow(config, text, repeats)]
+
+
+def compute(inputs: Inputs, options: StageOptions) -> pd.DataFrame:
+    """Distances of the state at each position to that at the last.
+
+    Returns:
+        Tidy rows, quantity "distance": network, layer, layer_index, input ("text": A3, or "repeat": A4), start (share
+        of the sequence before the repetition; -1: none), position, measure, value, rank_a, rank_b, n, floor.
+    """
+    from cca_dynamics.similarity import factorize
+
+    cohort, tables = language_models.SHALLOW, []
+    step = inputs.checkpoints(cohort, "sequence")[-1][0]
+    for kind, split in (("text", "sequence"), ("repeat", "repeats")):
+        for name in inputs.layers(cohort, step, split):
+            layer, _, start = name.partition("@")
+            rows = []
+            for network, states in enumerate(inputs.representations(cohort, name, step, split)):
+                by_position = states.reshape(-1, options.positions, states.shape[-1]).swapaxes(0, 1)
+                *earlier, last = (factorize(x, device=inputs.device) for x in by_position)
+                for position, factors in enumerate(earlier):
+                    rows += distance_rows(factors, last, options.measures, network=network, position=position)
+            columns = {"layer": layer, "layer_index": int(layer.removeprefix("lstm")) - 1, "input": kind}
+            columns["start"] = float(start) if start not in ("", "none") else NONE
+            tables.append(pd.DataFrame(rows).assign(**columns))
+    return tidy(tables)
+
+
+def claims(table: pd.DataFrame, options: StageOptions) -> list[Claim]:
+    """The claims of figures A3 and A4, averaged over layers, each with one value per network."""
+    networks, half = table["network"].nunique(), options.positions // 2
+    early, late = min(options.starts), max(options.starts)
+    text = select(table, measure="pwcca", input="text")
+    first = text[text["position"] < half].groupby("network")
+    before_last = select(text, position=options.positions - 2).groupby("network")["value"].mean()
+
+    def repeated(measure: str, start: float) -> np.ndarray:
+        """Mean distance of each network to the last repeat."""
+        rows = select(table, measure=measure, input="repeat")
+        return rows[np.isclose(rows["start"], start)].groupby("network")["value"].mean().to_numpy()
+
+    def claim(
+        name: str, figure: str, statement: str, statistic: str, values: np.ndarray, threshold: float = 0.0
+    ) -> Claim:
+        return mean_claim(
+            threshold,
+            values,
+            options.seed,
+            claim=f"recurrent_sequence.{name}",
+            figure=figure,
+            statement=statement,
+            statistic=f"{statistic}; mean of {networks} networks, bootstrap",
+        )
+
+    def change(measure: str) -> tuple[float, Interval]:
+        """Relative difference between early and late repeats, and its interval."""
+        values = np.abs(1 - repeated(measure, early) / repeated(measure, late))
+        return values.mean(), statistics.bootstrap_mean(values, options.seed)
+
+    return [
+        claim(
+            "little_similarity",
+            "A3",
+            "Even CCA finds little similarity between the states at different positions of a text.",
+            f"PWCCA distance to the last position over the first {half}, as a share of that of unrelated Gaussian "
+            f"layers (over {LITTLE:g})",
+            (first["value"].mean() / first["floor"].mean()).to_numpy(),
+            LITTLE,
+        ),
+        claim(
+            "until_late",
+            "A3",
+            "Similarity comes only late in the sequence.",
+            f"PWCCA distance over the first {half} positions minus that of the position before the last",
+            (first["value"].mean() - before_last).to_numpy(),
+        ),
+        claim(
+            "early_repeats",
+            "A4",
+            "Repeated inputs give linearly similar states early in a sequence and less so late.",
+            f"PWCCA distance to the last repeat, starting after {late:.0%} minus after {early:.0%} of the sequence",
+            repeated("pwcca", late) - repeated("pwcca", early),
+        ),
+        *missed_claims(
+            {measure: change(measure) for measure in CONTROLS if measure in options.measures},
+            claim="recurrent_sequence.raw_insensitive",
+            figure="A4",
+            statement="Cosine and Euclidean distance do not tell early repeats from late ones.",
+            effect=f"relative difference between starts after {early:.0%} and {late:.0%}",
+            details=f" (below {MISSED:g}); mean of {networks} networks, bootstrap",
+        ),
+    ]
+
+
+def plot(table: pd.DataFrame, claims: pd.DataFrame, options: StageOptions):
+    """One column per measure: above text, one line per layer (A3); below repeats, one line per start (A4)."""
+    measures, starts = options.measures, sorted(options.starts)
+    figure, axes = figures.panels(2, len(measures), height=2.4)
+    last = table["layer_index"].max()
+    layers = list(table.sort_values("layer_index")["layer"].unique())
+    styles = {start: style for start, style in zip(starts, figures.sequential(len(starts)), strict=True)}
+    for measure, above, beneath in zip(measures, axes, axes[len(measures) :], strict=False):
+        rows = select(table, measure=measure)
+        for layer, style in zip(layers, figures.sequential(len(layers)), strict=True):
+            label = f"layer {layer.removeprefix('lstm')}"
+            figures.network_curves(above, select(rows, input="text", layer=layer), "position", *style, label)
+        repeats = select(rows, input="repeat", layer_index=last)
+        for start, style in {**styles, NONE: (figures.GREY, "X")}.items():
+            label = "no repeat" if start == NONE else f"after {start:.0%}"
+            figures.network_curves(beneath, repeats[np.isclose(repeats["start"], start)], "position", *style, label)
+        top = float(rows["value"].max())
+        if measure == "pwcca":
+            top = max(top, float(rows["floor"].max()))
+            floor = select(rows, input="text")["floor"].mean()
+            for axis in (above, beneath):
+                axis.axhline(floor, **figures.FLOOR)
+                figures.note(axis, "unrelated", (0, floor), (2, 2), fontsize=6.5, va="bottom")
+        for axis, title in ((above, "text"), (beneath, f"repeats, layer {last + 1}")):
+            axis.set(ylabel=f"{figures.MEASURES[measure]} distance", ylim=(0, 1.1 * top))
+            axis.set_title(title, loc="center")
+            axis.xaxis.get_major_locator().set_params(integer=True)
+        beneath.set_xlabel("Position in the sequence")
+    for axis, side in ((axes[0], "upper"), (axes[len(measures)], "lower")):
+        figures.legend_outside(figure, *axis.get_legend_handles_labels(), side)
+    figures.letters(*axes)
+    return figure

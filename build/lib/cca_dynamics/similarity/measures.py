@@ -1,0 +1,138 @@
+"""The registry of measures. Adding one: a function, and its record here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from math import nan
+
+from cca_dynamics.similarity.baselines import (
+    FEWEST_FOR_DEBIASED_CKA,
+    cosine,
+    euclidean,
+    linear_cka,
+    linear_cka_debiased,
+    procrustes,
+)
+from cca_dynamics.similarity.cca import SVCCA_KEEP, bartlett, mean_cca, pwcca, pwcca_squared, svcca
+from cca_dynamics.similarity.factors import Factors
+from cca_dynamics.similarity.kernels import (
+    Kernel,
+    linear_cka_kernel,
+    mean_cca_kernel,
+    procrustes_kernel,
+    pwcca_kernel,
+)
+from cca_dynamics.similarity.nulls import mean_cca_floor
+
+
+@dataclass(frozen=True)
+class Measure:
+    """All that the project knows of one measure.
+
+    Attributes:
+        function: (x, y, *, device, ...) → a result with `distance`, `reverse`, `rank_x`, `rank_y` and `n`.
+        label: its name on axes and in tables.
+        kernel: how `pairwise` computes many pairs at once; without one it calls the function for each pair.
+        floor: (rank_x, rank_y, n) → distance expected of unrelated Gaussian layers; None if no law is known.
+        symmetric: whether the distance is the same in both directions.
+        canonical: whether it rests on canonical correlations. All of them are 1 for a layer that spans all n - 1
+            directions of its data points, so such a layer is refused.
+        uses_all_correlations: whether it uses all canonical correlations of the layers as given, so that their ranks
+            say how many of these are exactly 1 because the ranks exceed n - 1.
+        keep: share of the variance of a layer whose leading directions are compared; None compares all directions.
+        neuron_by_neuron: whether neuron i is compared with neuron i, so that the layers need equal widths.
+        fewest_points: the smallest number of data points it is defined for.
+    """
+
+    function: Callable
+    label: str
+    kernel: Kernel | None = None
+    floor: Callable[[int, int, int], float] | None = None
+    symmetric: bool = True
+    canonical: bool = False
+    uses_all_correlations: bool = False
+    keep: float | None = None
+    neuron_by_neuron: bool = False
+    fewest_points: int = 3
+
+    def compared(self, layers: Sequence[Factors], keep: float | None = None) -> list[Factors]:
+        """Layers as the measure compares them: SVCCA leaves out their weakest directions.
+
+        Args:
+            layers: N Factors.
+            keep: instead of the measure's share of the variance.
+
+        Raises:
+            ValueError: keep is outside (0, 1].
+        """
+        if self.keep is None:
+            return list(layers)
+        return [layer.truncated(self.keep if keep is None else keep) for layer in layers]
+
+
+MEASURES: dict[str, Measure] = {
+    "pwcca": Measure(
+        function=pwcca,
+        label="PWCCA",
+        kernel=pwcca_kernel,
+        floor=mean_cca_floor,
+        symmetric=False,
+        canonical=True,
+        uses_all_correlations=True,
+    ),
+    "pwcca_squared": Measure(
+        function=pwcca_squared,
+        label="PWCCA (squared weights)",
+        kernel=partial(pwcca_kernel, weights="squared"),
+        floor=mean_cca_floor,
+        symmetric=False,
+        canonical=True,
+        uses_all_correlations=True,
+    ),
+    "mean_cca": Measure(
+        function=mean_cca,
+        label="Mean CCA",
+        kernel=mean_cca_kernel,
+        floor=mean_cca_floor,
+        canonical=True,
+        uses_all_correlations=True,
+    ),
+    "svcca": Measure(
+        function=svcca,
+        label="SVCCA",
+        kernel=mean_cca_kernel,
+        floor=mean_cca_floor,
+        canonical=True,
+        keep=SVCCA_KEEP,
+    ),
+    "bartlett": Measure(function=bartlett, label="Bartlett CCA", canonical=True, uses_all_correlations=True),
+    "linear_cka": Measure(function=linear_cka, label="Linear CKA", kernel=linear_cka_kernel),
+    "linear_cka_debiased": Measure(
+        function=linear_cka_debiased, label="Debiased linear CKA", fewest_points=FEWEST_FOR_DEBIASED_CKA
+    ),
+    "procrustes": Measure(function=procrustes, label="Procrustes", kernel=procrustes_kernel),
+    "cosine": Measure(function=cosine, label="Cosine", neuron_by_neuron=True),
+    "euclidean": Measure(function=euclidean, label="Euclidean", neuron_by_neuron=True),
+}
+"""Key in a config → the `Measure`."""
+
+
+def null_floor(rank_x: int, rank_y: int, n: int, measure: str = "mean_cca") -> float:
+    """Distance expected of unrelated Gaussian layers, against which a distance must be read.
+
+    Args:
+        rank_x, rank_y: ranks of the two centred layers, as the measure compares them.
+        n: data points.
+        measure: a key of `MEASURES`. Mean CCA, SVCCA and PWCCA share one floor, because the weights of unrelated layers
+            do not depend on their correlations.
+
+    Returns:
+        1 - E mean(ρ): exact if a rank is 1, else from the mean of Wachter's limiting law of ρ². nan for measures of
+        which no law is known.
+
+    Source: Wachter 1980; Muirhead 1982, theorem 11.3.2.
+    """
+    floor = MEASURES[measure].floor if measure in MEASURES else None
+    return nan if floor is None else floor(rank_x, rank_y, n)

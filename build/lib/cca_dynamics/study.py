@@ -1,0 +1,262 @@
+"""A study: one validated config, and the cohorts of networks its results need.
+
+This module decides everything that is known before a job runs. It imports nothing heavy, because Snakemake runs it each
+time it builds the DAG.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, Field, create_model
+
+from cca_dynamics.config import models
+from cca_dynamics.config.base import validate
+from cca_dynamics.config.cohorts import Cohort, merged
+from cca_dynamics.config.models import NetworkOptions, StudyConfig, Training
+from cca_dynamics.errors import ConfigError, UserError
+from cca_dynamics.networks.architectures import widths
+from cca_dynamics.results.registry import RESULTS
+
+Results = create_model(
+    "Results",
+    __base__=models.Results,
+    **{
+        name: (module.Options, Field(module.Options(), description=(module.__doc__ or "").splitlines()[0]))
+        for name, module in RESULTS.items()
+    },
+)
+
+
+class Config(StudyConfig):
+    """A study, key by key."""
+
+    results: Results = Field(Results(), description="The options of each result.")
+
+
+class Study:
+    """A validated config with its defaults filled in.
+
+    Results that are not among the targets are not checked until something is asked of them.
+
+    Args:
+        config: what YAML holds; keys that are missing are those of the default study.
+
+    Attributes:
+        config: the whole config.
+        name, seed, targets: the keys of these names.
+
+    Raises:
+        ConfigError: a key is unknown or out of range, or two keys contradict each other.
+    """
+
+    def __init__(self, config: Mapping[str, Any]):
+        self.config: Config = validate(Config, _on_top_of(as_json(Config()), config))
+        self.name: str = self.config.study
+        self.seed: int = self.config.seed
+        self.targets: tuple[str, ...] = self.config.targets
+        _check_network("network", self.config.network)
+        self._problems: dict[str, ConfigError] = {}
+        self._cohorts: dict[str, list[Cohort]] = {}
+        for name in self.results:
+            try:
+                self._cohorts[name] = self._checked_cohorts(name)
+            except ConfigError as problem:
+                if name in self.targets:
+                    raise
+                self._problems[name] = problem
+
+    @property
+    def results(self) -> list[str]:
+        """Every result that can be asked for."""
+        return list(RESULTS)
+
+    @cached_property
+    def cohorts(self) -> dict[str, Cohort]:
+        """All cohorts of all results, by name."""
+        return merged(cohort for cohorts in self._cohorts.values() for cohort in cohorts)
+
+    def cohorts_of(self, result: str) -> list[Cohort]:
+        """The cohorts that one result is computed from.
+
+        Raises:
+            ConfigError: the options of the result contradict the rest of the config.
+        """
+        if result in self._problems:
+            raise self._problems[result]
+        return [self.cohorts[cohort.name] for cohort in self._cohorts[result]]
+
+    def parts(self, cohort: str) -> list[str]:
+        """The parts a cohort is trained in."""
+        return self.cohorts[cohort].parts(self.config.networks_per_job)
+
+    def options(self, result: str) -> Any:
+        """The options of one result, of its module's type."""
+        return getattr(self.config.results, result)
+
+    def selected(self) -> list[str]:
+        """Registry keys this study uses: its dataset, networks, optimisers and measures (see `fingerprints`)."""
+        names = {self.config.dataset.name, self.config.corpus.name}
+        for cohort in self.cohorts.values():
+            names |= {cohort.training.optimizer, cohort.training.schedule}
+            if cohort.data == "corpus":
+                names.add(cohort.training.initial)
+            else:
+                names |= {cohort.training.augmentation, cohort.network.name}
+        for name in self.results:
+            names |= set(getattr(self.options(name), "measures", ["pwcca"]))
+        return sorted(names)
+
+    def _checked_cohorts(self, result: str) -> list[Cohort]:
+        """The cohorts that a result asks for, after all checks of its options."""
+        options = self.options(result)
+        if isinstance(options, models.TrainedResultOptions):
+            _check_network(f"results.{result}.network", self.config.network_of(result))
+            self._check_training(f"results.{result}.training", self.config.training_of(result))
+        RESULTS[result].check(self.config, options)
+        cohorts = RESULTS[result].cohorts(self.config, options)
+        for cohort in cohorts:
+            self._check_data_points(cohort)
+            if cohort.data == "corpus":
+                self._check_language_model()
+        return cohorts
+
+    def _check_training(self, key: str, training: Training) -> None:
+        size = self.config.dataset.train_size
+        if size is not None and training.batch_size > size:
+            raise ConfigError(
+                f"{key}.batch_size",
+                f"{training.batch_size} is more than the {size} training examples; make it smaller",
+            )
+        if self.config.dataset.name == "mnist1d":
+            for name, plain in (("precision", "float32"), ("augmentation", "none")):
+                if getattr(training, name) != plain:
+                    value = getattr(training, name)
+                    raise ConfigError(f"{key}.{name}", f"{value} is for images; use {plain} for mnist1d")
+
+    def _check_language_model(self) -> None:
+        block = self.config.language_model
+        if block.tied and block.sizes[-1] != block.embedding:
+            raise ConfigError(
+                "language_model.tied",
+                f"the last layer has {block.sizes[-1]} units and the embedding {block.embedding} numbers; make them "
+                "equal or do not tie them",
+            )
+
+    def _check_data_points(self, cohort: Cohort) -> None:
+        """Layers as wide as there are data points correlate with everything."""
+        sizes = {"dataset.train_size": self.config.dataset.train_size, "data_points": self.config.data_points}
+        known = {key: size for key, size in sizes.items() if size is not None}
+        if cohort.data != "dataset" or not known:
+            return
+        key = min(known, key=lambda key: known[key])
+        neurons = widths(cohort.network)
+        for request in cohort.requests:
+            for layer in neurons if request.layers == "all" else request.layers:
+                if neurons[layer] >= known[key] - 1:
+                    raise ConfigError(
+                        key,
+                        f"{known[key]} data points are too few for {layer} of {cohort.name}, which has "
+                        f"{neurons[layer]} neurons; give more, several times the neurons",
+                    )
+
+
+def _check_network(key: str, network: NetworkOptions) -> None:
+    """Refuse a block whose lists do not have one entry per layer, and a module that is not there."""
+    other = network.one_entry_per_channel
+    if other and len(network.channels) != len(getattr(network, other)):
+        raise ConfigError(
+            f"{key}.{other}",
+            f"{len(getattr(network, other))} {other} for {len(network.channels)} channels; give one for each of "
+            f"{key}.channels",
+        )
+    models.with_source(network, key)
+
+
+def _on_top_of(defaults: dict[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Two configs merged key by key; a block that names another dataset, corpus or network than the default's is whole."""
+    result = dict(defaults)
+    for key, value in changes.items():
+        below = defaults.get(key)
+        both = isinstance(below, dict) and isinstance(value, Mapping)
+        same = both and value.get("name", below.get("name")) == below.get("name")
+        result[key] = _on_top_of(below, value) if same else value
+    return result
+
+
+def read_config(overlays: Sequence[Path], base: Path = Path("config.yaml")) -> dict[str, Any]:
+    """config.yaml with overlays on top, merged key by key as Snakemake merges them.
+
+    Raises:
+        UserError: a file is missing or not YAML.
+    """
+    from snakemake.utils import update_config
+
+    config: dict[str, Any] = {}
+    for path in (base, *overlays):
+        try:
+            update_config(config, yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {})
+        except (OSError, UnicodeDecodeError, AttributeError, yaml.YAMLError) as problem:
+            raise UserError(
+                f"{path} cannot be read ({' '.join(str(problem).split())}); correct the path or the file"
+            ) from None
+    return config
+
+
+def check_output_folders(study: Study, root: Path = Path()) -> None:
+    """Fail before any job runs if the study's outputs cannot be written.
+
+    Raises:
+        ConfigError: results/<study> or figures/<study> is not a folder, or not writable.
+    """
+    for name in ("results", "figures"):
+        folder = root / name / study.name
+        for path in (folder, *folder.parents):
+            if path.exists():
+                if not path.is_dir() or not os.access(path, os.W_OK | os.X_OK):
+                    raise ConfigError(
+                        "study", f"cannot write to {path}; make it a writable folder or choose another study name"
+                    )
+                break
+
+
+def json_schema() -> dict[str, Any]:
+    """The JSON schema of a config, which editors and the documentation read."""
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **_without_titles(Config.model_json_schema())}
+
+
+def _without_titles(schema: Any) -> Any:
+    """A schema without titles, which only repeat names, and without the null defaults of keys that need not be given."""
+    if isinstance(schema, list):
+        return [_without_titles(item) for item in schema]
+    if not isinstance(schema, dict):
+        return schema
+    absent = "default" in schema and schema["default"] is None and {"type": "null"} not in schema.get("anyOf", [])
+    dropped = {"default"} if absent else set()
+    if isinstance(schema.get("title"), str):
+        dropped.add("title")
+    return {JSON_NAMES.get(key, key): _without_titles(value) for key, value in schema.items() if key not in dropped}
+
+
+JSON_NAMES = {"ge": "minimum", "gt": "exclusiveMinimum", "le": "maximum", "lt": "exclusiveMaximum"}
+"""pydantic leaves the names of bounds as they are where another validator comes first."""
+
+
+def as_json(value: Any) -> Any:
+    """Models, in lists and dicts, as JSON holds them."""
+    if isinstance(value, BaseModel):
+        return value.model_dump(mode="json")
+    if isinstance(value, (list, tuple)):
+        return [as_json(item) for item in value]
+    return {key: as_json(item) for key, item in value.items()} if isinstance(value, dict) else value
+
+
+def as_argument(value: Any) -> str:
+    """JSON in one line, keys in a fixed order: how recipes, requests and options travel on a command line."""
+    return json.dumps(as_json(value), sort_keys=True, separators=(",", ":"))

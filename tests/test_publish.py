@@ -1,0 +1,108 @@
+"""A finished run is kept with what it took, and the README's tables follow it."""
+
+import os
+
+import pytest
+from cca_dynamics.errors import DamagedFile
+from cca_dynamics.report import publish
+from cca_dynamics.results import claims
+from cca_dynamics.runtime.machine import hardware
+
+
+@pytest.fixture
+def finished(tmp_path, monkeypatch):
+    """A folder with the outputs of a study, as far as they count here."""
+    monkeypatch.chdir(tmp_path)
+    made = [
+        claims.Claim(
+            claim="width.trend",
+            figure="4",
+            statement="Wider is closer.",
+            statistic="ρ | n = 5",
+            value=-0.9,
+            verdict="reproduced",
+            interval=(-1.0, -0.8),
+            p_value=0.008,
+        ),
+        claims.Claim(
+            claim="width.accuracy",
+            figure="4",
+            statement="Closer is better.",
+            statistic="r",
+            value=0.1,
+            verdict="inconclusive",
+            interval=(-0.2, 0.3),
+            p_value=0.4,
+            paper_value=-0.96,
+        ),
+        claims.Claim(
+            claim="clusters.five",
+            figure="5",
+            statement="Five.",
+            statistic="k",
+            value=2,
+            verdict="not reproduced",
+            interval=(2, 2),
+            paper_value=5,
+        ),
+    ]
+    claims.write(made, tmp_path / "results/small/claims.csv")
+    (tmp_path / "figures/small").mkdir(parents=True)
+    for result in ("width", "clusters"):
+        (tmp_path / f"figures/small/{result}.png").write_bytes(b"picture of " + result.encode())
+    folder = tmp_path / "results/small/benchmarks"
+    folder.mkdir()
+    # Two jobs side by side, a break of an hour, one more job.
+    for name, seconds, end, megabytes in (
+        ("train-a", 60, 1060, 100),
+        ("train-b", 50, 1090, 300),
+        ("plot-a", 5, 5000, "-"),
+    ):
+        file = folder / f"{name}.tsv"
+        file.write_text(f"s\th:m:s\tmax_rss\n{seconds}\t0\t{megabytes}\n")
+        os.utime(file, (end, end))
+    (tmp_path / "README.md").write_text(
+        "before\n<!-- small results -->\nold\n<!-- end -->\nbetween\n<!-- small runtime -->\n<!-- end -->\nafter\n"
+    )
+    return tmp_path
+
+
+def test_publish_keeps_figures_claims_and_what_the_run_took(finished):
+    out = publish.publish("small", "snakemake", "A note.")
+    assert (out / "width.png").read_bytes() == b"picture of width"
+    assert (out / "claims.csv").read_bytes() == (finished / "results/small/claims.csv").read_bytes()
+    text = (out / "README.md").read_text()
+    assert "`snakemake`" in text and "A note." in text and hardware() in text
+    assert "| 4 | Wider is closer. | ρ \\| n = 5 | -0.9 [-1, -0.8] | 0.008 |  | **reproduced** |" in text
+    assert "| `train` | 2 | 1 min 50 s | 300 MB |" in text
+    assert "| **the whole run** | 3 | 1 min 35 s | 300 MB |" in text  # from 1000 to 1090, and 5 s
+
+
+def test_publish_updates_the_marked_tables_of_the_readme_only(finished):
+    publish.publish("small", "snakemake")
+    readme = (finished / "README.md").read_text()
+    assert "old" not in readme
+    assert [line for line in readme.splitlines() if line in ("before", "between", "after")] == [
+        "before",
+        "between",
+        "after",
+    ]
+    assert "| `width` | [figure](figures/reference/small/width.png) | 4 | 1 reproduced, 1 inconclusive |" in readme
+    again = readme
+    publish.publish("small", "snakemake")
+    assert (finished / "README.md").read_text() == again
+
+
+def test_what_is_missing_is_named(finished):
+    for figure in (finished / "figures/small").iterdir():
+        figure.unlink()
+    with pytest.raises(DamagedFile, match="figures/small is missing or damaged"):
+        publish.publish("small", "snakemake")
+    assert not (finished / "figures/reference").exists()
+
+
+def test_tables_of_measurements_need_measurements(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "results/empty").mkdir(parents=True)
+    with pytest.raises(DamagedFile, match="holds no measurements"):
+        publish.runtime_table("empty")

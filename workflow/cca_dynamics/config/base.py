@@ -1,0 +1,292 @@
+"""What all models of the config share: kinds of values, and errors in one line that names the key and the remedy."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Mapping
+from functools import cache
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    TypeAdapter,
+    ValidationError,
+    create_model,
+    model_serializer,
+)
+from pydantic_core import PydanticCustomError, core_schema
+
+from cca_dynamics.errors import ConfigError
+from cca_dynamics.runtime.fingerprints import registry_keys
+
+MANY = 1_000_000_000
+"""The largest count of anything."""
+
+
+class Model(BaseModel):
+    """A block of the config, or an argument of a stage; it cannot be changed, and refuses keys that it does not know."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+    def with_changes(self, changes: Overrides | Mapping[str, Any]) -> Model:
+        """The same block with some keys replaced."""
+        given = changes.given() if isinstance(changes, Overrides) else dict(changes)
+        return type(self)(**{**dict(self), **given})
+
+
+class Overrides(Model):
+    """A block of which only some keys are given: those that differ from another block."""
+
+    def given(self) -> dict[str, Any]:
+        """The keys that are given, with their values."""
+        return {name: getattr(self, name) for name in sorted(self.model_fields_set)}
+
+    @model_serializer(mode="wrap")
+    def _only_given(self, serialize: Any) -> dict[str, Any]:
+        return {key: value for key, value in serialize(self).items() if key in self.model_fields_set}
+
+
+def overrides_of(*models: type[Model], name: str) -> type[Overrides]:
+    """A model with every key of some models, none of which has to be given."""
+    fields: dict[str, Any] = {}
+    for model in models:
+        for key, field in model.model_fields.items():
+            kind = Annotated[field.annotation, *field.metadata] if field.metadata else field.annotation
+            if key in fields and fields[key][0] != kind:
+                kind = Union[fields[key][0], kind]  # noqa: UP007 — a key whose values differ between models
+            fields[key] = kind, Field(None, description=field.description)
+    return create_model(name, __base__=Overrides, **fields)
+
+
+def _as_number(value: object) -> object:
+    """YAML and the command line give `1e-3` as text."""
+    if isinstance(value, bool):
+        raise PydanticCustomError("number_type", "is not a number")
+    if isinstance(value, str):
+        try:
+            return float(value)
+        except ValueError:
+            return value
+    return value
+
+
+def _as_text(value: object) -> object:
+    """YAML gives `2026-11-25` as a date and `7` as a number; both may be meant as a name."""
+    return str(value) if not isinstance(value, (str, bool, list, dict, type(None))) else value
+
+
+def _as_boolean(value: object) -> object:
+    """`--config key=false` arrives as text."""
+    if value in ("true", "false"):
+        return value == "true"
+    if not isinstance(value, bool):
+        raise PydanticCustomError("bool_type", "is not true or false")
+    return value
+
+
+def each_once(values: tuple) -> tuple:
+    if len(set(values)) < len(values):
+        raise PydanticCustomError("repeated", "repeats an entry")
+    return values
+
+
+Integer = Annotated[int, BeforeValidator(_as_number)]
+Number = Annotated[float, BeforeValidator(_as_number), Field(allow_inf_nan=False)]
+Text = Annotated[str, BeforeValidator(_as_text)]
+Boolean = Annotated[bool, BeforeValidator(_as_boolean)]
+Count = Annotated[Integer, Field(ge=1, le=MANY)]
+Seed = Annotated[Integer, Field(ge=0, le=2**32 - 1)]
+
+
+class RegistryKey:
+    """Annotates text that is a key of a registry of the package, e.g. RegistryKey("training.optimizers:OPTIMIZERS").
+
+    The keys are read from the source, so that a schema does not import PyTorch.
+    """
+
+    def __init__(self, *registries: str):
+        self.registries = registries
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> core_schema.CoreSchema:
+        """A literal of the registry's keys."""
+        return core_schema.literal_schema([key for registry in self.registries for key in registry_keys(registry)])
+
+
+def decode(kind: Any, text: str | bytes) -> Any:
+    """A value of a type from JSON: how stages read what the workflow passes on a command line.
+
+    Raises:
+        ConfigError: it is not JSON, or not of that type.
+    """
+    try:
+        return _adapter(kind).validate_json(text)
+    except ValidationError as problem:
+        raise first_problem(problem, kind) from None
+
+
+def validate(kind: Any, value: object, key: str = "") -> Any:
+    """A value of a type from what YAML holds.
+
+    Args:
+        kind: a model, or an annotated union of models.
+        value: dicts, lists, numbers and text.
+        key: where in the config it stands, for messages.
+
+    Raises:
+        ConfigError: a key is unknown, missing or out of range; the first problem, with its key.
+    """
+    try:
+        return _adapter(kind).validate_python(value)
+    except ValidationError as problem:
+        raise first_problem(problem, kind, key) from None
+
+
+@cache
+def _adapter(kind: Any) -> TypeAdapter:
+    return TypeAdapter(kind)
+
+
+def first_problem(problem: ValidationError, kind: Any, key: str = "") -> ConfigError:
+    """The problem nearest to the top of the config, as one line with its key and the remedy."""
+    errors = [error for error in problem.errors(include_url=False) if not _follows_from_others(error)]
+    error = min(errors, key=lambda error: (len(_keys(error["loc"], kind)), error["type"] != "extra_forbidden"))
+    parts = _keys(error["loc"], kind)
+    if error["type"].startswith("union_tag"):
+        parts.append(error["ctx"]["discriminator"].strip("'"))
+    path = ".".join(filter(None, [key, *map(str, parts)]))
+    return ConfigError(path or "(top level)", " ".join(_remedy(error, kind, parts).split()))
+
+
+def _follows_from_others(error: dict) -> bool:
+    """Whether a list is too short only because its entries are refused."""
+    return error["type"] == "too_short" and len(error["input"]) >= error["ctx"]["min_length"]
+
+
+def _remedy(error: dict, kind: Any, parts: list) -> str:
+    """What is wrong with a value and what to do."""
+    value, context = error["input"], error.get("ctx", {})
+    match error["type"]:
+        case "extra_forbidden":
+            allowed = sorted(_fields_at(kind, error["loc"][:-1]))
+            close = difflib.get_close_matches(str(parts[-1]), allowed, n=1)
+            return (
+                f"unknown key; did you mean {close[0]}?"
+                if close
+                else f"unknown key; known keys here: {', '.join(allowed)}"
+            )
+        case "missing" | "union_tag_not_found":
+            named = [part for part, key in zip(error["loc"], _walk(error["loc"], kind), strict=True) if key[0] is None]
+            needs = f"{named[-1]} needs it, " if named else ""
+            return f"missing; {needs}add it (config.yaml explains every key)"
+        case "literal_error" | "union_tag_invalid":
+            allowed = context.get("expected") or context["expected_tags"]
+            name = context.get("tag", value)
+            return f"{name!r} is not known; choose one of {allowed.replace(chr(39), '').replace(' or ', ', ')}"
+        case "string_pattern_mismatch":
+            return f"{value!r} is not allowed; {_description(kind, error['loc']) or context['pattern']}"
+        case "greater_than_equal":
+            return f"{value} is too small; the least is {context['ge']:g}"
+        case "greater_than":
+            return f"{value} is too small; it must exceed {context['gt']:g}"
+        case "less_than_equal":
+            return f"{value} is too large; the most is {context['le']:g}"
+        case "less_than":
+            return f"{value} is too large; it must be below {context['lt']:g}"
+        case "too_short":
+            return f"{value!r} has too few entries; give at least {context['min_length']}"
+        case "too_long":
+            return f"{value!r} has too many entries; give at most {context['max_length']}"
+        case "string_too_short" | "string_too_long":
+            return f"{value!r} is not allowed; {_description(kind, error['loc']) or error['msg']}"
+        case "repeated":
+            return f"{value!r} repeats an entry; give each once"
+        case "lacks":
+            return f"{value!r} lacks {context['entry']}; add it"
+        case "json_invalid":
+            return f"not JSON ({context['error']})"
+    expected = next((name for start, name in TYPES.items() if error["type"].startswith(start)), "")
+    return (
+        f"{value!r} is not of type {expected}; correct the value" if expected else f"{error['msg']}; correct the value"
+    )
+
+
+TYPES = {
+    "int": "integer",
+    "float": "number",
+    "number": "number",
+    "finite": "number",
+    "bool": "boolean",
+    "string": "string",
+    "tuple": "array",
+    "list": "array",
+    "model": "object",
+    "dict": "object",
+    "union": "object",
+}
+"""How pydantic's kinds of errors begin → the type that was expected, in the words of JSON."""
+
+
+def _keys(location: Iterable[str | int], kind: Any) -> list[str | int]:
+    """Where an error is, without the names by which pydantic tells the members of a union apart."""
+    keys: list[str | int] = []
+    for part, _ in _walk(location, kind):
+        if part is not None:
+            keys.append(part)
+    return keys
+
+
+def _fields_at(kind: Any, location: Iterable[str | int]) -> set[str]:
+    """Names of the keys of the block at a location."""
+    for _, kind in _walk(location, kind):
+        pass
+    return {name for model in _members(kind) for name in getattr(model, "model_fields", {})}
+
+
+def _description(kind: Any, location: tuple) -> str | None:
+    """The description of the key at a location."""
+    *above, last = [part for part in location if isinstance(part, str)]
+    for _, kind in _walk(above, kind):
+        pass
+    fields = (getattr(model, "model_fields", {}).get(last) for model in _members(kind))
+    return next((field.description for field in fields if field is not None and field.description), None)
+
+
+def _walk(location: Iterable[str | int], kind: Any):
+    """(key or None, type there) along a location; None for the name of a union's member."""
+    for part in location:
+        members = _members(kind)
+        tagged = [model for model in members if part == _tag(model)]
+        if isinstance(part, str) and len(members) > 1 and tagged:
+            kind = tagged[0]
+            yield None, kind
+            continue
+        fields = [model.model_fields[part] for model in members if part in getattr(model, "model_fields", {})]
+        if fields:
+            kind = fields[0].annotation
+        elif isinstance(part, int):
+            kind = next(iter(get_args(kind)), None)
+        elif not any(hasattr(model, "model_fields") for model in members):
+            yield None, kind  # the branch of a union of plain types
+            continue
+        yield part, kind
+
+
+def _members(kind: Any) -> list[Any]:
+    """The types that a type, perhaps a union, stands for."""
+    if get_origin(kind) is Annotated:
+        return _members(get_args(kind)[0])
+    if get_origin(kind) in (tuple, list, Literal) or not get_args(kind):
+        return [kind]
+    return [member for argument in get_args(kind) if argument is not type(None) for member in _members(argument)]
+
+
+def _tag(model: Any) -> str | None:
+    """The name by which a union knows a model."""
+    for key in ("name", "kind", "data"):
+        field = getattr(model, "model_fields", {}).get(key)
+        if field is not None and get_origin(field.annotation) is Literal:
+            return get_args(field.annotation)[0]
+    return None

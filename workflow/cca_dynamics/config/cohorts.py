@@ -1,0 +1,207 @@
+"""Cohorts of networks, the recipes by which they are trained, and what is extracted from them.
+
+Recipes and requests travel to the stages as JSON on a command line, and a recipe is stored beside the networks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from cca_dynamics.config.base import Model
+from cca_dynamics.config.models import LanguageTraining, Network, Training
+
+
+class SweepTraining(Training):
+    """A training recipe in which each network may have a learning rate of its own."""
+
+    learning_rate: float | tuple[float, ...]
+
+
+class LanguageNetwork(Model):
+    """The architecture of a language model, but for the vocabulary of its corpus."""
+
+    embedding: int
+    sizes: tuple[int, ...]
+    tied: bool
+
+
+class ClassifierRecipe(Model):
+    """Everything that determines the classifiers of one part of a cohort.
+
+    Attributes:
+        cohort: its name, part of every random stream.
+        data: what they are trained on, "dataset".
+        seed: the study's.
+        networks: indices of the networks in the cohort.
+        labels: "true", or "permuted" (one fixed random permutation of them).
+        network, training: what they look like, how they are trained.
+        checkpoints: epochs (fractions allowed) after which they are stored; the end is always stored.
+    """
+
+    cohort: str
+    data: Literal["dataset"] = "dataset"
+    seed: int
+    networks: tuple[int, ...]
+    labels: Literal["true", "permuted"]
+    network: Network
+    training: Training | SweepTraining
+    checkpoints: tuple[float, ...]
+
+
+class LanguageRecipe(Model):
+    """Everything that determines the language models of one part of a cohort; as `ClassifierRecipe`."""
+
+    cohort: str
+    data: Literal["corpus"] = "corpus"
+    seed: int
+    networks: tuple[int, ...]
+    network: LanguageNetwork
+    training: LanguageTraining
+    checkpoints: tuple[float, ...]
+
+
+Recipe = Annotated[ClassifierRecipe | LanguageRecipe, Field(discriminator="data")]
+
+Layers = Literal["all"] | tuple[str, ...]
+
+
+class LayerRequest(Model):
+    """Activations of classifiers.
+
+    Attributes:
+        epochs: all checkpoints, the final one, or those nearest to some epochs.
+        splits: of the dataset, "train" and "test".
+        layers: all of them, or their names.
+        points: so many random data points of a split, the same for all networks of a study; None: all.
+    """
+
+    kind: Literal["layers"] = "layers"
+    epochs: Literal["all", "final"] | tuple[float, ...]
+    splits: tuple[Literal["train", "test"], ...]
+    layers: Layers
+    points: int | None = None
+
+
+class HeldOutRequest(Model):
+    """Hidden states of language models on held-out text.
+
+    Attributes:
+        epochs: all checkpoints, or the final one.
+        split: names the folder of the states.
+        layers: all of them, or their names.
+        points: positions of the text, at least.
+        positions: so many that follow each other belong together.
+    """
+
+    kind: Literal["held_out"] = "held_out"
+    epochs: Literal["all", "final"]
+    split: Literal["valid", "sequence"]
+    layers: Layers
+    points: int
+    positions: int = 1
+
+
+class RepeatsRequest(Model):
+    """Hidden states of language models while one token is repeated, after some share of a sequence.
+
+    Attributes:
+        epochs, layers: as in `HeldOutRequest`.
+        sequences: how many, each from its own place in the text.
+        length: tokens of each.
+        starts: shares of the length after which the repetition starts.
+        repeats: how often the token there is read.
+    """
+
+    kind: Literal["repeats"] = "repeats"
+    epochs: Literal["all", "final"]
+    split: Literal["repeats"] = "repeats"
+    layers: Layers
+    sequences: int
+    length: int
+    starts: tuple[float, ...]
+    repeats: int
+
+
+Request = Annotated[LayerRequest | HeldOutRequest | RepeatsRequest, Field(discriminator="kind")]
+
+
+class AblationRequest(Model):
+    """Which feature maps are clamped to zero.
+
+    Attributes:
+        layers: whose feature maps are pooled.
+        orders: random orders per network.
+        levels: shares of clamped maps from 0 to 1, both included.
+        points: random training examples, the same for all networks.
+    """
+
+    layers: tuple[str, ...]
+    orders: int
+    levels: int
+    points: int
+
+
+@dataclass(frozen=True)
+class Cohort:
+    """Networks that share an architecture and a recipe and differ in seed (and, in a sweep, in learning rate).
+
+    Attributes:
+        name: unique in the study; part of every random stream of its networks and of its path.
+        networks: how many.
+        network, training: complete blocks; in a sweep training.learning_rate has one value per network.
+        labels: "true" or "permuted".
+        checkpoints: epochs (fractions allowed) after which the networks are stored; the end is always stored.
+        requests: which activations are extracted.
+        ablation: how they are ablated at the end; None: not at all.
+    """
+
+    name: str
+    networks: int
+    network: Network | LanguageNetwork
+    training: Training | LanguageTraining
+    labels: str = "true"
+    checkpoints: tuple[float, ...] = ()
+    requests: tuple[LayerRequest | HeldOutRequest | RepeatsRequest, ...] = ()
+    ablation: AblationRequest | None = None
+
+    @property
+    def data(self) -> str:
+        """What the networks are trained on, the study's "dataset" or its "corpus"."""
+        return "corpus" if isinstance(self.network, LanguageNetwork) else "dataset"
+
+    @property
+    def stored_epochs(self) -> tuple[float, ...]:
+        """Epochs of all checkpoints, the end among them, in order."""
+        return tuple(sorted({*self.checkpoints, float(self.training.epochs)}))
+
+    def parts(self, networks_per_job: int) -> list[str]:
+        """How the cohort is split over jobs: "0-49", "50-99", ... (first and last network of each part)."""
+        starts = range(0, self.networks, networks_per_job)
+        return [f"{first}-{min(first + networks_per_job, self.networks) - 1}" for first in starts]
+
+    def recipe(self, part: str, seed: int) -> ClassifierRecipe | LanguageRecipe:
+        """Everything that determines the networks of one part."""
+        first, last = map(int, part.split("-"))
+        shared = {"cohort": self.name, "seed": seed, "network": self.network, "checkpoints": self.checkpoints}
+        shared["networks"] = tuple(range(first, last + 1))
+        if self.data == "corpus":
+            return LanguageRecipe(training=self.training, **shared)
+        training = self.training
+        if isinstance(training.learning_rate, tuple):
+            training = training.with_changes({"learning_rate": training.learning_rate[first : last + 1]})
+        return ClassifierRecipe(labels=self.labels, training=training, **shared)
+
+
+def merged(cohorts: Iterable[Cohort]) -> dict[str, Cohort]:
+    """Cohorts by name; results that name the same cohort share its networks, and all of their requests are extracted."""
+    by_name: dict[str, Cohort] = {}
+    for cohort in cohorts:
+        known = by_name.get(cohort.name, cohort)
+        checkpoints = tuple(sorted({*known.checkpoints, *cohort.checkpoints}))
+        requests = tuple(dict.fromkeys((*known.requests, *cohort.requests)))
+        by_name[cohort.name] = replace(known, checkpoints=checkpoints, requests=requests)
+    return by_name

@@ -1,0 +1,31 @@
+"""What a run took place on: the machine and the commit, in words."""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import subprocess
+from pathlib import Path
+
+
+def hardware() -> str:
+    """The machine in a few words: processor, cores, memory, GPU."""
+    import torch  # here, because it takes a second and Snakemake imports this package when it builds the DAG
+
+    processor = platform.processor() or platform.machine()
+    info = Path("/proc/cpuinfo")
+    if info.exists() and (match := re.search(r"model name\s*: (.+)", info.read_text())):
+        processor = match[1]
+    words = [processor, f"{os.cpu_count()} cores"]
+    if hasattr(os, "sysconf"):
+        words.append(f"{os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / 2**30:.0f} GiB")
+    if torch.cuda.is_available():
+        words.append(torch.cuda.get_device_name())
+    return ", ".join(words)
+
+
+def commit() -> str:
+    """The commit that is checked out in the working directory, in words."""
+    git = subprocess.run(["git", "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True)
+    return f"commit {git.stdout.strip()}" if git.returncode == 0 else "outside git"
