@@ -39,7 +39,7 @@ def write_pages(app):
 
 def plain(app, what, name, obj, options, lines):
     """Bars in docstrings are absolute values, underscores subscripts; reStructuredText would read markup."""
-    lines[:] = [re.sub(r"(\||(?<=_)\*|\*\*)", r"\\\1", line) for line in lines]
+    lines[:] = [re.sub(r"(\||(?<=_)\*|\*\*|(?<= )\*(?=,))", r"\\\1", line) for line in lines]
 
 
 def outside(app, page, source):

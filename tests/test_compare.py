@@ -15,8 +15,8 @@ import torch
 from cca_dynamics import cli
 from cca_dynamics.compare import capture, comparison, readers
 from cca_dynamics.runtime.storage import read_tensors, write_tensors
-from cca_dynamics.training.resume import Interrupted
 from cca_dynamics.similarity import MEASURES, null_floor, pairwise, pwcca, svcca
+from cca_dynamics.training.resume import Interrupted
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -339,7 +339,7 @@ def test_maps_are_averaged_and_networks_taken_apart(tmp_path, rng):
     stacked = torch.from_numpy(rng.normal(size=(2, 50, 4)))
     write_tensors(tmp_path / "networks.safetensors", {"conv1": stacked}, cohort="c")
     found = readers.read([tmp_path / "networks.safetensors", tmp_path / "maps.npy"])
-    assert [each.name for each in found] == ["networks.convolutional:conv1[0]", "networks.convolutional:conv1[1]", "maps"]
+    assert [each.name for each in found] == ["networks:conv1[0]", "networks:conv1[1]", "maps"]
     assert torch.equal(found[1].x, stacked[1])
     assert "averaged over space (1 of 3 representations)" in "; ".join(
         comparison.notes(comparison.compare([tmp_path / "networks.safetensors", tmp_path / "maps.npy"]))
@@ -519,7 +519,7 @@ def test_the_page_says_what_works(tmp_path, images, monkeypatch, capsys):
     (tmp_path / "photos").symlink_to(images)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
-    torch.save(capture.build("networks.convolutional:small", "none", 1).state_dict(), "trained.pt")
+    torch.save(capture.build("networks:small", "none", 1).state_dict(), "trained.pt")
     floors = [f"{null_floor(128, 128, n):.2f}".removeprefix("0") for n in (300, 1000, 5000)]
     assert "floor of {} on 300\nimages, of {} on 1,000 and of {} on 5,000".format(*floors) in page
     commands = re.findall(r"^cca-dynamics (.*?)(?:  +#.*)?$", page, re.MULTILINE)

@@ -183,7 +183,7 @@ def test_a_killed_run_ends_as_an_undisturbed_one(own, tmp_path):
         classifiers.train(recipe, data, tmp_path / "killed", report=kill, save_steps=1)
     assert not (tmp_path / "killed").exists()
     _, _, lines = train_classifiers(recipe, data, tmp_path / "killed")
-    assert lines[0] == "resuming from step 5 of 9"
+    assert lines[0] == "resuming from step 5 (epoch 2 of 3)"
     files = sorted(path.name for path in (tmp_path / "undisturbed").iterdir())
     assert filecmp.cmpfiles(tmp_path / "undisturbed", tmp_path / "killed", files, shallow=False) == (files, [], [])
 

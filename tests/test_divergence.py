@@ -8,6 +8,7 @@ from cca_dynamics import cli
 from cca_dynamics.config.cohorts import AblationRequest, SweepTraining
 from cca_dynamics.errors import UserError
 from cca_dynamics.representations import ablation, extraction
+from cca_dynamics.results import figures
 from cca_dynamics.results.inputs import Inputs
 from cca_dynamics.results.tables import caveats, tidy
 from cca_dynamics.runtime.storage import write_contents
@@ -96,21 +97,21 @@ def test_results_leave_it_out_and_say_so(tmp_path, width_inputs, monkeypatch):
     assert inputs.trained("width-1").tolist() == [0, 1, 3] and inputs.trained("width-2").tolist() == [0, 1, 2, 3]
     assert inputs.diverged().to_dict("records") == [{"quantity": "diverged", "cohort": "width-1", "value": 2.0}]
     assert inputs.history("width-1")["network"].unique().tolist() == [0, 1, 2]
-    out, options = tmp_path / "width.parquet", as_argument(study.options("width"))
-    arguments = ["--networks", *map(str, paths["networks"]), "--activations", *map(str, paths["activations"])]
-    assert cli.main(["compute", "width", "--options", options, *arguments, "--out", str(out), "--device", "cpu"]) == 0
+    out, claims_file, notes = tmp_path / "width.parquet", tmp_path / "claims.csv", []
+
+    def run(stage: str, *arguments: str) -> int:
+        return cli.main([stage, "width", "--options", as_argument(study.options("width").read_by(stage)), *arguments])
+
+    folders = ["--networks", *map(str, paths["networks"]), "--activations", *map(str, paths["activations"])]
+    assert run("compute", "--seed", "0", *folders, "--out", str(out), "--device", "cpu") == 0
     table = pd.read_parquet(out)
     pairs = table[(table["quantity"] == "distance") & (table["measure"] == "pwcca") & (table["state"] == "trained")]
     assert pairs.groupby("multiplier").size().tolist() == [12, 6, 12] and pairs["value"].notna().all()
-    assert cli.main(["claims", "width", "--options", options, "--table", str(out), "--out", str(tmp_path / "c")]) == 0
-    claims = pd.read_csv(tmp_path / "c")
+    assert run("claims", "--seed", "0", "--table", str(out), "--out", str(claims_file)) == 0
+    claims = pd.read_csv(claims_file)
     assert claims["statistic"].str.endswith("left out because diverged: network 2 of width-1").all()
-    notes = []
-    from cca_dynamics.results import figures
-
-    monkeypatch.setattr(figures, "footnote", lambda figure, given: notes.append(given))
-    plotted = ["--claims", str(tmp_path / "c"), "--out", str(tmp_path / "width.png")]
-    assert cli.main(["plot", "width", "--options", options, "--table", str(out), *plotted]) == 0
+    monkeypatch.setattr(figures, "footnote", lambda figure, notes_of_figure: notes.append(notes_of_figure))
+    assert run("plot", "--table", str(out), "--claims", str(claims_file), "--out", str(tmp_path / "width.png")) == 0
     assert notes == [["left out because diverged: network 2 of width-1"]] and (tmp_path / "width.png").exists()
 
 

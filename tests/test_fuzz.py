@@ -15,7 +15,8 @@ from pathlib import Path
 
 import pytest
 import yaml
-from cca_dynamics.study import ConfigError, Study, read_config, schema_of_configs
+from cca_dynamics.errors import ConfigError
+from cca_dynamics.study import Study, as_argument, json_schema, read_config
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
@@ -91,10 +92,10 @@ def refusal(config: dict) -> ConfigError | None:
     """Why a config is refused; None if all that is decided before a job runs can be decided."""
     try:
         study = Study(config)
-        for cohort in study.cohorts:
-            for part in study.parts(cohort):
-                json.dumps([study.cohorts[cohort].recipe(part, study.seed), study.requests(cohort)])
-        assert [json.dumps(study.options(result)) for result in study.configured]
+        for name, cohort in study.cohorts.items():
+            for part in study.parts(name):
+                as_argument([cohort.recipe(part, study.seed), cohort.requests])
+        assert [as_argument(study.options(result)) for result in study.results]
     except ConfigError as problem:
         return problem
     return None
@@ -106,7 +107,7 @@ def test_any_config_makes_a_study_or_names_its_key(changes):
     if problem := refusal(with_changes(changes)):
         assert re.match(r"config key [\w.(]", str(problem)) and "\n" not in str(problem), str(problem)
         first = problem.key.partition(".")[0]
-        assert first in schema_of_configs()["properties"] or first == "(top level)", problem.key
+        assert first in json_schema()["properties"] or first == "(top level)", problem.key
 
 
 @settings(max_examples=200, deadline=None)

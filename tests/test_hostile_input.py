@@ -65,7 +65,7 @@ READERS = {
     "config": lambda path: read_config([path], ROOT / "config.yaml"),
     "text": lambda path: corpora.text_folder(TextFolder(folder=str(path.parent), train=path.name, valid=path.name)),
     "table": lambda path: cli.main(
-        ["claims", "width", "--options", "{}", "--table", str(path), "--out", str(path.parent / "out.csv")]
+        ["claims", "width", "--options", "{}", "--seed", "0", "--table", str(path), "--out", str(path.parent / "o.csv")]
     ),
 }
 

@@ -1,6 +1,7 @@
 """The package as others install it: imports go one way, a wheel is complete, and `compare` needs no study."""
 
 import os
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -9,7 +10,7 @@ import zipfile
 import numpy as np
 import pytest
 
-from tests.builders import BIN, ROOT
+from tests.builders import BIN, ROOT, copy_workflow
 
 WORKFLOW_ONLY = ("pydantic", "snakemake", "yaml", "jinja2", "docutils", "plotly", "sklearn", "mnist1d")
 """Top-level modules that `pip install .` without `[workflow]` does not bring."""
@@ -19,7 +20,10 @@ WORKFLOW_ONLY = ("pydantic", "snakemake", "yaml", "jinja2", "docutils", "plotly"
 def wheel(tmp_path_factory):
     """An unpacked wheel of the project."""
     folder = tmp_path_factory.mktemp("wheel")
-    build = [BIN / "python", "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", folder, ROOT]
+    source = copy_workflow(folder / "source")
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, source / name)
+    build = [BIN / "python", "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", folder, source]
     run = subprocess.run(build, capture_output=True, text=True)
     assert run.returncode == 0, run.stdout + run.stderr
     (archive,) = folder.glob("*.whl")
@@ -74,7 +78,7 @@ import cca_dynamics.similarity
 rest = {name for name in sys.modules if name.startswith("cca_dynamics.")}
 others = sorted(name for name in rest if not name.startswith("cca_dynamics.similarity"))
 assert not others, others
-heavy = {"pandas", "matplotlib", "tqdm", "safetensors"} & set(sys.modules)
+heavy = {"pandas", "matplotlib", "safetensors"} & set(sys.modules)
 assert not heavy, heavy
 """
     run = python(wheel, code, cwd=tmp_path)

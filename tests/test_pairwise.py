@@ -1,13 +1,15 @@
 """All pairs at once give what each pair gives alone, in blocks, after an interruption, and in float32 nearly."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
+from cca_dynamics.results.block_cache import BlocksInFolder
 from cca_dynamics.results.tables import distance_table
-from cca_dynamics.similarity import MEASURES, DegenerateCCAWarning, factorize, mean_cca, pairwise, svcca
-from cca_dynamics.similarity.pairwise import KERNELS
+from cca_dynamics.similarity import MEASURES, DegenerateCCAWarning, Measure, factorize, mean_cca, pairwise, svcca
 
-SYMMETRIC = set(MEASURES) - {"pwcca", "pwcca_squared"}
+SYMMETRIC = {name for name, measure in MEASURES.items() if measure.symmetric}
 
 
 def cohort(rng, count=6, n=200, d=8, signal=4):
@@ -24,7 +26,7 @@ def one_by_one(members, measure, **options):
     for i, x in enumerate(members):
         for j, y in enumerate(members):
             if i != j:
-                expected[i, j] = MEASURES[measure](x, y, **options).distance
+                expected[i, j] = MEASURES[measure].function(x, y, **options).distance
     return expected
 
 
@@ -59,7 +61,7 @@ def test_options_reach_the_measure(rng, measure, options):
     assert np.abs(distances - pairwise(members, measure)).max() > 1e-4
 
 
-@pytest.mark.parametrize("measure", KERNELS)
+@pytest.mark.parametrize("measure", [name for name, record in MEASURES.items() if record.kernel])
 def test_float32_products_are_close(rng, measure):
     members = cohort(rng, n=2000, d=40, signal=20)
     exact, quick = pairwise(members, measure), pairwise(members, measure, precision="float32")
@@ -113,7 +115,7 @@ class Killed(BaseException):
 def test_a_killed_run_goes_on_from_its_finished_blocks(rng, tmp_path, monkeypatch):
     members = cohort(rng, count=7)
     solved = []
-    kernel = KERNELS["pwcca"]
+    kernel = MEASURES["pwcca"].kernel
 
     def counting(cross, x, others):
         if len(solved) == limit:
@@ -121,10 +123,11 @@ def test_a_killed_run_goes_on_from_its_finished_blocks(rng, tmp_path, monkeypatc
         solved.append(len(others))
         return kernel(cross, x, others)
 
-    monkeypatch.setitem(KERNELS, "pwcca", counting)
+    monkeypatch.setitem(MEASURES, "pwcca", replace(MEASURES["pwcca"], kernel=counting))
+    cache = BlocksInFolder(tmp_path, "pwcca")
     limit = 17
     with pytest.raises(Killed):
-        pairwise(members, block=2, store=tmp_path)
+        pairwise(members, block=2, cache=cache)
     kept = sorted(path.name for path in tmp_path.iterdir())
     assert len(kept) == 3 and all(
         name.endswith(".safetensors") for name in kept
@@ -132,19 +135,19 @@ def test_a_killed_run_goes_on_from_its_finished_blocks(rng, tmp_path, monkeypatc
 
     solved.clear()
     limit = 100
-    distances = pairwise(members, block=2, store=tmp_path)
+    distances = pairwise(members, block=2, cache=cache)
     assert sum(solved) == 6
     np.testing.assert_array_equal(distances, pairwise(members, block=2))
 
 
 def test_stored_blocks_of_other_data_or_options_are_not_used(rng, tmp_path):
-    members = cohort(rng)
-    pairwise(members, store=tmp_path)
+    members, cache = cohort(rng), BlocksInFolder(tmp_path, "pwcca")
+    pairwise(members, cache=cache)
     other = [member + rng.normal(size=member.shape).astype(np.float32) for member in members]
-    np.testing.assert_array_equal(pairwise(other, store=tmp_path), pairwise(other))
-    np.testing.assert_array_equal(pairwise(members, "mean_cca", store=tmp_path), pairwise(members, "mean_cca"))
+    np.testing.assert_array_equal(pairwise(other, cache=cache), pairwise(other))
+    np.testing.assert_array_equal(pairwise(members, "mean_cca", cache=cache), pairwise(members, "mean_cca"))
     np.testing.assert_array_equal(
-        pairwise(members, weights="squared", store=tmp_path), pairwise(members, weights="squared")
+        pairwise(members, weights="squared", cache=cache), pairwise(members, weights="squared")
     )
 
 
@@ -154,11 +157,11 @@ def flipped(content: bytes) -> bytes:
 
 @pytest.mark.parametrize("damage", [lambda _: b"", lambda _: b"no tensors at all", lambda c: c[:-8], flipped])
 def test_a_damaged_block_is_computed_again(rng, tmp_path, damage):
-    members = cohort(rng)
-    expected = pairwise(members, store=tmp_path)
+    members, cache = cohort(rng), BlocksInFolder(tmp_path, "pwcca")
+    expected = pairwise(members, cache=cache)
     for path in tmp_path.iterdir():
         path.write_bytes(damage(path.read_bytes()))
-    np.testing.assert_array_equal(pairwise(members, store=tmp_path), expected)
+    np.testing.assert_array_equal(pairwise(members, cache=cache), expected)
 
 
 @pytest.mark.parametrize(
@@ -199,14 +202,12 @@ def test_forced_correlations_are_warned_of_once(rng):
 
 def test_a_measure_is_a_function_and_a_line(rng, monkeypatch):
     """A new measure needs no kernel: it works in pairwise as soon as it is registered."""
-    from dataclasses import replace
-
     def squared_distance(x, y, *, power: float = 2.0, device: str = "cpu"):
-        result = MEASURES["mean_cca"](x, y, device=device)
+        result = MEASURES["mean_cca"].function(x, y, device=device)
         return replace(result, distance=result.distance**power, reverse=result.reverse**power)
 
     members, expected = cohort(rng), pairwise(cohort(np.random.default_rng(0)), "mean_cca")
-    monkeypatch.setitem(MEASURES, "squared", squared_distance)
+    monkeypatch.setitem(MEASURES, "squared", Measure(squared_distance, label="Squared"))
     np.testing.assert_allclose(pairwise(members, "squared"), expected**2, atol=1e-12)
     np.testing.assert_allclose(pairwise(members, "squared", power=3), expected**3, atol=1e-12)
 

@@ -7,8 +7,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
-from pathlib import Path
+from functools import partial
 
 import numpy as np
 import pytest
@@ -50,9 +49,9 @@ def killing_at(monkeypatch, *steps):
 
 ALL = dict.fromkeys(("embedding", "input", "hidden", "output", "weight"), 0.2)
 AWD = {"dropout": ALL, "vary_windows": True, "activation_penalty": 2.0, "change_penalty": 1.0}
-SIGNALS, IMAGES = ({"write": write_dataset, "dimensions": dimensions} for dimensions in (1, 2))
-TEXT = {"write": write_corpus, "size": 1200, "valid": 300}
-RUNS: dict[str, tuple[Callable, object, dict]] = {
+SIGNALS, IMAGES = (partial(write_dataset, dimensions=dimensions) for dimensions in (1, 2))
+TEXT = partial(write_corpus, size=1200, valid=300)
+RUNS = {
     "sgd": (classifiers.train, classifier_recipe(epochs=8, evaluate_every=3), SIGNALS),
     "adam": (classifiers.train, classifier_recipe(optimizer="adam", epochs=8), SIGNALS),
     "images": (classifiers.train, classifier_recipe((0, 1), epochs=8, augmentation="flip_and_shift"), IMAGES),
@@ -63,11 +62,7 @@ RUNS: dict[str, tuple[Callable, object, dict]] = {
         TEXT,
     ),
 }
-"""The function that trains, the recipe, and how the data are written."""
-
-
-def written(path: Path, write: Callable, **size: int) -> Path:
-    return write(path, **size)
+"""The function that trains, the recipe, and the function that writes the data."""
 
 
 @pytest.fixture
@@ -86,8 +81,8 @@ def train(recipe, data, out, **arguments) -> list[str]:
 @pytest.mark.parametrize("name", RUNS)
 @pytest.mark.parametrize("save_steps", [1, 4])
 def test_a_killed_run_ends_as_an_undisturbed_one(tmp_path, tmp_path_factory, monkeypatch, name, save_steps):
-    train, recipe, how = RUNS[name]
-    data = written(tmp_path_factory.mktemp("data") / "data.safetensors", **how)
+    train, recipe, write = RUNS[name]
+    data = write(tmp_path_factory.mktemp("data") / "data.safetensors")
     train(recipe, data, tmp_path / "whole", report=lambda line: None)
     lines, attempt = [], 0
     done = killing_at(monkeypatch, 3, 8, 15, 22)
@@ -261,7 +256,9 @@ def test_a_second_process_waits_for_the_first(tmp_path):
 def test_saves_follow_time_and_steps(tmp_path, monkeypatch):
     now, saved = [0.0], []
     monkeypatch.setattr(resume.time, "monotonic", lambda: now[0])
-    monkeypatch.setattr(Unfinished, "save", lambda self, tensors, **metadata: saved.append(metadata["at"]) or reset(self))
+    monkeypatch.setattr(
+        Unfinished, "save", lambda self, tensors, **metadata: saved.append(metadata["at"]) or reset(self)
+    )
 
     def reset(work):
         work._time_of_save, work._steps_since_save = now[0], 0

@@ -12,8 +12,6 @@ from cca_dynamics.study import Config, Study, as_argument, as_json, json_schema,
 from tests.builders import ROOT, changed
 
 
-
-
 @pytest.mark.parametrize(
     ("key", "value", "named", "remedy"),
     [
@@ -167,7 +165,8 @@ def test_every_registry_has_the_keys_that_the_config_knows():
 
 
 def test_the_schema_file_is_written_from_the_models():
-    assert yaml.safe_load((ROOT / "workflow/schemas/config.schema.yaml").read_text(encoding="utf-8")) == json_schema(), "it is stale; run make schema"
+    text = (ROOT / "workflow/schemas/config.schema.yaml").read_text(encoding="utf-8")
+    assert yaml.safe_load(text) == json_schema(), "it is stale; run make schema"
 
 
 def test_the_schema_accepts_what_the_models_accept(default_config):

@@ -360,9 +360,7 @@ def test_gradients_agree_with_finite_differences():
 
 def extract(tmp_path, data_file, **request):
     request = LayerRequest(**{"epochs": "all", "splits": ("train", "test"), "layers": "all", **request})
-    extraction.extract(
-        tmp_path / "networks", data_file, tmp_path / "out", requests=[request], report=lambda line: None
-    )
+    extraction.extract(tmp_path / "networks", data_file, tmp_path / "out", requests=[request], report=lambda line: None)
 
 
 def test_activations_hold_every_layer_of_every_network(tmp_path, data_file):

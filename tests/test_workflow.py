@@ -93,8 +93,9 @@ def test_activations_are_one_float32_matrix_a_network(finished):
 
 def test_nothing_to_do_afterwards_even_when_files_are_touched(edited):
     assert jobs(edited) == {}
-    for path in ("workflow/cca_dynamics/training/classifiers.py", "workflow/cca_dynamics/results/width.py", "config.yaml"):
-        (edited / path).touch()
+    package = edited / "workflow/cca_dynamics"
+    for path in (package / "training/classifiers.py", package / "results/width.py", edited / "config.yaml"):
+        path.touch()
     assert jobs(edited) == {}
 
 

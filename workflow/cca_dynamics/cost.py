@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
+from cca_dynamics.config.cohorts import Cohort, LayerRequest, RepeatsRequest
 from cca_dynamics.config.models import LanguageTraining, Training
 from cca_dynamics.data.corpora import size_of
 from cca_dynamics.data.datasets import shape_of
@@ -24,9 +25,9 @@ from cca_dynamics.networks.architectures import Architecture, LanguageModel, Mod
 from cca_dynamics.networks.convolutional import Networks, build, channels_last
 from cca_dynamics.networks.lstm import LanguageModels
 from cca_dynamics.networks.user_module import measured
-from cca_dynamics.results import RESULTS
+from cca_dynamics.results.registry import RESULTS
 from cca_dynamics.runtime.threads import has_bfloat16, keep_memory
-from cca_dynamics.study import Cohort, Study
+from cca_dynamics.study import Study
 
 CALIBRATION = 20.0
 """Seconds of measuring in all."""
@@ -149,13 +150,13 @@ class _Counts:
         self.shape = self.text = None
         read = {cohort.data for cohort in cohorts}
         if "dataset" in read:
-            sizes, self.shape, self.classes = shape_of(study.config["dataset"])
-            points = study.config.get("data_points") or math.inf
+            sizes, self.shape, self.classes = shape_of(study.config.dataset)
+            points = study.config.data_points or math.inf
             self.sizes = dict(zip(("train", "test"), sizes, strict=True))
             self.seen = {split: min(points, size) for split, size in self.sizes.items()}
             self.pixels = sum(sizes) * math.prod(self.shape)
         if "corpus" in read:
-            *self.text, self.vocabulary = size_of(study.config["corpus"])
+            *self.text, self.vocabulary = size_of(study.config.corpus)
 
     def architecture(self, cohort: Cohort) -> Architecture | LanguageModel:
         """Of the networks of a cohort."""
@@ -166,7 +167,7 @@ class _Counts:
 
     def mixed(self, cohort: Cohort) -> bool:
         """Whether it trains in mixed precision here."""
-        return cohort.training.get("precision") == "mixed" and has_bfloat16(self.device)
+        return cohort.training.precision == "mixed" and has_bfloat16(self.device)
 
     def to_measure(self) -> tuple[dict, list, list]:
         """Arguments of `measure`."""
@@ -174,9 +175,9 @@ class _Counts:
         for cohort in self.cohorts:
             options, network = cohort.training, self.architecture(cohort)
             if cohort.data == "corpus":
-                models.append((network, options["batch_size"], options["window"]))
+                models.append((network, options.batch_size, options.window))
             else:
-                keys[network, options["batch_size"], self.mixed(cohort)] = cohort.network
+                keys[network, options.batch_size, self.mixed(cohort)] = cohort.network
         comparisons = [item for target in self.study.targets for item in self.comparisons(target)]
         return keys, list(dict.fromkeys(models)), comparisons
 
@@ -202,17 +203,17 @@ class _Counts:
         """Training, extraction and ablation of networks that read the dataset."""
         network, options, machine = self.architecture(cohort), cohort.training, self.machine
         train_size = self.sizes["train"]
-        steps = options["epochs"] * (train_size // options["batch_size"])
-        evaluated = (2 + options["epochs"] // options["evaluate_every"]) * sum(self.sizes.values())
-        checkpoints = len({*cohort.checkpoints, options["epochs"]})
+        steps = options.epochs * (train_size // options.batch_size)
+        evaluated = (2 + options.epochs // options.evaluate_every) * sum(self.sizes.values())
+        checkpoints = len(cohort.stored_epochs)
         mixed = self.mixed(cohort)
-        step = machine.step_seconds((network, options["batch_size"], mixed))
+        step = machine.step_seconds((network, options.batch_size, mixed))
         evaluation = machine.evaluation_seconds(network)
         extracted = {
-            (epoch, split): request["layers"]
-            for request in cohort.activations
-            for split in request["splits"]
-            for epoch in _epochs(request["epochs"], checkpoints)
+            (epoch, split): request.layers
+            for request in cohort.requests
+            for split in request.splits
+            for epoch in _epochs(request.epochs, checkpoints)
         }
         seen = sum(self.seen[split] for _, split in extracted)
         kept = sum(
@@ -220,7 +221,7 @@ class _Counts:
             for (_, split), layers in extracted.items()
         )
         for count in self.members(cohort):
-            trained = steps * options["batch_size"] * network.training_operations
+            trained = steps * options.batch_size * network.training_operations
             self.works["train"].add(
                 networks=count,
                 operations=count * (trained + evaluated * network.operations),
@@ -237,33 +238,33 @@ class _Counts:
                     disk=count * kept * 4,
                 )
             if cohort.ablation:
-                masked = network.operations_after(cohort.ablation["layers"][0])
-                ways = cohort.ablation["orders"] * cohort.ablation["levels"] * cohort.ablation["points"]
+                masked = network.operations_after(cohort.ablation.layers[0])
+                ways = cohort.ablation.orders * cohort.ablation.levels * cohort.ablation.points
                 self.works["ablation"].add(
                     networks=count,
                     operations=count * ways * masked,
                     seconds=machine.start + count * ways * evaluation * masked / network.operations,
                     memory=self.pixels * 4 + 40 * 50 * network.activations * 4,
-                    disk=count * cohort.ablation["orders"] * cohort.ablation["levels"] * 8,
+                    disk=count * cohort.ablation.orders * cohort.ablation.levels * 8,
                 )
 
     def recurrent(self, cohort: Cohort) -> None:
         """Training and extraction of language models."""
         network, options, machine = self.architecture(cohort), cohort.training, self.machine
-        token = machine.token[network, options["batch_size"], options["window"]]
+        token = machine.token[network, options.batch_size, options.window]
         forward = token * network.operations / network.training_operations
         train_tokens, valid_tokens = self.text
-        trained, evaluated = options["epochs"] * train_tokens, (options["epochs"] + 1) * valid_tokens
-        checkpoints = len({*cohort.checkpoints, options["epochs"]})
+        trained, evaluated = options.epochs * train_tokens, (options.epochs + 1) * valid_tokens
+        checkpoints = len(cohort.stored_epochs)
         read, kept, largest = 0, 0, 0
-        for request in cohort.activations:
-            times = len(_epochs(request["epochs"], checkpoints))
-            width = sum(width for layer, width in network.widths.items() if _wanted(layer, request["layers"]))
-            if "points" in request:
-                states, tokens = request["points"], request["points"]
+        for request in cohort.requests:
+            times = len(_epochs(request.epochs, checkpoints))
+            width = sum(width for layer, width in network.widths.items() if _wanted(layer, request.layers))
+            if not isinstance(request, RepeatsRequest):
+                states, tokens = request.points, request.points
             else:  # repeats, after so many starts and without
-                states = (len(request["starts"]) + 1) * request["sequences"] * request["repeats"]
-                tokens = (len(request["starts"]) + 1) * request["sequences"] * request["length"]
+                states = (len(request.starts) + 1) * request.sequences * request.repeats
+                tokens = (len(request.starts) + 1) * request.sequences * request.length
             read, kept, largest = read + times * tokens, kept + times * states * width, max(largest, states * width)
         for count in self.members(cohort):
             self.works["train"].add(
@@ -286,30 +287,27 @@ class _Counts:
         options, module = self.study.options(target), RESULTS[target]
         if hasattr(module, "comparisons"):
             return module.comparisons(options)
-        measures, found = len(options.get("measures", ["pwcca"])), []
-        groups: dict[str, list[Cohort]] = {}
-        for cohort in self.study.cohorts_of(target):
-            groups.setdefault(repr((cohort.data, cohort.network)), []).append(cohort)
+        measures, filters = len(getattr(options, "measures", ("pwcca",))), getattr(options, "filters", math.inf)
+        shapes, groups = [], {}
+        for cohort in module.cohorts(self.study.config, options):  # with the requests of this result alone
+            groups.setdefault(cohort.network, []).append(cohort)
         for cohorts in groups.values():
-            cohort, widths = cohorts[0], self.architecture(cohorts[0]).widths
-            networks = sum(cohort.networks for cohort in cohorts)
-            checkpoints = len({*cohort.checkpoints, cohort.training["epochs"]})
-            for request in cohort.activations:
-                wanted = [width for layer, width in widths.items() if _wanted(layer, request["layers"])]
-                epochs = len(_epochs(request["epochs"], checkpoints))
-                if cohort.data == "corpus":  # a network with itself, at other times or positions
-                    places = {"valid": epochs, "sequence": request.get("positions", 1)}
-                    places["repeats"] = request.get("repeats", 1) * (1 + len(request.get("starts", ())))
-                    (split,) = request["splits"]
-                    n = request["points"] if split == "valid" else request.get("sequences", 0)
-                    n = n or request["points"] // request.get("positions", 1)
-                    found += [(measures * networks * places[split], n, width) for width in wanted]
-                    continue
-                times = measures * networks * (networks - 1) // 2 * epochs
-                for split in request["splits"]:
-                    size = self.seen[split]
-                    found += [(times, size, min(width, options.get("filters", width))) for width in wanted]
-        return found
+            widths, networks = self.architecture(cohorts[0]).widths, sum(cohort.networks for cohort in cohorts)
+            for request in cohorts[0].requests:
+                wanted = [width for layer, width in widths.items() if _wanted(layer, request.layers)]
+                epochs = len(_epochs(request.epochs, len(cohorts[0].stored_epochs)))
+                if isinstance(request, LayerRequest):
+                    times = measures * networks * (networks - 1) // 2 * epochs
+                    sizes = [self.seen[split] for split in request.splits]
+                elif isinstance(request, RepeatsRequest):  # each network with itself, at other positions
+                    times = measures * networks * request.repeats * (1 + len(request.starts))
+                    sizes = [request.sequences]
+                else:
+                    positions = request.positions
+                    times = measures * networks * (epochs if positions == 1 else positions)
+                    sizes = [request.points // positions]
+                shapes += [(times, size, min(width, filters)) for size in sizes for width in wanted]
+        return shapes
 
     def results(self) -> None:
         """The jobs that compute, judge and draw."""
@@ -338,19 +336,19 @@ def training_memory(architecture: Architecture, options: dict, networks: int, de
 
     lockstep = architecture.lockstep(device, mixed)
     together = networks_per_pass(networks, device, lockstep)
-    parameters = networks * architecture.parameters * 4 * (3 + OPTIMIZER_STATE[options["optimizer"]])
+    parameters = networks * architecture.parameters * 4 * (3 + OPTIMIZER_STATE[options.optimizer])
     kept = 3 * architecture.activations  # convolution, batch norm with ReLU, gradient
     if lockstep:
         kept += sum(2 * math.prod(c.space) * c.inputs * c.kernel ** len(c.space) for c in architecture.convolutions)
-    return parameters + together * options["batch_size"] * kept * (2 if mixed else 4)
+    return parameters + together * options.batch_size * kept * (2 if mixed else 4)
 
 
 def language_memory(model: LanguageModel, options: dict, networks: int) -> float:
     """The same for language models, without the text: the backward pass needs gates, cells and states of each position
     of a window, and the head's logits with their gradient."""
-    parameters = networks * model.parameters * 4 * (3 + OPTIMIZER_STATE[options["optimizer"]])
+    parameters = networks * model.parameters * 4 * (3 + OPTIMIZER_STATE[options.optimizer])
     kept = sum(16 * units for units in model.sizes) + 3 * model.vocabulary
-    return parameters + networks * options["batch_size"] * options["window"] * kept * 4
+    return parameters + networks * options.batch_size * options.window * kept * 4
 
 
 def measure(
@@ -544,7 +542,7 @@ def show(study: Study, device: str, parallel: int) -> None:
     console.print(
         f"About {duration(wall_clock(works, parallel))} on {hardware()}, {side}. Good within a factor of two."
     )
-    console.print(disk_use(works, study.config["keep_activations"]))
+    console.print(disk_use(works, study.config.keep_activations))
     trained = next((work for work in works if work.rule == "train"), None)
     if trained:
         console.print(f"Training: {trained.operations / trained.seconds / 1e9:,.0f} GFLOP/s a job.")

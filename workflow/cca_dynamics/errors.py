@@ -1,5 +1,6 @@
-"""Errors that the user can mend. The command line prints each as one line; any other exception is a bug of ours and keeps
-its traceback.
+"""Errors that the user can mend.
+
+The command line prints each as one line; any other exception is a bug of ours and keeps its traceback.
 """
 
 from __future__ import annotations

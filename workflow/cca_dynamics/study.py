@@ -180,7 +180,7 @@ def _check_network(key: str, network: NetworkOptions) -> None:
 
 
 def _on_top_of(defaults: dict[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """Two configs merged key by key; a block that names another dataset, corpus or network than the default's is whole."""
+    """Two configs merged key by key; a block that names another dataset, corpus or network replaces the default's."""
     result = dict(defaults)
     for key, value in changes.items():
         below = defaults.get(key)
@@ -232,7 +232,7 @@ def json_schema() -> dict[str, Any]:
 
 
 def _without_titles(schema: Any) -> Any:
-    """A schema without titles, which only repeat names, and without the null defaults of keys that need not be given."""
+    """A schema without titles, which only repeat names, and without null as the default of keys that may be absent."""
     if isinstance(schema, list):
         return [_without_titles(item) for item in schema]
     if not isinstance(schema, dict):

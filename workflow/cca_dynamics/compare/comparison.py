@@ -180,8 +180,8 @@ def notes(comparison: Comparison) -> list[str]:
     forced = np.maximum(ranks[a] + ranks[b] - (comparison.n - 1), 0)
     if forced.any() and any(MEASURES[measure].canonical for measure in measures):
         found.append(
-            f"in {(forced > 0).sum()} of {len(a)} pairs up to {forced.max()} correlations are exactly 1 because the ranks exceed n - 1 "
-            "(too few data points)"
+            f"in {(forced > 0).sum()} of {len(a)} pairs up to {forced.max()} correlations are exactly 1 because the "
+            "ranks exceed n - 1 (too few data points)"
         )
     return found
 

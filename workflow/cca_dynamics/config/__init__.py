@@ -1,5 +1,5 @@
 """The schema of a study, and the types that travel between the stages of the workflow.
 
-Here live the pydantic models of every config key, cohorts, recipes and requests; a result's own options live in its module.
+Here live the models of every config key, cohorts, recipes and requests; a result's own options live in its module.
 Every room above may import it; it imports `runtime` and `errors`, and nothing heavy.
 """

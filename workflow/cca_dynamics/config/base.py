@@ -27,7 +27,7 @@ MANY = 1_000_000_000
 
 
 class Model(BaseModel):
-    """A block of the config, or an argument of a stage; it cannot be changed, and refuses keys that it does not know."""
+    """A block of the config, or an argument of a stage; it cannot be changed, and refuses keys it does not know."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
 
@@ -240,18 +240,20 @@ def _keys(location: Iterable[str | int], kind: Any) -> list[str | int]:
 
 def _fields_at(kind: Any, location: Iterable[str | int]) -> set[str]:
     """Names of the keys of the block at a location."""
-    for _, kind in _walk(location, kind):
-        pass
-    return {name for model in _members(kind) for name in getattr(model, "model_fields", {})}
+    return {name for model in _members(_kind_at(kind, location)) for name in getattr(model, "model_fields", {})}
 
 
 def _description(kind: Any, location: tuple) -> str | None:
     """The description of the key at a location."""
     *above, last = [part for part in location if isinstance(part, str)]
-    for _, kind in _walk(above, kind):
-        pass
-    fields = (getattr(model, "model_fields", {}).get(last) for model in _members(kind))
+    fields = (getattr(model, "model_fields", {}).get(last) for model in _members(_kind_at(kind, above)))
     return next((field.description for field in fields if field is not None and field.description), None)
+
+
+def _kind_at(kind: Any, location: Iterable[str | int]) -> Any:
+    """The type at a location."""
+    kinds = [kind, *(kind_there for _, kind_there in _walk(location, kind))]
+    return kinds[-1]
 
 
 def _walk(location: Iterable[str | int], kind: Any):

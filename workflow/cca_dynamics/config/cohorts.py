@@ -197,7 +197,7 @@ class Cohort:
 
 
 def merged(cohorts: Iterable[Cohort]) -> dict[str, Cohort]:
-    """Cohorts by name; results that name the same cohort share its networks, and all of their requests are extracted."""
+    """Cohorts by name; results that name the same cohort share its networks, and all their requests are extracted."""
     by_name: dict[str, Cohort] = {}
     for cohort in cohorts:
         known = by_name.get(cohort.name, cohort)

@@ -362,7 +362,7 @@ def _as_json(value: Any) -> Any:
 class StageOptions:
     """The options of a result as one of its stages sees them.
 
-    Asking for a key that the stage does not declare to read is an error: a change of that key would not rerun the stage.
+    Asking for a key that the stage does not declare to read is an error: a change of that key would rerun nothing.
 
     Args:
         options: all of them; those that the stage does not read may have any value.
@@ -411,7 +411,7 @@ class StudyConfig(Model):
         "mnist1d",
         pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$",
         max_length=64,
-        description="Names results/<study>/ and figures/<study>/. Letters, digits, dots, dashes and underscores, at most 64.",
+        description="Names results/<study>/ and figures/<study>/. Letters, digits, dots, dashes, underscores.",
     )
     seed: Seed = Field(0, description="Seed of everything random but the dataset.")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="Where networks train and are compared.")
@@ -428,7 +428,7 @@ class StudyConfig(Model):
     save_steps: Integer = Field(0, ge=0, le=MANY, description="And at most so many steps; 0: by time alone.")
     keep_activations: Boolean = Field(
         True,
-        description="false: delete activations once the results have been computed; they are extracted again where needed.",
+        description="false: delete activations once the results have been computed; extracted again where needed.",
     )
     targets: Annotated[
         tuple[Annotated[str, RegistryKey("results.registry:RESULTS")], ...], AfterValidator(each_once)

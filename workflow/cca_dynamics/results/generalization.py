@@ -127,7 +127,8 @@ def compute(inputs: Inputs, options: StageOptions) -> pd.DataFrame:
         for index, layer in enumerate(names):
             stacked = [inputs.representations(group, layer, steps[group], split) for group in GROUPS]
             kind = np.repeat(GROUPS, [len(networks) for networks in stacked])
-            rows = distance_table(list(np.concatenate(stacked)), options.measures, inputs.device, inputs.finished_blocks)
+            networks = list(np.concatenate(stacked))
+            rows = distance_table(networks, options.measures, inputs.device, inputs.finished_blocks)
             a, b = kind[rows["network_a"]], kind[rows["network_b"]]
             tables.append(rows.assign(split=split, layer=layer, layer_index=index, group=np.where(a == b, a, "inter")))
     tables += [final_performance(inputs, group, group=group) for group in GROUPS]

@@ -11,7 +11,7 @@ from types import FrameType
 from cca_dynamics.errors import Interrupted
 
 _WORK_IN_PROGRESS: list[Callable[[], None]] = []
-"""Called when the process is interrupted; each sees to it that its work raises `Interrupted` once its state is saved."""
+"""Called when the process is interrupted; each sees to it that its work raises `Interrupted` once it has saved."""
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""What PyTorch on a CPU needs to be told: to keep its memory; and what a device can do by itself."""
+"""Memory and number formats: what makes PyTorch quick on the processor or GPU at hand."""
 
 from __future__ import annotations
 

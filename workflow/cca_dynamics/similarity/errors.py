@@ -9,4 +9,4 @@ class RepresentationError(ValueError):
 
 
 class DegenerateCCAWarning(UserWarning):
-    """The ranks of two layers together exceed n - 1, so that some of their correlations are exactly 1, whatever they hold."""
+    """The ranks of two layers together exceed n - 1: some of their correlations are exactly 1, whatever they hold."""

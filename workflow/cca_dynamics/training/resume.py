@@ -16,25 +16,20 @@ import json
 import os
 import platform
 import shutil
-import signal
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING
 
 from cca_dynamics.errors import DamagedFile, Interrupted
 from cca_dynamics.runtime.fingerprints import code_fingerprint
+from cca_dynamics.runtime.signals import stopping_first
 from cca_dynamics.runtime.storage import read_tensors, replacing, write_tensors
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-INTERRUPTED = 75
-"""Exit status of a job that was interrupted and has saved its state; EX_TEMPFAIL, "try again", of sysexits.h."""
 
 MINUTES = 5.0
 """Minutes between two saves, where nothing else is asked for."""
@@ -91,6 +86,10 @@ class Unfinished:
         if self.interrupted:
             raise Interrupted
 
+    def interrupt(self) -> None:
+        """Let the work stop after its current step."""
+        self.interrupted = True
+
     def restart(self) -> None:
         """Delete the saved state and the result so far."""
         (self.folder / "state.safetensors").unlink(missing_ok=True)
@@ -115,7 +114,7 @@ def resuming(
         report: called with one line if another process is at work on the output.
 
     Raises:
-        Interrupted: the process was interrupted (see `interruptible`); the state is saved.
+        Interrupted: the process was interrupted (see `signals.interruptible`); the state is saved.
         OSError: the folder cannot be written.
     """
     out = Path(out)
@@ -130,11 +129,8 @@ def resuming(
                 temporary.write_text(text, encoding="utf-8")
         for leftover in folder.rglob(".*.tmp*"):
             leftover.unlink()
-        _WORK_IN_PROGRESS.append(work)
-        try:
+        with stopping_first(work.interrupt):
             yield work
-        finally:
-            _WORK_IN_PROGRESS.remove(work)
         _remove(out)  # if it exists, the orphan of a killed workflow has made it meanwhile
         os.replace(work.output, out)
         _remove(folder)
@@ -166,39 +162,6 @@ def key_of(recipe: dict, device: str, *entries: str, **inputs: object) -> dict:
         "machine": [platform.machine(), device, torch.get_num_threads()],
         **inputs,
     }
-
-
-_WORK_IN_PROGRESS: list[Unfinished] = []
-"""What is to be saved before the process stops."""
-
-
-@contextmanager
-def interruptible() -> Iterator[None]:
-    """Let SIGTERM and SIGINT raise `Interrupted` inside: at once, or after the next step of the work in progress.
-
-    A second signal does what it did before.
-    """
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def stop(number: int, frame: FrameType | None) -> None:
-        restore_handlers()
-        for work in _WORK_IN_PROGRESS:
-            work.interrupted = True
-        if not _WORK_IN_PROGRESS:
-            raise Interrupted
-
-    handlers = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
-
-    def restore_handlers() -> None:
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
-
-    try:
-        yield
-    finally:
-        restore_handlers()
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from tests.builders import ROOT
 
 @pytest.fixture
 def quick(monkeypatch):
-    monkeypatch.setattr(plan, "CALIBRATION", 5.0)
+    monkeypatch.setattr(cost, "CALIBRATION", 5.0)
 
 
 def works(config: dict) -> dict[str, cost.Work]:
@@ -95,7 +95,7 @@ def test_memory_grows_with_networks_and_width():
 
 
 def test_what_cannot_be_measured_in_time_is_extrapolated(monkeypatch):
-    monkeypatch.setattr(plan, "CALIBRATION", 5.0)
+    monkeypatch.setattr(cost, "CALIBRATION", 5.0)
     keys = {}
     for width in (4, 8, 4096):
         block = {"name": "convnet", "channels": [width] * 2, "strides": [1, 1]}

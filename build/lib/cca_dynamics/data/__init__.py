@@ -1,5 +1,0 @@
-"""Datasets and corpora: a name in the config → tensors in one file, with a datasheet.
-
-Here live the registries of both, folders of images and texts, and what a dataset's size and shape are before it is made.
-Every room above may import it; it imports `config`, `runtime` and `errors`.
-"""
