@@ -5,6 +5,7 @@ import re
 
 import pytest
 from cca_dynamics import cost
+from cca_dynamics.config.models import ConvNetOptions, Training
 from cca_dynamics.data import corpora
 from cca_dynamics.study import Study, read_config
 
@@ -84,9 +85,9 @@ def test_a_language_model_too_large_to_measure_is_measured_on_a_short_window():
 
 def test_memory_grows_with_networks_and_width():
     def memory(networks: int, width: int, device: str) -> float:
-        block = {"name": "convnet", "channels": [width] * 2, "strides": [1, 1]}
-        network = cost.describe(block, 3, (32, 32), 10)
-        return cost.training_memory(network, {"batch_size": 32, "optimizer": "adam"}, networks, device, False)
+        network = cost.describe(ConvNetOptions(channels=[width] * 2, strides=[1, 1]), 3, (32, 32), 10)
+        options = Training(batch_size=32, optimizer="adam")
+        return cost.training_memory(network, options, networks, device, False)
 
     assert memory(1, 128, "cuda") < memory(2, 128, "cuda") < memory(2, 256, "cuda")
     # A CPU holds what the backward pass needs of one network at a time, and all of their parameters.
@@ -98,7 +99,7 @@ def test_what_cannot_be_measured_in_time_is_extrapolated(monkeypatch):
     monkeypatch.setattr(cost, "CALIBRATION", 5.0)
     keys = {}
     for width in (4, 8, 4096):
-        block = {"name": "convnet", "channels": [width] * 2, "strides": [1, 1]}
+        block = ConvNetOptions(channels=[width] * 2, strides=[1, 1])
         keys[cost.describe(block, 3, (32, 32), 10), 16, False] = block
     machine = cost.measure("cpu", keys, [], [(1, 100, 10)])
     small, middle, huge = keys
@@ -135,6 +136,6 @@ def test_command_and_target_print_the_table(capsys, monkeypatch, quick):
     for rule in ("dataset", "train", "activations", "ablation", "compute", "the whole run"):
         assert re.search(rf"^{rule} ", text, re.MULTILINE)
     assert "2 jobs side by side" in text and re.search(r"^Disk: .+ all of which is kept", text, re.MULTILINE)
-    assert cli.main(["plan", "--config", json.dumps({"study": "x"}), "--device", "cpu"]) == 1
+    assert cli.main(["plan", "--config", json.dumps({"sede": 1}), "--device", "cpu"]) == 1
     assert cli.main(["plan", "--configfile", "studies/nowhere.yaml", "--device", "cpu"]) == 1
     assert "studies/nowhere.yaml cannot be read" in capsys.readouterr().err

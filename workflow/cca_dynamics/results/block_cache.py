@@ -6,8 +6,9 @@ from pathlib import Path
 
 import numpy as np
 
+from cca_dynamics.errors import DamagedFile
 from cca_dynamics.runtime.fingerprints import code_fingerprint
-from cca_dynamics.runtime.storage import DamagedFile, read_tensors, replacing, write_tensors
+from cca_dynamics.runtime.storage import read_tensors, replacing, write_tensors
 
 
 class BlocksInFolder:
