@@ -14,9 +14,9 @@ import pytest
 import torch
 from cca_dynamics import cli
 from cca_dynamics.compare import capture, comparison, readers
+from cca_dynamics.errors import Interrupted, UserError, as_user_error
 from cca_dynamics.runtime.storage import read_tensors, write_tensors
 from cca_dynamics.similarity import MEASURES, null_floor, pairwise, pwcca, svcca
-from cca_dynamics.training.resume import Interrupted
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -536,11 +536,11 @@ def test_the_page_says_what_works(tmp_path, images, monkeypatch, capsys):
 
 
 def test_code_of_others_may_fail_but_not_hide_a_signal():
-    with pytest.raises(ValueError, match=r"^x \(KeyError: 'a'\); y$"), readers.foreign("x", "y"):
+    with pytest.raises(UserError, match=r"^x \(KeyError: 'a'\); y$"), as_user_error("x", "y"):
         raise KeyError("a")
-    with pytest.raises(ValueError, match=r"^x; y$"), readers.foreign("x", "y", reason=False):
+    with pytest.raises(UserError, match=r"^x; y$"), as_user_error("x", "y", quote=False):
         sys.exit("two\nlines")
-    with pytest.raises(Interrupted), readers.foreign("x", "y"):
+    with pytest.raises(Interrupted), as_user_error("x", "y"):
         raise Interrupted
 
 
@@ -549,7 +549,7 @@ def test_a_changed_byte_of_a_captured_file_is_found(tmp_path, two):
     content = bytearray((tmp_path / "a.safetensors").read_bytes())
     content[-3] ^= 1
     (tmp_path / "a.safetensors").write_bytes(content)
-    with pytest.raises(ValueError, match=r"a\.safetensors: its content is not what the checksums in it say; make"):
+    with pytest.raises(UserError, match=r"a\.safetensors: its content is not what the checksums in it say; make"):
         readers.read([tmp_path / "a.safetensors"])
 
 
@@ -564,7 +564,7 @@ def test_a_pickle_is_never_executed(tmp_path, suffix):
             path.with_suffix(".npz").replace(path)
         else:
             path.write_bytes(content)
-        with pytest.raises(ValueError, match=f"a{suffix}: "):
+        with pytest.raises(UserError, match=f"a{suffix}: "):
             readers.read([path])
         assert not (tmp_path / "owned").exists()
 
@@ -583,5 +583,5 @@ def test_random_and_damaged_bytes_never_crash_a_reader(tmp_path, suffix, data):
     path.write_bytes(bytes(content))
     try:
         readers.read([path])
-    except ValueError as problem:
+    except UserError as problem:
         assert str(problem).startswith(f"{path}: ") and "\n" not in str(problem)

@@ -14,6 +14,8 @@ from cca_dynamics.results.inputs import Inputs
 from cca_dynamics.runtime.storage import read_metadata, write_contents, write_tensors
 from cca_dynamics.training import checkpoints
 
+from tests.builders import classifier_recipe
+
 
 @pytest.fixture
 def study(tmp_path, monkeypatch):
@@ -22,9 +24,9 @@ def study(tmp_path, monkeypatch):
     networks, seen = tmp_path / "results/s/networks/c/0-1", tmp_path / "results/s/activations/c/0-1/train"
     networks.mkdir(parents=True)
     seen.mkdir(parents=True)
-    recipe = {"cohort": "c", "networks": [0, 1]}
+    recipe = classifier_recipe((0, 1)).with_changes({"cohort": "c"})
     checkpoints.save({"w": torch.randn(2, 3)}, networks, step=4, epoch=1.0, recipe=recipe)
-    checkpoints.save_recipe({**recipe, "data_checksum": "d"}, networks)
+    checkpoints.save_recipe(recipe, {"data_checksum": "d"}, networks)
     history = pd.DataFrame({"step": 4, "epoch": 1.0, "network": [0, 1], "loss": 0.5})
     history.to_parquet(networks / "history.parquet")
     metadata = read_metadata(networks / "step-000004.safetensors")
@@ -142,7 +144,7 @@ def test_activations_of_another_checkpoint_are_found_and_not_used(study):
 
 def test_networks_trained_on_other_data_are_not_used(study):
     networks = study / "results/s/networks/c/0-1"
-    assert checkpoints.load_recipe(networks, "d")["cohort"] == "c"
+    assert checkpoints.load_recipe(networks, "d").cohort == "c"
     with pytest.raises(DamagedFile, match=r"recipe\.json .*trained on other data.*delete results/s/networks/c/0-1"):
         checkpoints.load_recipe(networks.relative_to(study), "other")
 

@@ -11,7 +11,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -98,14 +98,16 @@ class TrainingStep:
 
 
 class Machine(NamedTuple):
-    """How fast a machine is, in seconds.
+    """How fast this machine is, in seconds.
 
     Attributes:
+        device: "cpu" or "cuda".
         start: until a job has started; `start_without_torch`: one that does not need PyTorch.
         speeds: (training, evaluation) of one network on one example or token.
         comparison: for each of the n·d² and each of the d³ operations of a comparison of two (n, d) layers.
     """
 
+    device: str
     start: float
     start_without_torch: float
     speeds: dict[TrainingStep, tuple[float, float]]
@@ -144,7 +146,7 @@ def estimate(study: Study, device: str, report: Callable[[str], None] = print) -
     light, (product, decomposition) = machine.start_without_torch, machine.comparison
     jobs = [Job(kind, seconds=light, memory=read.memory_to_make, disk=read.disk) for kind, read in data.items()]
     for name, cohort in cohorts.items():
-        jobs += _jobs_of_cohort(study, cohort, data[cohort.data], steps[name], extractions[name], machine, device)
+        jobs += _jobs_of_cohort(study, cohort, data[cohort.data], steps[name], extractions[name], machine)
     for pairs in comparisons.values():
         seconds = sum(count * (n * d**2 * product + d**3 * decomposition) for count, n, d in pairs)
         memory = max((8 * n * d * 20 for _, n, d in pairs), default=0)
@@ -225,13 +227,7 @@ def _comparisons(
 
 
 def _jobs_of_cohort(
-    study: Study,
-    cohort: Cohort,
-    data: Data,
-    step: TrainingStep,
-    extractions: Sequence[Extraction],
-    machine: Machine,
-    device: str,
+    study: Study, cohort: Cohort, data: Data, step: TrainingStep, extractions: list[Extraction], machine: Machine
 ) -> Iterator[Job]:
     """Training, extraction and ablation of the parts of a cohort."""
     training, network = cohort.training, step.architecture
@@ -248,7 +244,7 @@ def _jobs_of_cohort(
             networks,
             operations=networks * (trained * network.training_operations + evaluated * network.operations),
             seconds=machine.start + networks * (trained * training_seconds + evaluated * evaluation_seconds),
-            memory=data.memory + training_memory(network, training, networks, device, step.mixed),
+            memory=data.memory + training_memory(network, training, networks, machine.device, step.mixed),
             disk=len(cohort.stored_epochs) * networks * network.parameters * 4,
         )
         if extractions:
@@ -330,7 +326,7 @@ def measure(device: str, steps: Iterable[TrainingStep], neurons: int) -> Machine
                 speeds[step] = _time_language_model(step, device, seconds)
             else:
                 speeds[step] = _time_classifiers(step, device, seconds)
-        return Machine(*starts, speeds, _time_comparison(min(128, neurons), device, seconds))
+        return Machine(device, *starts, speeds, _time_comparison(min(128, neurons), device, seconds))
     finally:
         torch.set_num_threads(threads)
 
