@@ -226,9 +226,7 @@ def test_weights_come_from_a_file(tmp_path, images, small, capsys):
     assert run(capsys, *model, "--seed", "5", "--out", "seed.npz")[0] == 0
     for suffix in ("pt", "safetensors"):
         assert run(capsys, *model, "--weights", f"w.{suffix}", "--out", f"{suffix}.npz")[0] == 0
-    x, y, z = (
-        each.x for each in readers.read([tmp_path / f"{name}.npz" for name in ("seed", "pt", "safetensors")])
-    )
+    x, y, z = (each.x for each in readers.read([tmp_path / f"{name}.npz" for name in ("seed", "pt", "safetensors")]))
     assert torch.equal(x, y) and torch.equal(x, z)
 
 

@@ -136,7 +136,8 @@ def test_activations_of_another_checkpoint_are_found_and_not_used(study):
     networks = study / "results/s/networks/c/0-1"
     inputs = Inputs.from_paths([networks], [study / "results/s/activations/c/0-1"])
     assert inputs.representations("c", "conv1", 4).shape == (2, 5, 3)
-    checkpoints.save({"w": torch.randn(2, 3)}, networks, step=4, epoch=1.0, recipe={"cohort": "c", "networks": [0, 1]})
+    recipe = checkpoints.load_recipe(networks)
+    checkpoints.save({"w": torch.randn(2, 3)}, networks, step=4, epoch=1.0, recipe=recipe)
     with pytest.raises(DamagedFile, match=r"activations/c/0-1/train/step-000004.*not made from .*networks/c/0-1"):
         inputs.representations("c", "conv1", 4)
     assert any(line.endswith("not made from step-000004.safetensors of these networks") for line in differences("s"))

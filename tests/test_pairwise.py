@@ -202,6 +202,7 @@ def test_forced_correlations_are_warned_of_once(rng):
 
 def test_a_measure_is_a_function_and_a_line(rng, monkeypatch):
     """A new measure needs no kernel: it works in pairwise as soon as it is registered."""
+
     def squared_distance(x, y, *, power: float = 2.0, device: str = "cpu"):
         result = MEASURES["mean_cca"].function(x, y, device=device)
         return replace(result, distance=result.distance**power, reverse=result.reverse**power)

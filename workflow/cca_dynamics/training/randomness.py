@@ -10,9 +10,17 @@ import zlib
 
 import numpy as np
 
-WEIGHTS, ORDER, ABLATION, AUGMENTATION, MASKS, WINDOWS = range(6)
-"""Purposes for which a network draws random numbers: its initial weights, the order of its training examples, the
-feature maps that are ablated, augmentation, dropout masks, the lengths of windows of text."""
+# Purposes for which a network draws random numbers, one constant each: a new one changes no other's fingerprint.
+WEIGHTS = 0
+ORDER = 1
+"""Of the training examples."""
+ABLATION = 2
+"""Which feature maps are ablated first."""
+AUGMENTATION = 3
+MASKS = 4
+"""Of dropout."""
+WINDOWS = 5
+"""Lengths of windows of text."""
 
 
 def generator(seed: int, cohort: str, network: int, purpose: int, *epoch: int) -> np.random.Generator:
