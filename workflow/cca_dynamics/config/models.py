@@ -212,10 +212,11 @@ class ModuleOptions(NetworkOptions):
 
 def _only_keys_of_the_named(value: object) -> object:
     """An overlay that names another architecture inherits keys of the one below; these are dropped."""
-    if not isinstance(value, dict) or value.get("name") not in ARCHITECTURES:
+    name = value.get("name") if isinstance(value, dict) else None
+    if not isinstance(name, str) or name not in ARCHITECTURES:
         return value
     known = {key for model in ARCHITECTURES.values() for key in model.model_fields}
-    return {key: v for key, v in value.items() if key not in known or key in ARCHITECTURES[value["name"]].model_fields}
+    return {key: v for key, v in value.items() if key not in known or key in ARCHITECTURES[name].model_fields}
 
 
 ARCHITECTURES: dict[str, type[NetworkOptions]] = {
