@@ -79,7 +79,7 @@ def _from_torchvision(model: str, pretrained: bool) -> nn.Module:
     if address is None:
         raise UserError(f"{model}: torchvision has no weights for it; use --weights none or the path of a state_dict")
     remedy = f"connect to the internet, or download {address} and give its path to --weights"
-    with as_user_error(f"{model}: its weights cannot be had", remedy):
+    with as_user_error(f"{model}: its weights are not available", remedy):
         return models.get_model(name, weights="DEFAULT")
 
 

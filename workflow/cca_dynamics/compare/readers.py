@@ -202,16 +202,16 @@ def _layers(path: Path, name: str, tensor: Tensor) -> Iterator[tuple[str, Tensor
 
 def _labels(paths: Sequence[Path]) -> list[str]:
     """The shortest ends of the paths that tell them apart, without the suffix if that does."""
-    whole = [Path(os.path.abspath(path)) for path in paths]
-    for path in whole:
-        if whole.count(path) > 1:
+    absolute = [Path(os.path.abspath(path)) for path in paths]
+    for path in absolute:
+        if absolute.count(path) > 1:
             raise UserError(f"{path}: it is given twice; name every file once")
-    for depth in range(1, max(len(path.parts) for path in whole) + 1):
-        for ends in ([path.with_suffix("") for path in whole], whole):
+    for depth in range(1, max(len(path.parts) for path in absolute) + 1):
+        for ends in ([path.with_suffix("") for path in absolute], absolute):
             labels = [_printable("/".join(end.parts[-depth:])) for end in ends]
             if len(set(labels)) == len(labels):
                 return labels
-    return [_printable(str(path)) for path in whole]
+    return [_printable(str(path)) for path in absolute]
 
 
 def _printable(name: str) -> str:
