@@ -42,7 +42,7 @@ schema: $(READY)
 	@cca-dynamics schema --out workflow/schemas/config.schema.yaml
 
 test: lint
-	@pytest --numprocesses auto --maxprocesses 4 --dist loadgroup
+	@pytest
 
 test-reference: $(READY)
 	@pytest -m slow tests/test_reference.py

@@ -9,8 +9,6 @@ import pytest
 
 from tests.builders import SMOKE, copy_workflow, snakemake, variables
 
-pytestmark = pytest.mark.xdist_group("conda")  # its tests share what one of them makes
-
 CONDA = """#!/bin/bash
 echo "$@" >> {home}/calls
 case "$*" in

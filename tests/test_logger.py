@@ -21,8 +21,6 @@ from snakemake_logger_plugin_cca_dynamics.reading import Job, clean, duration, e
 
 from tests.builders import BIN, snakemake
 
-pytestmark = pytest.mark.xdist_group("logger")  # its tests share what one of them makes
-
 LOGGER = ("--cores", "2", "--logger", "cca-dynamics", "--config")  # a logger's name must not be followed by a target
 TOY = r"""
 NAMES = ["generalizing", "memorizing"]

@@ -12,7 +12,6 @@ import pytest
 
 from tests.builders import BIN, ROOT, copy_workflow
 
-pytestmark = pytest.mark.xdist_group("package")  # its tests share what one of them makes
 WORKFLOW_ONLY = ("pydantic", "snakemake", "yaml", "jinja2", "docutils", "plotly", "sklearn", "mnist1d")
 """Top-level modules that `pip install .` without `[workflow]` does not bring."""
 

@@ -15,7 +15,6 @@ from cca_dynamics.report import page as page_module
 
 from tests.builders import SMOKE, snakemake
 
-pytestmark = pytest.mark.xdist_group("report")  # its tests share what one of them makes
 NARROW, WIDE = (390, 844), (1200, 900)
 
 

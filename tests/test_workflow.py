@@ -169,7 +169,6 @@ rule bytes:
     return mine
 
 
-@pytest.mark.xdist_group("elsewhere")
 def test_two_runs_give_identical_tables(finished, elsewhere):
     for result in RESULTS:
         table = f"results/smoke/{result}.parquet"
@@ -177,12 +176,10 @@ def test_two_runs_give_identical_tables(finished, elsewhere):
     assert (elsewhere / "results/smoke/claims.csv").read_bytes() == (finished / "results/smoke/claims.csv").read_bytes()
 
 
-@pytest.mark.xdist_group("elsewhere")
 def test_another_workflow_can_use_this_one_as_a_module(elsewhere):
     assert "figures/smoke/width.png" in (elsewhere / "bytes.txt").read_text()
 
 
-@pytest.mark.xdist_group("elsewhere")
 def test_activations_need_not_be_kept(elsewhere):
     left = [path for path in (elsewhere / "results/smoke/activations").rglob("*") if path.is_file()]
     assert not left
