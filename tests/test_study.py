@@ -57,6 +57,15 @@ def test_bad_value_is_refused_by_name(default_config, key, value, named, remedy)
     assert named in message and remedy in message and "\n" not in message
 
 
+@pytest.mark.parametrize("key", ["network.name", "dataset.name", "corpus.name", "results.stability.network.name"])
+@pytest.mark.parametrize("name", [[], ["resnet"], {"a": 1}])
+def test_a_name_that_is_no_text_is_refused(default_config, key, name):
+    """Lists and dicts cannot be looked up in a registry."""
+    with pytest.raises(ConfigError, match=rf"config key {key}") as refusal:
+        Study(changed(default_config, key, name))
+    assert "\n" not in str(refusal.value)
+
+
 def test_missing_key_is_named(default_config):
     with pytest.raises(ConfigError, match=r"dataset\.folder: missing"):
         Study(changed(default_config, "dataset", {"name": "image_folder"}))
