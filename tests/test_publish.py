@@ -1,10 +1,13 @@
 """A finished run is kept with what it took, and the README's tables follow it."""
 
 import os
+from math import nan
+from types import SimpleNamespace
 
 import pytest
 from cca_dynamics.errors import DamagedFile
 from cca_dynamics.report import publish
+from cca_dynamics.report.summary import numbers_in_words, value_in_words
 from cca_dynamics.results import claims
 from cca_dynamics.runtime.machine import hardware
 
@@ -106,3 +109,9 @@ def test_tables_of_measurements_need_measurements(tmp_path, monkeypatch):
     (tmp_path / "results/empty").mkdir(parents=True)
     with pytest.raises(DamagedFile, match="holds no measurements"):
         publish.runtime_table("empty")
+
+
+def test_a_claim_without_a_value_has_a_dash():
+    """Not "nan": with two clusters, for example, none can be far from the others."""
+    claim = SimpleNamespace(value=nan, ci_low=nan, ci_high=nan, p_value=nan, paper_value=5.0)
+    assert value_in_words(claim, ".3g") == "–" and numbers_in_words(claim) == ("–", "", "5.00")

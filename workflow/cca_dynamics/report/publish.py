@@ -12,7 +12,7 @@ from pathlib import Path
 import pandas as pd
 
 from cca_dynamics.errors import DamagedFile
-from cca_dynamics.report.summary import WHOLE_RUN, claims_of, runtime_rows, title_of, verdicts_in_words
+from cca_dynamics.report.summary import WHOLE_RUN, claims_of, runtime_rows, title_of, value_in_words, verdicts_in_words
 from cca_dynamics.results import claims
 from cca_dynamics.results.registry import RESULTS
 from cca_dynamics.runtime.machine import commit, hardware
@@ -73,7 +73,7 @@ def claims_table(table: pd.DataFrame) -> str:
             row.figure,
             row.statement,
             row.statistic,
-            f"{row.value:.3g}" + ("" if isnan(row.ci_low) else f" [{row.ci_low:.3g}, {row.ci_high:.3g}]"),
+            value_in_words(row, ".3g"),
             "" if isnan(row.p_value) else f"{row.p_value:.2g}",
             "" if isnan(row.paper_value) else f"{row.paper_value:.3g}",
             f"**{row.verdict}**",

@@ -40,11 +40,16 @@ def verdicts_in_words(claims: pd.DataFrame) -> str:
     return ", ".join(f"{counts[verdict]} {verdict}" for verdict in VERDICTS if verdict in counts)
 
 
+def value_in_words(claim, digits: str = ".2f") -> str:
+    """The value of one row of claims with its interval, each in a format such as ".2f"; "–" if it has no value."""
+    interval = "" if isnan(claim.ci_low) else f" [{claim.ci_low:{digits}}, {claim.ci_high:{digits}}]"
+    return "–" if isnan(claim.value) else f"{claim.value:{digits}}{interval}"
+
+
 def numbers_in_words(claim) -> tuple[str, str, str]:
-    """The value with its interval, the p value and the paper's value of one row of claims; "" where there is none."""
-    interval = "" if isnan(claim.ci_low) else f" [{claim.ci_low:.2f}, {claim.ci_high:.2f}]"
+    """The value with its interval, p and the paper's value of one row of claims; the last two are "" if absent."""
     p = "" if isnan(claim.p_value) else f"{claim.p_value:.3f}" if claim.p_value >= 0.001 else "<.001"
-    return f"{claim.value:.2f}{interval}", p, "" if isnan(claim.paper_value) else f"{claim.paper_value:.2f}"
+    return value_in_words(claim), p, "" if isnan(claim.paper_value) else f"{claim.paper_value:.2f}"
 
 
 def runtime_rows(study: str, root: Path = Path()) -> list[list]:
