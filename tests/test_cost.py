@@ -1,5 +1,6 @@
 """What a study costs: counted as the workflow will run it."""
 
+import functools
 import json
 import re
 
@@ -13,10 +14,14 @@ from cca_dynamics.study import Study, read_config
 
 from tests.builders import ROOT
 
+SECONDS_TO_IMPORT = functools.cache(cost._seconds_to_import)
+
 
 @pytest.fixture
 def quick(monkeypatch):
+    """Measure for 5 seconds at most, and only once how long imports take."""
     monkeypatch.setattr(cost, "CALIBRATION", 5.0)
+    monkeypatch.setattr(cost, "_seconds_to_import", SECONDS_TO_IMPORT)
 
 
 def works(config: dict) -> dict[str, pd.Series]:

@@ -275,7 +275,11 @@ def test_images_from_a_folder_through_the_whole_chain(tmp_path):
         "network": {"multiplier": 1},
         "training": {"batch_size": 30, "precision": "mixed", "augmentation": "none"},
         "results": {
-            "stability": {"layer": "block2", "network": {"name": "resnet", "channels": [4, 8], "blocks": 1}},
+            "stability": {
+                "layer": "block2",
+                "network": {"name": "resnet", "channels": [4, 8], "blocks": 1},
+                "recurrent": None,
+            },
             "generalization": {"networks": 2},
         },
     }
