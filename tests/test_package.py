@@ -73,6 +73,19 @@ sys.exit(status)
     assert "PWCCA" in run.stdout and (tmp_path / "heatmap.png").exists()
 
 
+def test_a_command_of_studies_says_what_to_install_without_the_extra(wheel, tmp_path):
+    code = """
+import importlib.util, sys
+find, sys.modules["pydantic"] = importlib.util.find_spec, None  # as if it were not installed
+importlib.util.find_spec = lambda name: None if name == "pydantic" else find(name)
+from cca_dynamics.cli import main
+sys.exit(main(["verdicts", "mnist1d"]))
+"""
+    run = python(wheel, code, cwd=tmp_path)
+    assert run.returncode == 1 and "pip install '.[workflow]'" in run.stderr, run.stderr
+    assert len(run.stderr.splitlines()) == 1
+
+
 def test_similarity_imports_nothing_else_of_the_project(wheel, tmp_path):
     code = """
 import sys

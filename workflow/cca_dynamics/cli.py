@@ -12,6 +12,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 
 from cca_dynamics.errors import Interrupted, UserError, operating_system_errors
@@ -33,6 +34,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return INTERRUPTED
     except UserError as problem:
         print("error: " + " ".join(str(problem).split()), file=sys.stderr)
+        return 1
+    except ModuleNotFoundError:
+        if find_spec("pydantic"):  # every package of the extra is there, so this is a bug
+            raise
+        remedy = "install the package with its extra, in a clone by pip install '.[workflow]'"
+        print(f"error: {options.run.__name__} needs packages that only studies need; {remedy}", file=sys.stderr)
         return 1
     return 0
 
