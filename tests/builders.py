@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from types import ModuleType
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -15,6 +18,7 @@ import torch
 from cca_dynamics.config.cohorts import ClassifierRecipe, LanguageNetwork, LanguageRecipe, SweepTraining
 from cca_dynamics.config.models import ConvNetOptions, LanguageTraining, NetworkOptions
 from cca_dynamics.runtime.storage import read_tensors, write_tensors
+from cca_dynamics.study import Study
 
 ROOT = Path(__file__).parents[1]
 BIN = Path(sys.executable).parent
@@ -49,12 +53,26 @@ def variables(folder: Path, **more: str) -> dict[str, str]:
     return {**os.environ, "PATH": f"{BIN}:{os.environ['PATH']}", "PYTHONPATH": str(folder / "workflow"), **more}
 
 
-def snakemake(folder: Path, *arguments: str, timeout: int = 300, **environment: str) -> subprocess.CompletedProcess:
-    """Run snakemake in a working copy, with that copy's package; stdout and stderr as text."""
+def snakemake(
+    folder: Path, *arguments: str, timeout: int = 300, programs: Path = BIN, **environment: str
+) -> subprocess.CompletedProcess:
+    """Run snakemake in a working copy, with that copy's package, as one does who has not activated the environment.
+
+    Args:
+        folder: the working copy.
+        arguments: of snakemake.
+        timeout: in seconds.
+        programs: the environment's folder of programs; see `preloaded` for one whose jobs start sooner.
+        environment: variables.
+
+    Returns:
+        Its stdout and stderr as text, and its status.
+    """
+    elsewhere = os.pathsep.join(path for path in os.environ["PATH"].split(os.pathsep) if Path(path) != BIN)
     return subprocess.run(
-        ["snakemake", *arguments],
+        [programs / "snakemake", *arguments],
         cwd=folder,
-        env=variables(folder, **environment),
+        env=variables(folder, **{"PATH": elsewhere, **environment}),
         capture_output=True,
         text=True,
         timeout=timeout,
@@ -163,3 +181,45 @@ def train_language_models(recipe: LanguageRecipe, data: Path, out: Path) -> tupl
     language_models.train(recipe, data, out, report=lines.append)
     state, _ = read_tensors(max(out.glob("step-*.safetensors")))
     return state, pd.read_parquet(out / "history.parquet"), lines
+
+
+class Job(NamedTuple):
+    """What a job of a study depends on: its params, and the jobs whose outputs it reads."""
+
+    params: dict[str, str | int]
+    after: tuple[tuple[str, str], ...]
+
+
+def jobs_of(study: Study) -> dict[tuple[str, str], Job]:
+    """(stage, name) → every job that makes a study's figures and claims."""
+    jobs: dict[tuple[str, str], Job] = {}
+    read_by: dict[str, list[tuple[str, str]]] = {}  # result → jobs that its table is computed from
+
+    def add(stage: str, name: str, *after: tuple[str, str], **wildcards: str) -> tuple[str, str]:
+        jobs[stage, f"{study.name}/{name}"] = Job(study.params(stage, **wildcards), after)
+        return stage, f"{study.name}/{name}"
+
+    data = {cohort.data for result in study.targets for cohort in study.cohorts_of(result)}
+    made = {name: add(name, name) for name in sorted(data)}
+    for result in study.targets:
+        for cohort in study.cohorts_of(result):
+            for part in study.parts(cohort.name):
+                which = {"cohort": cohort.name, "part": part}
+                name, read = f"{cohort.name}/{part}", made[cohort.data]
+                networks = add("train", name, read, **which)
+                read_by.setdefault(result, []).extend([networks, add("activations", name, read, networks, **which)])
+                if cohort.ablation:
+                    read_by[result].append(add("ablation", name, read, networks, **which))
+        table = add("compute", result, *read_by.get(result, []), result=result)
+        claims = add("claims", result, table, result=result)
+        add("plot", result, table, claims, result=result)
+    add("merge", "claims", *(("claims", f"{study.name}/{result}") for result in study.targets))
+    return jobs
+
+
+def docs_generator() -> ModuleType:
+    """docs/generate.py, which writes the reference of all keys of the config."""
+    spec = importlib.util.spec_from_file_location("generate", ROOT / "docs/generate.py")
+    module = sys.modules["generate"] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module

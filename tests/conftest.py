@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import yaml
 
+from tests import preloaded
 from tests.builders import ROOT, SMOKE, copy_workflow, snakemake
 
 
@@ -19,9 +20,17 @@ def default_config() -> dict:
 
 
 @pytest.fixture(scope="session")
+def programs(tmp_path_factory):
+    """The programs of an environment whose jobs start at once, see `preloaded`."""
+    programs, process = preloaded.environment(tmp_path_factory.mktemp("env"))
+    yield programs
+    process.terminate()
+
+
+@pytest.fixture(scope="session")
 def finished(tmp_path_factory):
-    """A working copy in which the smoke study has been run once."""
-    folder = copy_workflow(tmp_path_factory.mktemp("smoke"))
+    """A working copy in which the smoke study has been run once, by the real programs."""
+    folder = copy_workflow(tmp_path_factory.mktemp("smoke") / "a study")
     run = snakemake(folder, *SMOKE)
     assert run.returncode == 0, run.stdout + run.stderr
     folder.joinpath("terminal.txt").write_text(run.stdout + run.stderr)

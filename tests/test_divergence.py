@@ -5,14 +5,15 @@ import pandas as pd
 import pytest
 import torch
 from cca_dynamics import cli
+from cca_dynamics.config.base import as_argument
 from cca_dynamics.config.cohorts import AblationRequest, SweepTraining
 from cca_dynamics.errors import UserError
 from cca_dynamics.representations import ablation, extraction
 from cca_dynamics.results import figures
 from cca_dynamics.results.inputs import Inputs
-from cca_dynamics.results.tables import caveats, tidy
+from cca_dynamics.results.tables import caveats, distance_table, tidy
 from cca_dynamics.runtime.storage import write_contents
-from cca_dynamics.study import Study, as_argument
+from cca_dynamics.study import Study
 from cca_dynamics.training import language_models
 
 from tests.builders import (
@@ -138,13 +139,13 @@ def test_ablation_of_a_cohort_with_a_diverged_network_runs(tmp_path):
     assert inputs.ablation("c")["network"].unique().tolist() == [0, 1] and inputs.ablation("c").notna().all().all()
 
 
-def test_dead_layers_and_forced_correlations_are_counted():
-    rows = {"quantity": "distance", "value": 0.5, "measure": ["pwcca", "pwcca", "cosine"]}
-    table = tidy([pd.DataFrame({**rows, "rank_a": [0, 60, 60], "rank_b": [5, 50, 50], "n": 100})])
-    assert table["forced"].tolist()[:2] == [0, 11] and table["forced"].isna().tolist() == [False, False, True]
+def test_dead_layers_and_forced_correlations_are_counted(rng):
+    layers = rng.normal(size=(2, 100, 60))
+    table = tidy([distance_table([*layers, np.ones((100, 60))], ["pwcca", "cosine"])])
+    assert table.groupby("measure")["forced"].max().to_dict() == {"pwcca": 60 + 60 - 99, "cosine": pd.NA}
     assert caveats(table) == [
-        "1 of 3 comparisons have a layer without variance (dead)",
-        "in 1 of 3 comparisons up to 11 correlations are exactly 1 because the ranks exceed n - 1 (too few data "
+        "8 of 12 comparisons have a layer without variance (dead)",
+        "in 2 of 12 comparisons up to 21 correlations are exactly 1 because the ranks exceed n - 1 (too few data "
         "points)",
     ]
-    assert caveats(tidy([pd.DataFrame({**rows, "rank_a": 5, "rank_b": 5, "n": 100})])) == []
+    assert caveats(tidy([distance_table(list(layers[..., :40]), ["pwcca", "cosine"])])) == []

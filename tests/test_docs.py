@@ -6,7 +6,6 @@ first line is `# PATH` or `# PATH, before TEXT` is a file, or goes into one.
 """
 
 import ast
-import importlib.util
 import os
 import re
 import shlex
@@ -21,11 +20,12 @@ import numpy as np
 import pandas as pd
 import pytest
 from cca_dynamics import cli
+from cca_dynamics.config.base import as_json
 from cca_dynamics.runtime.fingerprints import code_fingerprint
 from cca_dynamics.similarity import mean_cca, null_floor, pwcca
-from cca_dynamics.study import Study, as_json, json_schema
+from cca_dynamics.study import Study, json_schema
 
-from tests.builders import ROOT, copy_workflow, snakemake, variables
+from tests.builders import ROOT, copy_workflow, docs_generator, snakemake, variables
 
 DOCS = ROOT / "docs"
 GENERATED = ("reference-config.md", "reference-command-line.md")
@@ -100,10 +100,7 @@ ALL = [block for page in PAGES for block in blocks(page)]
 @cache
 def generated() -> dict[str, str]:
     """The pages that `make docs` writes."""
-    spec = importlib.util.spec_from_file_location("generate", DOCS / "generate.py")
-    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.pages()
+    return docs_generator().pages()
 
 
 def prose(text: str) -> str:

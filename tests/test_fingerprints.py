@@ -1,9 +1,15 @@
 """The code fingerprint changes with the code a stage runs, and with nothing else."""
 
+import shutil
+import subprocess
+import sys
 import textwrap
+from pathlib import Path
 
 import pytest
 from cca_dynamics.runtime import fingerprints
+
+from tests.builders import ROOT
 
 
 @pytest.fixture
@@ -16,8 +22,7 @@ def package(tmp_path, monkeypatch):
         path = root.joinpath(*module.split("."))
         path.parent.mkdir(parents=True, exist_ok=True)
         path.with_suffix(".py").write_text(textwrap.dedent(source))
-        fingerprints._module.cache_clear()
-        fingerprints._exists.cache_clear()
+        fingerprints.forget()
 
     write("cca", "SCALE = 2\ndef core(x):\n    return SCALE * x\ndef unrelated(x):\n    return x\n")
     write("measures.__init__", "from cca_dynamics.measures.all import pwcca, MEASURES\n")
@@ -42,13 +47,13 @@ def package(tmp_path, monkeypatch):
     )
     write("plots", "def draw(x):\n    return x\n")
     yield write
-    fingerprints._module.cache_clear()
-    fingerprints._exists.cache_clear()
+    fingerprints.forget()
 
 
 def of_stages():
     return {
-        stage: fingerprints.code_fingerprint(f"result:{stage}", selected=["pwcca"]) for stage in ("compute", "plot")
+        stage: fingerprints.code_fingerprint(f"result:{stage}", selected=["measures.all:pwcca"])
+        for stage in ("compute", "plot")
     }
 
 
@@ -126,6 +131,119 @@ def test_the_schema_of_the_config_changes_nothing(package):
     assert changed(package, "config.models", "class Options:\n    size = 2\n") == set()
 
 
+def test_a_log_line_and_the_words_of_an_error_change_nothing(package):
+    source = """
+        SCALE = 2
+        def core(x, report=print):
+            if x is None:
+                report(f"{x} is wrong")
+                raise ValueError(f"{x} is wrong")
+            return SCALE * x
+        """
+    assert changed(package, "cca", source) == {"compute"}
+    assert changed(package, "cca", source.replace("is wrong", "is missing")) == set()
+    assert changed(package, "cca", source.replace("ValueError", "TypeError")) == {"compute"}
+
+
+def test_a_variable_is_not_the_definition_of_its_name(package):
+    package("other", "def plot(x): return x\ndef size(x): return x\n")
+    source = """
+        from cca_dynamics.other import plot, size
+        SCALE = 2
+        def core(x, plot=1):
+            size = [size for size in x]
+            return SCALE * len(size) * plot
+        """
+    assert changed(package, "cca", source) == {"compute"}
+    assert changed(package, "other", "def plot(x): return -x\ndef size(x): return -x\n") == set()
+    assert changed(package, "cca", source.replace("size = [", "sizes = [")) == {"compute"}
+    assert changed(package, "other", "def plot(x): return x\ndef size(x): return x\n") == {"compute"}
+
+
+def test_keys_of_another_registry_do_not_count(package):
+    keys = ["elsewhere:pwcca"]
+    before = fingerprints.code_fingerprint("result:compute", selected=keys)
+    package("measures.all", "def cosine(x): return x\nMEASURES = {'cosine': cosine}\n")
+    assert fingerprints.code_fingerprint("result:compute", selected=keys) != before
+
+
+SYNTAX = '''
+"""Whatever versions of Python write differently in a syntax tree."""
+import os, sys as system
+from . import (a as b)
+X: "int" = 0x1F + 1_000 + 1.5e-300 + 2j + -1
+TEXTS = "\\u2028\\U0001F600" u"kind" "it's" "one" "two" """three
+four"""
+TEXTS = ["ü\\u2028\\U0001F600", u"kind", "it's", b"\\xff", "one" "two", ..., None, True]
+F = f"{X}" f"{X!r:>{X}}" "literal" f"{X=}" f"{{}}" f"{\'a\'}{X:}" f"{X:{X}.{X}f}" rf"\\d{X}"
+async def g(x, /, y: int = 1, *args, z=2, **more) -> None:
+    async with x as y, z: await y
+    async for i in x: yield i
+    return [k async for k in y if k]
+@decorate(1)
+class C(B, metaclass=M):
+    "Docstring."
+    def f(self):
+        "Docstring."
+    x = lambda *, a=1: (yield)
+match X:
+    case [1, *rest] | {"k": v, **others} if (n := v): pass
+    case C(x=1) as c: del c
+    case -1 | None | "a": x[1:2, ..., ::3] = {**x, 1: {*y}}
+    case _: print(*x, sep="", **y)
+try: x @= not y
+except* (A, B) as e: raise e from None
+else: assert x, f"no {x}"
+finally: (a, b), *c = d = yield_ = x if y else z
+while True: break
+else: "text"
+for i, in x: continue
+global q
+x = 1 < 2 <= 3 is not None in y or (a and b) ** ~c // d
+with (open("a") as f, open("b")): pass
+'''
+
+
+PRINT = """
+import hashlib, sys
+from pathlib import Path
+from cca_dynamics.runtime import fingerprints
+syntax = fingerprints.parse(sys.stdin.read(), messages=True)
+print(hashlib.sha256(fingerprints.canonical(syntax).encode()).hexdigest()[:16])
+for path in sorted(fingerprints.PACKAGE.rglob("*.py")):
+    module = ".".join(path.relative_to(fingerprints.PACKAGE).with_suffix("").parts)
+    for name in fingerprints._module(module).definitions if path.stem != "__init__" else ():
+        print(module, name, fingerprints.code_fingerprint(f"{module}:{name}", selected=["similarity.measures:pwcca"]))
+"""
+
+
+def pythons() -> list[str]:
+    """Other versions of Python on this machine that the project supports."""
+    places = [Path(shutil.which(f"python3.{minor}") or "none") for minor in range(11, 15)]
+    places += sorted((Path.home() / ".pyenv/versions").glob("3.1[1-4]*/bin/python"))
+    versions = {}
+    for place in filter(Path.exists, places):
+        run = subprocess.run([place, "-c", "import sys; print(sys.version_info[:2])"], capture_output=True, text=True)
+        if run.returncode == 0:  # pyenv has stand-ins that refuse
+            versions[run.stdout] = str(place)
+    versions.pop(f"{sys.version_info[:2]}\n", None)
+    return sorted(versions.values())
+
+
+def test_fingerprints_are_the_same_under_every_version_of_python():
+    """Every definition of the package, and a file of odd syntax whose fingerprint is written down here."""
+
+    def printed(python: str) -> str:
+        command = [python, "-W", "error", "-c", PRINT]
+        environment = {"PYTHONPATH": str(ROOT / "workflow"), "PYTHONDONTWRITEBYTECODE": "1"}
+        return subprocess.run(command, input=SYNTAX, env=environment, capture_output=True, text=True, check=True).stdout
+
+    expected = printed(sys.executable)
+    assert expected.splitlines()[0] == "9106e401f96b178e" and len(expected.splitlines()) > 700
+    for python in pythons():
+        assert printed(python) == expected, python
+
+
 def test_captions_and_template_are_texts_of_the_report_and_its_modules_are_not(tmp_path, monkeypatch):
     monkeypatch.setattr(fingerprints, "TEXTS", tmp_path)
     (tmp_path / "captions").mkdir()
@@ -149,9 +267,7 @@ def test_stages_of_this_project_depend_on_what_they_should():
     """The promise to users, on the real code: similarity code is behind compute and behind nothing earlier or later."""
 
     def definitions(*entries):
-        seen = {}
-        fingerprints.code_fingerprint(*entries, collect=seen)
-        return {f"{module}:{name}" for module, name in seen}
+        return {f"{module}:{name}" for module, name in fingerprints.definitions(entries)}
 
     train, compute = definitions("training.classifiers:train"), definitions("results.generalization:compute")
     plot = definitions("results.generalization:plot", "results.figures:save")

@@ -15,8 +15,9 @@ from pathlib import Path
 
 import pytest
 import yaml
+from cca_dynamics.config.base import as_argument
 from cca_dynamics.errors import ConfigError
-from cca_dynamics.study import Study, as_argument, json_schema, read_config
+from cca_dynamics.study import Study, json_schema, read_config
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 

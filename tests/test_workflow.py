@@ -1,5 +1,6 @@
 """The workflow as users run it: the smoke study from nothing, what reruns after an edit, and what bad input says."""
 
+import base64
 import json
 import os
 import re
@@ -13,9 +14,10 @@ import torch
 import yaml
 from cca_dynamics.results.claims import COLUMNS
 from cca_dynamics.runtime.storage import read_tensors
+from cca_dynamics.study import Study
 from safetensors import safe_open
 
-from tests.builders import BIN, SMOKE, copy_workflow, snakemake, write_images
+from tests.builders import SMOKE, copy_workflow, jobs_of, snakemake, write_images
 
 RESULTS = ("stability", "toy_noise", "generalization", "width", "clusters", "toy_rnn")
 RESULTS += ("recurrent_training", "recurrent_sequence")
@@ -92,6 +94,27 @@ def test_activations_are_one_float32_matrix_a_network(finished):
     }
 
 
+def test_jobs_have_the_params_that_the_tests_of_reruns_compare(finished):
+    """What Snakemake recorded of each job, against `jobs_of`."""
+    study = Study(yaml.safe_load((finished / "studies/smoke.yaml").read_text()))
+    places = {"compute": "{}.parquet", "claims": "claims/{}.csv", "merge": "claims.csv"}
+    places |= {"dataset": "data/datasheet.json", "corpus": "data/corpus.json", "train": "networks/{}"}
+    places |= {"activations": "activations/{}", "ablation": "ablation/{}.parquet"}
+    recorded = {}
+    for path in (finished / ".snakemake/metadata").iterdir():
+        recorded[base64.b64decode(path.name).decode()] = json.loads(path.read_text())
+    for (stage, name), job in jobs_of(study).items():
+        name = name.removeprefix("smoke/")
+        output = f"figures/smoke/{name}.png" if stage == "plot" else f"results/smoke/{places[stage].format(name)}"
+        params = recorded.pop(output)["params"]
+        assert {repr(value) for value in job.params.values()} <= set(params), output
+        assert len(params) == len(job.params) + (stage == "plot")  # its caption
+    left = {path.removeprefix("results/smoke/") for path in recorded}
+    assert {path for path in left if not path.endswith((".svg", ".pdf"))} == {
+        *("data/dataset.safetensors", "data/corpus.safetensors", "manifest.json")
+    }
+
+
 def test_nothing_to_do_afterwards_even_when_files_are_touched(edited):
     assert jobs(edited) == {}
     package = edited / "workflow/cca_dynamics"
@@ -140,7 +163,7 @@ def test_another_seed_reruns_everything(edited):
 
 
 @pytest.fixture(scope="module")
-def elsewhere(finished, tmp_path_factory):
+def elsewhere(finished, tmp_path_factory, programs):
     """The smoke study run a second time: as a module of another workflow, which does not keep activations."""
     folder = tmp_path_factory.mktemp("elsewhere")
     copy = copy_workflow(folder / "cca-dynamics")
@@ -164,7 +187,7 @@ rule bytes:
     shell: "wc -c {{input}} > {{output}}"
 """
     )
-    run = snakemake(mine, *LEAN, PYTHONPATH=str(copy / "workflow"))
+    run = snakemake(mine, *LEAN, programs=programs, PYTHONPATH=str(copy / "workflow"))
     assert run.returncode == 0, run.stdout + run.stderr
     return mine
 
@@ -187,9 +210,9 @@ def test_activations_need_not_be_kept(elsewhere):
     assert "othing to be done" in again.stdout + again.stderr
 
 
-def test_cohorts_split_over_jobs_give_the_same_distances(finished, tmp_path):
+def test_cohorts_split_over_jobs_give_the_same_distances(finished, tmp_path, programs):
     split = copy_workflow(tmp_path / "split")
-    run = snakemake(split, *SMOKE, "width", "--config", "networks_per_job=1")
+    run = snakemake(split, *SMOKE, "width", "--config", "networks_per_job=1", programs=programs)
     assert run.returncode == 0, run.stdout + run.stderr
     assert "Wider networks converge" in run.stdout and "Early layers" not in run.stdout
     one, other = (pd.read_parquet(folder / "results/smoke/width.parquet") for folder in (finished, split))
@@ -210,7 +233,7 @@ def test_cohorts_split_over_jobs_give_the_same_distances(finished, tmp_path):
             torch.testing.assert_close(merged, tensor, rtol=tolerance, atol=tolerance)
 
 
-def test_truncated_checkpoint_is_named_and_the_remedy_works(finished, edited):
+def test_truncated_checkpoint_is_named_and_the_remedy_works(finished, edited, programs):
     networks = edited / "results/smoke/networks/width-0.5/0-1"
     last = max(networks.glob("step-*.safetensors"))
     last.write_bytes(last.read_bytes()[:200])
@@ -223,7 +246,7 @@ def test_truncated_checkpoint_is_named_and_the_remedy_works(finished, edited):
     assert "delete results/smoke/networks/width-0.5/0-1 and run snakemake again" in errors[0]
     assert not list((edited / "results/smoke/activations").glob("width-0.5/*"))
     shutil.rmtree(networks)
-    assert snakemake(edited, *SMOKE).returncode == 0
+    assert snakemake(edited, *SMOKE, programs=programs).returncode == 0
     assert (edited / WIDTH).read_bytes() == (finished / WIDTH).read_bytes()
 
 
@@ -262,7 +285,7 @@ def test_cuda_without_a_gpu_is_refused_in_one_line(tmp_path):
     assert not (folder / "results/smoke/networks/width-1/0-1").exists()
 
 
-def test_images_from_a_folder_through_the_whole_chain(tmp_path):
+def test_images_from_a_folder_through_the_whole_chain(tmp_path, programs):
     """A residual network and a convnet in mixed precision, on images decoded from files."""
     folder, rng = copy_workflow(tmp_path / "new"), np.random.default_rng(0)
     write_images(folder / "images", rng, 10, 12)
@@ -284,7 +307,7 @@ def test_images_from_a_folder_through_the_whole_chain(tmp_path):
         },
     }
     (folder / "studies/images.yaml").write_text(yaml.safe_dump(overlay))
-    run = snakemake(folder, "--configfile", "studies/smoke.yaml", "studies/images.yaml", "--cores", "2")
+    run = snakemake(folder, *SMOKE[:2], "studies/images.yaml", *SMOKE[2:], programs=programs)
     assert run.returncode == 0, run.stdout + run.stderr
     table = pd.read_parquet(folder / "results/images/generalization.parquet")
     assert set(table["layer"].dropna()) == {"conv1", "conv2", "conv3", "conv4", "conv5", "softmax"}
@@ -311,13 +334,13 @@ def test_recurrent_results_share_their_models(finished):
     assert len(list((finished / "results/smoke/networks").glob("lstm*"))) == 2
 
 
-def test_verify_finds_a_flipped_bit_and_its_command_mends_it(finished, edited):
+def test_verify_finds_a_flipped_bit_and_its_command_mends_it(finished, edited, programs):
     """`cca-dynamics verify` on the finished study, then on a damaged copy."""
 
     def verify(folder):
         environment = {**os.environ, "PYTHONPATH": str(folder / "workflow")}
         return subprocess.run(
-            [BIN / "cca-dynamics", "verify", "smoke"], cwd=folder, env=environment, capture_output=True, text=True
+            [programs / "cca-dynamics", "verify", "smoke"], cwd=folder, env=environment, capture_output=True, text=True
         )
 
     assert verify(edited).returncode == 0, verify(edited).stdout
@@ -331,6 +354,6 @@ def test_verify_finds_a_flipped_bit_and_its_command_mends_it(finished, edited):
     (mend,) = re.findall(r"^to mend: (.+)$", found.stdout, flags=re.MULTILINE)
     remove, _, targets = mend.partition(" && snakemake ")
     assert subprocess.run(remove.split(), cwd=edited).returncode == 0
-    assert snakemake(edited, *SMOKE, *targets.split()).returncode == 0
+    assert snakemake(edited, *SMOKE, *targets.split(), programs=programs).returncode == 0
     assert verify(edited).returncode == 0, verify(edited).stdout
     assert (edited / WIDTH).read_bytes() == (finished / WIDTH).read_bytes()

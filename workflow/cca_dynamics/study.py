@@ -6,7 +6,6 @@ time it builds the DAG.
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping, Sequence
 from functools import cached_property
@@ -14,15 +13,16 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import BaseModel, Field, create_model
+from pydantic import Field, create_model
 
 from cca_dynamics.config import models
-from cca_dynamics.config.base import validate
+from cca_dynamics.config.base import as_argument, as_json, registry_entries, validate
 from cca_dynamics.config.cohorts import Cohort, merged
 from cca_dynamics.config.models import NetworkOptions, StudyConfig, Training
 from cca_dynamics.errors import ConfigError, UserError
 from cca_dynamics.networks.architectures import widths
 from cca_dynamics.results.registry import RESULTS
+from cca_dynamics.runtime.fingerprints import code_fingerprint, texts_fingerprint
 
 Results = create_model(
     "Results",
@@ -32,6 +32,11 @@ Results = create_model(
         for name, module in RESULTS.items()
     },
 )
+
+
+TRAIN = {"dataset": "training.classifiers:train", "corpus": "training.language_models:train"}
+EXTRACT = {"dataset": "representations.extraction:extract", "corpus": "representations.language_models:extract"}
+"""The functions behind two stages, which differ with what the networks of a cohort read."""
 
 
 class Config(StudyConfig):
@@ -100,18 +105,72 @@ class Study:
         """The options of one result, of its module's type."""
         return getattr(self.config.results, result)
 
-    def selected(self) -> list[str]:
-        """Registry keys this study uses: its dataset, networks, optimisers and measures (see `fingerprints`)."""
-        names = {self.config.dataset.name, self.config.corpus.name}
-        for cohort in self.cohorts.values():
-            names |= {cohort.training.optimizer, cohort.training.schedule}
-            if cohort.data == "corpus":
-                names.add(cohort.training.initial)
-            else:
-                names |= {cohort.training.augmentation, cohort.network.name}
-        for name in self.results:
-            names |= set(getattr(self.options(name), "measures", ["pwcca"]))
-        return sorted(names)
+    def params(self, stage: str, cohort: str = "", part: str = "", result: str = "") -> dict[str, str | int]:
+        """What the outputs of a job depend on, beside the contents of its inputs: if any of it changes, it runs again.
+
+        Args:
+            stage: a command of `cca-dynamics`, which one rule of the workflow runs.
+            cohort, part: of a job that trains networks or reads one folder of them.
+            result: of a job that makes one of its files.
+
+        Returns:
+            Arguments by name, and under "code" the fingerprint of the code that the job runs. Of registries it counts
+            only the entries that the arguments name.
+
+        Raises:
+            ConfigError: the options of the result contradict the rest of the config.
+        """
+        config, networks = self.config, self.cohorts.get(cohort)
+        match stage:
+            case "dataset":
+                arguments = {"options": config.dataset.read_by(stage), "seed": self.seed}
+                code = self._code("data.datasets:materialise", names=config.dataset)
+            case "corpus":
+                arguments = {"options": config.corpus.read_by(stage)}
+                code = self._code("data.corpora:materialise", names=config.corpus)
+            case "train":
+                recipe = networks.recipe(part, self.seed)
+                arguments = {"recipe": recipe, "device": config.device}
+                code = self._code(TRAIN[networks.data], names=recipe)
+            case "activations":
+                arguments = {"requests": networks.requests, "device": config.device}
+                code = self._code(EXTRACT[networks.data], names=[networks.network, networks.training])
+            case "ablation":
+                arguments = {"request": networks.ablation, "device": config.device}
+                code = self._code("representations.ablation:ablate", names=[networks.network, networks.training])
+            case "compute":
+                arguments = {**self._options_and_seed(stage, result), "device": config.device}
+                code = self._code_of_result(stage, result, "results.stages:compute")
+            case "claims":
+                arguments = self._options_and_seed(stage, result)
+                code = self._code_of_result(stage, result, "results.stages:judge")
+            case "plot":
+                arguments = {"options": self.options(result).read_by(stage)}
+                code = self._code_of_result(stage, result, "results.stages:plot")
+            case "merge":
+                arguments, code = {}, self._code("results.claims:merge")
+            case "manifest":
+                arguments, code = {"config": config}, self._code("report.manifest:write")
+            case "report":
+                arguments, code = {"config": config, "texts": texts_fingerprint()}, self._code("report.page:write")
+            case _:
+                raise ValueError(f"{stage} is not a stage")
+        texts = {
+            name: value if isinstance(value, (str, int)) else as_argument(value) for name, value in arguments.items()
+        }
+        return {**texts, "code": code}
+
+    def _options_and_seed(self, stage: str, result: str) -> dict[str, Any]:
+        return {"options": self.options(result).read_by(stage), "seed": self.seed}
+
+    def _code(self, entry: str, names: Any = ()) -> str:
+        """Fingerprint of a function; of registries, with the entries that some blocks name."""
+        return code_fingerprint(entry, selected=registry_entries(names))
+
+    def _code_of_result(self, stage: str, result: str, entry: str) -> str:
+        """Fingerprint of a stage of a result: of its measures and its networks, and of no others."""
+        named = registry_entries([self.options(result), *(cohort.network for cohort in self.cohorts_of(result))])
+        return code_fingerprint(entry, f"results.{result}:{stage}", selected={*named, f"results.registry:{result}"})
 
     def _checked_cohorts(self, result: str) -> list[Cohort]:
         """The cohorts that a result asks for, after all checks of its options."""
@@ -246,17 +305,3 @@ def _without_titles(schema: Any) -> Any:
 
 JSON_NAMES = {"ge": "minimum", "gt": "exclusiveMinimum", "le": "maximum", "lt": "exclusiveMaximum"}
 """pydantic leaves the names of bounds as they are where another validator comes first."""
-
-
-def as_json(value: Any) -> Any:
-    """Models, in lists and dicts, as JSON holds them."""
-    if isinstance(value, BaseModel):
-        return value.model_dump(mode="json")
-    if isinstance(value, (list, tuple)):
-        return [as_json(item) for item in value]
-    return {key: as_json(item) for key, item in value.items()} if isinstance(value, dict) else value
-
-
-def as_argument(value: Any) -> str:
-    """JSON in one line, keys in a fixed order: how recipes, requests and options travel on a command line."""
-    return json.dumps(as_json(value), sort_keys=True, separators=(",", ":"))

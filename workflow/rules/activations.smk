@@ -17,17 +17,18 @@ rule activations:
         "../../envs/environment.yaml"
     threads: 1
     resources:
+        program=PROGRAM,
         mem_mb=2000,
         runtime=60,
         gpu=GPU,
     params:
-        requests=lambda w: as_argument(study.cohorts[w.cohort].requests),
-        device=study.config.device,
-        code=lambda w: code(CODE_OF[study.cohorts[w.cohort].data, "extract"]),
+        requests=param("activations", "requests"),
+        device=param("activations", "device"),
+        code=param("activations", "code"),
     message:
         "activations {wildcards.cohort} {wildcards.part}"
     shell:
-        "cca-dynamics activations --data {input.data} --networks {input.networks} --requests {params.requests:q}"
+        "{resources.program} activations --data {input.data} --networks {input.networks} --requests {params.requests:q}"
         " --out {output.activations} --device {params.device} --threads {threads} &> {log}"
 
 
@@ -46,18 +47,19 @@ rule ablation:
         "../../envs/environment.yaml"
     threads: 1
     resources:
+        program=PROGRAM,
         mem_mb=2000,
         runtime=120,
         gpu=GPU,
         save_minutes=study.config.save_minutes,  # resources, because changing them reruns nothing
         save_steps=study.config.save_steps,
     params:
-        request=lambda w: as_argument(study.cohorts[w.cohort].ablation),
-        device=study.config.device,
-        code=code("representations.ablation:ablate"),
+        request=param("ablation", "request"),
+        device=param("ablation", "device"),
+        code=param("ablation", "code"),
     message:
         "ablation {wildcards.cohort} {wildcards.part}"
     shell:
-        "cca-dynamics ablation --data {input.data} --networks {input.networks} --request {params.request:q}"
+        "{resources.program} ablation --data {input.data} --networks {input.networks} --request {params.request:q}"
         " --out {output.table} --device {params.device} --threads {threads}"
         " --save-minutes {resources.save_minutes} --save-steps {resources.save_steps} &> {log}"

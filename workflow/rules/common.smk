@@ -1,15 +1,18 @@
 # What all rules share: the validated study, its paths, and how rules name the code they depend on.
 import re
+import shlex
 import shutil
+import sys
 import time
+from pathlib import Path
 
 from snakemake.resources import Resource
 
+from cca_dynamics.config.base import as_argument
 from cca_dynamics.errors import UserError
 from cca_dynamics.report.captions import caption_of
 from cca_dynamics.results.language_models import tokens_needed
-from cca_dynamics.runtime.fingerprints import code_fingerprint, texts_fingerprint
-from cca_dynamics.study import Study, as_argument, check_output_folders
+from cca_dynamics.study import Study, check_output_folders
 
 try:
     study = Study(config)
@@ -37,28 +40,23 @@ if workflow.local_exec:
     workflow.global_resources.setdefault("gpu", Resource("gpu", 1))
 
 
-def code(*entries, selected=()):
-    """Fingerprint of the package code a rule depends on; as a param it reruns the rule when that code changes."""
-    return code_fingerprint(*entries, selected=[*study.selected(), *selected])
+def program():
+    """How jobs call cca-dynamics: as it is installed beside this Snakemake, or in the environment made for the job.
+
+    Jobs get it as a resource, because changing a resource reruns nothing.
+    """
+    beside = Path(sys.executable).with_name("cca-dynamics")
+    if workflow.deployment_settings.deployment_method or shutil.which("cca-dynamics") == str(beside):
+        return "cca-dynamics"
+    return shlex.quote(str(beside)) if beside.exists() else f"{shlex.quote(sys.executable)} -m cca_dynamics.cli"
 
 
-def stage_code(stage, result, *entries):
-    """Fingerprint of the code of one stage of a result."""
-    return code(f"results.stages:{stage}", *entries, selected=[result])
+PROGRAM = program()
 
 
-def stage_options(stage, result):
-    """The options of a result that one of its stages reads."""
-    return as_argument(study.options(result).read_by(stage))
-
-
-# The functions behind training and extraction, which differ with what the networks of a cohort read.
-CODE_OF = {
-    ("dataset", "train"): "training.classifiers:train",
-    ("dataset", "extract"): "representations.extraction:extract",
-    ("corpus", "train"): "training.language_models:train",
-    ("corpus", "extract"): "representations.language_models:extract",
-}
+def param(stage, name):
+    """One of a stage's arguments, or its fingerprint of "code"; a job runs again when its own changes."""
+    return lambda wildcards: study.params(stage, **wildcards)[name]
 
 
 TOKENS_NEEDED = tokens_needed(study.config, list(study.cohorts.values()))

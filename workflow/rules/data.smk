@@ -16,16 +16,18 @@ rule dataset:
         "../../envs/environment.yaml"
     threads: 1
     resources:
+        program=PROGRAM,
         mem_mb=1000,
         runtime=10,
+        options=as_argument(study.config.dataset),  # all of them; the params lack those that only say where files lie
     params:
-        options=lambda w: as_argument(study.config.dataset),
-        seed=study.seed,
-        code=code("data.datasets:materialise"),
+        options=param("dataset", "options"),
+        seed=param("dataset", "seed"),
+        code=param("dataset", "code"),
     message:
         "dataset"
     shell:
-        "cca-dynamics dataset --options {params.options:q} --seed {params.seed}"
+        "{resources.program} dataset --options {resources.options:q} --seed {params.seed}"
         " --tensors {output.tensors} --datasheet {output.datasheet} &> {log}"
 
 
@@ -42,15 +44,16 @@ rule corpus:
         "../../envs/environment.yaml"
     threads: 1
     resources:
+        program=PROGRAM,
         mem_mb=1000,
         runtime=10,
         train_tokens=TOKENS_NEEDED["train"],  # resources, because changing them reruns nothing
         valid_tokens=TOKENS_NEEDED["valid"],
     params:
-        options=lambda w: as_argument(study.config.corpus),
-        code=code("data.corpora:materialise"),
+        options=param("corpus", "options"),
+        code=param("corpus", "code"),
     message:
         "corpus"
     shell:
-        "cca-dynamics corpus --options {params.options:q} --tensors {output.tensors} --datasheet {output.datasheet}"
+        "{resources.program} corpus --options {params.options:q} --tensors {output.tensors} --datasheet {output.datasheet}"
         " --train-tokens {resources.train_tokens} --valid-tokens {resources.valid_tokens} &> {log}"

@@ -19,15 +19,16 @@ rule manifest:
         "../../envs/environment.yaml"
     threads: 1
     resources:
+        program=PROGRAM,
         mem_mb=1000,
         runtime=60,
     params:
-        config=lambda w: as_argument(study.config),
-        code=code("report.manifest:write"),
+        config=param("manifest", "config"),
+        code=param("manifest", "code"),
     message:
         "manifest"
     shell:
-        "cca-dynamics manifest --config {params.config:q} --out {output} &> {log}"
+        "{resources.program} manifest --config {params.config:q} --out {output} &> {log}"
 
 
 rule report:
@@ -51,16 +52,17 @@ rule report:
         "../../envs/environment.yaml"
     threads: 1
     resources:
+        program=PROGRAM,
         mem_mb=1000,
         runtime=10,
     params:
-        config=lambda w: as_argument(study.config),
-        code=code("report.page:write"),
-        texts=texts_fingerprint(),
+        config=param("report", "config"),
+        code=param("report", "code"),
+        texts=param("report", "texts"),
     message:
         "report"
     shell:
-        "cca-dynamics report --config {params.config:q} --out {output} &> {log}"
+        "{resources.program} report --config {params.config:q} --out {output} &> {log}"
 
 
 rule plan:
@@ -71,6 +73,7 @@ rule plan:
         "../../envs/environment.yaml"
     threads: 1
     resources:
+        program=PROGRAM,
         mem_mb=4000,
         runtime=10,
     params:
@@ -80,9 +83,9 @@ rule plan:
     message:
         "plan"
     shell:
-        "cca-dynamics plan --config {params.config:q} --cores {params.cores} --device {params.device} 2> {log}"
+        "{resources.program} plan --config {params.config:q} --cores {params.cores} --device {params.device} 2> {log}"
 
 
 onsuccess:
     # Print the verdicts of what this run made, all of them or those of single targets.
-    shell("cca-dynamics verdicts {study.name} --since {STARTED}")
+    shell("{PROGRAM} verdicts {study.name} --since {STARTED}")

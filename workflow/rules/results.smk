@@ -21,18 +21,19 @@ rule compute:
         "../../envs/environment.yaml"
     threads: 1
     resources:
+        program=PROGRAM,
         mem_mb=2000,
         runtime=60,
         gpu=GPU,
     params:
-        options=lambda w: stage_options("compute", w.result),
-        seed=study.seed,
-        device=study.config.device,
-        code=lambda w: stage_code("compute", w.result, f"results.{w.result}:compute"),
+        options=param("compute", "options"),
+        seed=param("compute", "seed"),
+        device=param("compute", "device"),
+        code=param("compute", "code"),
     message:
         "compute {wildcards.result}"
     shell:
-        "cca-dynamics compute {wildcards.result} --options {params.options:q} --seed {params.seed}"
+        "{resources.program} compute {wildcards.result} --options {params.options:q} --seed {params.seed}"
         " --networks {input.networks} --activations {input.activations} --ablations {input.ablations} --out {output.table}"
         " --device {params.device} --threads {threads} &> {log}"
 
@@ -51,16 +52,17 @@ rule test_claims:
         "../../envs/environment.yaml"
     threads: 1
     resources:
+        program=PROGRAM,
         mem_mb=1000,
         runtime=10,
     params:
-        options=lambda w: stage_options("claims", w.result),
-        seed=study.seed,
-        code=lambda w: stage_code("judge", w.result, f"results.{w.result}:claims"),
+        options=param("claims", "options"),
+        seed=param("claims", "seed"),
+        code=param("claims", "code"),
     message:
         "test {wildcards.result}"
     shell:
-        "cca-dynamics claims {wildcards.result} --options {params.options:q} --seed {params.seed}"
+        "{resources.program} claims {wildcards.result} --options {params.options:q} --seed {params.seed}"
         " --table {input.table} --out {output.claims} &> {log}"
 
 
@@ -86,16 +88,17 @@ rule plot:
         "../../envs/environment.yaml"
     threads: 1
     resources:
+        program=PROGRAM,
         mem_mb=1000,
         runtime=10,
     params:
-        options=lambda w: stage_options("plot", w.result),
+        options=param("plot", "options"),
         caption=lambda w: caption_of(w.result),
-        code=lambda w: stage_code("plot", w.result, f"results.{w.result}:plot", "results.figures:save"),
+        code=param("plot", "code"),
     message:
         "plot {wildcards.result}"
     shell:
-        "cca-dynamics plot {wildcards.result} --options {params.options:q} --table {input.table} --claims {input.claims}"
+        "{resources.program} plot {wildcards.result} --options {params.options:q} --table {input.table} --claims {input.claims}"
         " --out {output.png} {output.pdf} {output.svg} &> {log}"
 
 
@@ -113,14 +116,15 @@ rule claims:
         "../../envs/environment.yaml"
     threads: 1
     resources:
+        program=PROGRAM,
         mem_mb=500,
         runtime=5,
     params:
-        code=code("results.claims:merge"),
+        code=param("merge", "code"),
     message:
         "claims"
     shell:
-        "cca-dynamics merge {input} --out {output} &> {log}"
+        "{resources.program} merge {input} --out {output} &> {log}"
 
 
 # One named target per result, e.g. `snakemake width`.

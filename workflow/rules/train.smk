@@ -13,18 +13,19 @@ rule train:
         "../../envs/environment.yaml"
     threads: 1
     resources:
+        program=PROGRAM,
         mem_mb=2000,
         runtime=240,
         gpu=GPU,
         save_minutes=study.config.save_minutes,  # resources, because changing them reruns nothing
         save_steps=study.config.save_steps,
     params:
-        recipe=lambda w: as_argument(study.cohorts[w.cohort].recipe(w.part, study.seed)),
-        device=study.config.device,
-        code=lambda w: code(CODE_OF[study.cohorts[w.cohort].data, "train"]),
+        recipe=param("train", "recipe"),
+        device=param("train", "device"),
+        code=param("train", "code"),
     message:
         "train {wildcards.cohort} {wildcards.part}"
     shell:
-        "cca-dynamics train --data {input.data} --recipe {params.recipe:q} --out {output.networks}"
+        "{resources.program} train --data {input.data} --recipe {params.recipe:q} --out {output.networks}"
         " --device {params.device} --threads {threads}"
         " --save-minutes {resources.save_minutes} --save-steps {resources.save_steps} &> {log}"

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Mapping
+import json
+from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, ClassVar, Literal, Union, get_args, get_origin
 
 from pydantic import (
     BaseModel,
@@ -17,6 +18,7 @@ from pydantic import (
     create_model,
     model_serializer,
 )
+from pydantic.fields import FieldInfo
 from pydantic_core import PydanticCustomError, core_schema
 
 from cca_dynamics.errors import ConfigError
@@ -31,10 +33,56 @@ class Model(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
 
+    registries: ClassVar[tuple[str, ...]] = ()
+    """Registries of the package in which the block's `name` is a key, e.g. ("data.datasets:DATASETS",)."""
+
+    def read_by(self, stage: str) -> dict[str, Any]:
+        """The keys that a stage reads, as JSON holds them; keys that name no stages are read by all."""
+        values = ((name, getattr(self, name)) for name, field in type(self).model_fields.items() if reads(stage, field))
+        return {
+            name: value.read_by(stage)
+            if isinstance(value, Model) and not isinstance(value, Overrides)
+            else as_json(value)
+            for name, value in values
+        }
+
     def with_changes(self, changes: Overrides | Mapping[str, Any]) -> Model:
         """The same block with some keys replaced."""
         given = changes.given() if isinstance(changes, Overrides) else dict(changes)
         return type(self)(**{**dict(self), **given})
+
+
+def option(default: Any = ..., *stages: str, description: str, **bounds: Any) -> Any:
+    """A key of the config, with the stages that read it.
+
+    Args:
+        default: its value in config.yaml.
+        stages: the stages (`models.STAGES`) that run again when it alone changes, and what follows from them; none: a
+            change of it makes nothing again.
+        description: one line.
+        bounds: as pydantic's `Field` takes them.
+    """
+    return Field(default, description=description, json_schema_extra={"stages": list(stages)}, **bounds)
+
+
+def reads(stage: str, field: FieldInfo) -> bool:
+    """Whether a stage reads a key, as far as the key itself says; without a word of its own it is like its block."""
+    extra = field.json_schema_extra
+    return not isinstance(extra, dict) or stage in extra["stages"]
+
+
+def as_json(value: Any) -> Any:
+    """Models, in lists and dicts, as JSON holds them."""
+    if isinstance(value, BaseModel):
+        return value.model_dump(mode="json")
+    if isinstance(value, (list, tuple)):
+        return [as_json(item) for item in value]
+    return {key: as_json(item) for key, item in value.items()} if isinstance(value, dict) else value
+
+
+def as_argument(value: Any) -> str:
+    """JSON in one line, keys in a fixed order: how recipes, requests and options travel on a command line."""
+    return json.dumps(as_json(value), sort_keys=True, separators=(",", ":"))
 
 
 class Overrides(Model):
@@ -113,6 +161,52 @@ class RegistryKey:
     def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> core_schema.CoreSchema:
         """A literal of the registry's keys."""
         return core_schema.literal_schema([key for registry in self.registries for key in registry_keys(registry)])
+
+
+def registry_entries(value: Any) -> set[str]:
+    """The entries of registries that a block, or a list of blocks, names.
+
+    Returns:
+        "module:key", e.g. "training.optimizers:sgd" (see `fingerprints.code_fingerprint`).
+    """
+    if isinstance(value, (list, tuple)):
+        return {entry for item in value for entry in registry_entries(item)}
+    if not isinstance(value, Model):
+        return set()
+    entries = {f"{_module_of(registry)}:{value.name}" for registry in value.registries}
+    for name, modules in _modules_of_keys(type(value)).items():
+        given = getattr(value, name)
+        keys = given if isinstance(given, tuple) else (given,)
+        entries |= {f"{module}:{key}" for module in modules for key in keys if key is not None}
+    for name in type(value).model_fields:
+        if isinstance(below := getattr(value, name), (Model, tuple)):
+            entries |= registry_entries(below)
+    return entries
+
+
+def _module_of(registry: str) -> str:
+    return registry.partition(":")[0]
+
+
+@cache
+def _modules_of_keys(model: type[Model]) -> dict[str, tuple[str, ...]]:
+    """The fields of a model that hold keys of registries, each with the modules of these registries."""
+    fields = {}
+    for name, field in model.model_fields.items():
+        registries = {registry for key in _registry_keys((field.annotation, *field.metadata)) for registry in key}
+        if registries:
+            fields[name] = tuple(sorted(map(_module_of, registries)))
+    return fields
+
+
+def _registry_keys(annotations: Iterable[Any]) -> Iterator[tuple[str, ...]]:
+    """The registries of each `RegistryKey` in some annotations."""
+    for annotation in annotations:
+        if isinstance(annotation, RegistryKey):
+            yield annotation.registries
+        else:
+            yield from _registry_keys(getattr(annotation, "__metadata__", ()))
+            yield from _registry_keys(get_args(annotation))
 
 
 def decode(kind: Any, text: str | bytes) -> Any:

@@ -9,7 +9,6 @@ from __future__ import annotations
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field
-from pydantic.fields import FieldInfo
 from pydantic_core import PydanticCustomError
 
 from cca_dynamics.config.base import (
@@ -23,32 +22,28 @@ from cca_dynamics.config.base import (
     Seed,
     Text,
     each_once,
+    option,
     overrides_of,
+    reads,
     validate,
 )
 from cca_dynamics.errors import ConfigError, UserError
 from cca_dynamics.runtime.fingerprints import module_fingerprint
 
-STAGES = ("train", "activations", "ablation", "compute", "claims", "plot")
-"""The stages of a result that read its options, in order."""
-
-
-def option(default: Any = ..., *stages: str, description: str, **bounds: Any) -> Any:
-    """A key of a result's options.
-
-    Args:
-        default: its value in config.yaml.
-        stages: which of `STAGES` read it; a stage sees no other keys.
-        description: one line.
-        bounds: as pydantic's `Field` takes them.
-    """
-    return Field(default, description=description, json_schema_extra={"stages": list(stages)}, **bounds)
+STAGES = ("dataset", "corpus", "train", "activations", "ablation", "compute", "claims", "plot", "merge")
+"""The stages of a study that read the config, in order; each is a rule of the workflow."""
 
 
 # Data.
 
 
-class Mnist1d(Model):
+class DatasetOptions(Model):
+    """What all datasets share."""
+
+    registries = ("data.datasets:DATASETS",)
+
+
+class Mnist1d(DatasetOptions):
     """Signals of length 40 in ten classes, generated offline."""
 
     name: Literal["mnist1d"] = "mnist1d"
@@ -63,7 +58,7 @@ SubsetSize = Annotated[
 ]
 
 
-class ImageSubset(Model):
+class ImageSubset(DatasetOptions):
     """Images of which a subset may be drawn."""
 
     train_size: SubsetSize = None
@@ -74,7 +69,7 @@ class ImageSubset(Model):
 class TorchvisionImages(ImageSubset):
     """Images that torchvision knows where to download."""
 
-    folder: Text = Field("data", min_length=1, description="Where torchvision keeps it or downloads it to.")
+    folder: Text = option("data", min_length=1, description="Where torchvision keeps it or downloads it to.")
 
 
 class Cifar10(TorchvisionImages):
@@ -97,7 +92,7 @@ class ImageFolder(ImageSubset):
     resize: Annotated[Integer, Field(ge=4, le=1024)] | None = Field(
         None, description="Height and width to scale to; null: all images have one size."
     )
-    cache: Text = Field("data/cache", min_length=1, description="Folder that keeps the decoded images.")
+    cache: Text = option("data/cache", min_length=1, description="Folder that keeps the decoded images.")
 
 
 Dataset = Annotated[Mnist1d | Cifar10 | FashionMnist | ImageFolder, Field(discriminator="name")]
@@ -106,6 +101,8 @@ Dataset = Annotated[Mnist1d | Cifar10 | FashionMnist | ImageFolder, Field(discri
 
 class TextOptions(Model):
     """What all corpora share."""
+
+    registries = ("data.corpora:CORPORA",)
 
     vocabulary: Annotated[Integer, Field(ge=2, le=MANY)] | None = Field(
         None, description="Only the most frequent tokens keep a number of their own, so many; null: all."
@@ -160,6 +157,8 @@ Multiplier = Annotated[Number, Field(gt=0, le=64)]
 
 class NetworkOptions(Model):
     """What all architectures share."""
+
+    registries = ("networks.architectures:NETWORKS", "networks.convolutional:COMPUTED_BY")
 
     channels: Channels = Field(description="Filters of each layer (resnet: of each stage).")
     multiplier: Multiplier = Field(1.0, description="Multiplies all channels.")
@@ -339,26 +338,6 @@ MEASURES_DESCRIPTION = "Dissimilarities to compute; pwcca, which the claims are 
 class ResultOptions(Model):
     """The options of one result, or a block of them; each result's module describes its own with `option`."""
 
-    def read_by(self, stage: str) -> dict[str, Any]:
-        """The keys that a stage reads, as JSON holds them."""
-        values = (
-            (name, getattr(self, name)) for name, field in type(self).model_fields.items() if stage in _stages(field)
-        )
-        return {
-            name: value.read_by(stage) if isinstance(value, ResultOptions) else _as_json(value)
-            for name, value in values
-        }
-
-
-def _stages(field: FieldInfo) -> list[str]:
-    return field.json_schema_extra["stages"]
-
-
-def _as_json(value: Any) -> Any:
-    if isinstance(value, Model):
-        return value.model_dump(mode="json")
-    return [_as_json(item) for item in value] if isinstance(value, tuple) else value
-
 
 class StageOptions:
     """The options of a result as one of its stages sees them.
@@ -381,7 +360,7 @@ class StageOptions:
 
     def __getattr__(self, name: str) -> Any:
         field = type(self._options).model_fields.get(name)
-        if field is None or self._stage not in _stages(field):
+        if field is None or not reads(self._stage, field):
             kind = type(self._options)
             raise AttributeError(
                 f"{kind.__module__}.{kind.__name__}.{name} is not declared to be read by {self._stage}"
@@ -408,32 +387,37 @@ class Results(Model):
 class StudyConfig(Model):
     """The whole config; `study.Config` adds the options of the results."""
 
-    study: Text = Field(
+    study: Text = option(
         "mnist1d",
+        *STAGES,
         pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$",
         max_length=64,
         description="Names results/<study>/ and figures/<study>/. Letters, digits, dots, dashes, underscores.",
     )
-    seed: Seed = Field(0, description="Seed of everything random but the dataset.")
-    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="Where networks train and are compared.")
-    networks_per_job: Count = Field(50, description="A larger cohort is split over several jobs.")
-    data_points: Annotated[Integer, Field(ge=10, le=MANY)] | None = Field(
-        None, description="Compare layers on so many random examples of a split; null: on all."
+    seed: Seed = option(
+        0, "dataset", "train", "compute", "claims", description="Seed of everything random but the dataset."
     )
-    save_minutes: Integer = Field(
+    device: Literal["auto", "cpu", "cuda"] = option(
+        "auto", "train", "activations", "ablation", "compute", description="Where networks train and are compared."
+    )
+    networks_per_job: Count = option(50, "train", description="A larger cohort is split over several jobs.")
+    data_points: Annotated[Integer, Field(ge=10, le=MANY)] | None = option(
+        None, "activations", description="Compare layers on so many random examples of a split; null: on all."
+    )
+    save_minutes: Integer = option(
         5,
         ge=0,
         le=10_000,
         description="Minutes between two saves of a training job; a killed job resumes from the last one.",
     )
-    save_steps: Integer = Field(0, ge=0, le=MANY, description="And at most so many steps; 0: by time alone.")
-    keep_activations: Boolean = Field(
+    save_steps: Integer = option(0, ge=0, le=MANY, description="And at most so many steps; 0: by time alone.")
+    keep_activations: Boolean = option(
         True,
         description="false: delete activations once the results have been computed; extracted again where needed.",
     )
     targets: Annotated[
         tuple[Annotated[str, RegistryKey("results.registry:RESULTS")], ...], AfterValidator(each_once)
-    ] = Field(
+    ] = option(
         (
             "stability",
             "toy_noise",
@@ -444,17 +428,24 @@ class StudyConfig(Model):
             "recurrent_sequence",
             "toy_rnn",
         ),
+        "merge",
         min_length=1,
         description="The results that `snakemake` makes without a target.",
     )
-    dataset: Dataset = Field(Mnist1d(), description="What networks are trained on.")
-    network: Network = Field(
-        ConvNetOptions(channels=(32, 32, 64, 64, 128), strides=(1, 2, 1, 2, 1)), description="The base network."
+    dataset: Dataset = option(Mnist1d(), "dataset", description="What networks are trained on.")
+    network: Network = option(
+        ConvNetOptions(channels=(32, 32, 64, 64, 128), strides=(1, 2, 1, 2, 1)),
+        "train",
+        description="The base network.",
     )
-    training: Training = Field(Training(), description="The base recipe.")
-    corpus: Corpus = Field(Documentation(), description="The text that recurrent networks read.")
-    language_model: LanguageModelOptions = Field(LanguageModelOptions(), description="The recurrent networks.")
-    language_training: LanguageTraining = Field(LanguageTraining(), description="How recurrent networks are trained.")
+    training: Training = option(Training(), "train", description="The base recipe.")
+    corpus: Corpus = option(Documentation(), "corpus", description="The text that recurrent networks read.")
+    language_model: LanguageModelOptions = option(
+        LanguageModelOptions(), "train", description="The recurrent networks."
+    )
+    language_training: LanguageTraining = option(
+        LanguageTraining(), "train", description="How recurrent networks are trained."
+    )
 
     results: Results = Field(Results(), description="The options of each result.")
 

@@ -15,6 +15,7 @@ from typing import TypeVar
 import pandas as pd
 import yaml
 
+from cca_dynamics.config.base import as_json
 from cca_dynamics.errors import DamagedFile
 from cca_dynamics.report.captions import caption_of
 from cca_dynamics.report.summary import (
@@ -30,7 +31,7 @@ from cca_dynamics.results import claims
 from cca_dynamics.results.tables import DIVERGED
 from cca_dynamics.runtime.storage import replacing
 from cca_dynamics.similarity import MEASURES
-from cca_dynamics.study import Study, as_json
+from cca_dynamics.study import Study
 
 Content = TypeVar("Content")
 PANELS = {"train": "training data", "test": "test data", "lstm": "base model", "lstm-deeper": "deeper model"}

@@ -23,7 +23,7 @@ class BlocksInFolder:
 
     def __init__(self, folder: Path, measure: str):
         self.folder = folder
-        self.code = code_fingerprint("similarity.pairwise:pairwise", selected=[measure])
+        self.code = code_fingerprint("similarity.pairwise:pairwise", selected=[f"similarity.measures:{measure}"])
 
     def load(self, key: str) -> np.ndarray | None:
         """The block that was saved under a key; None if it is missing or damaged."""

@@ -93,6 +93,10 @@ class Options(TrainedResultOptions):
 
 def check(config: StudyConfig, options: Options) -> None:
     """Refuse a layer the network does not have, and networks too shallow to ablate."""
+    if "learning_rate" in options.training.given():
+        raise ConfigError(
+            f"{KEY}.training.learning_rate", f"each group of networks has its own; change {KEY}.learning_rates instead"
+        )
     network = config.network_of("clusters")
     require_layer(f"{KEY}.layer", options.layer, network)
     if len(_hidden_layers(network)) < ABLATED_LAYERS:

@@ -5,6 +5,7 @@ trains a cohort once, however many results ask for it.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 
 from cca_dynamics.config.cohorts import Cohort, HeldOutRequest, LanguageNetwork, RepeatsRequest
 from cca_dynamics.config.models import StudyConfig
@@ -14,9 +15,13 @@ SHALLOW, DEEPER = "lstm", "lstm-deeper"
 
 
 def shallow(config: StudyConfig, *requests: HeldOutRequest | RepeatsRequest) -> Cohort:
-    """The cohort of the study's language models, stored every `checkpoint_every` epochs."""
-    model = config.language_model
-    return _cohort(config, SHALLOW, model.networks, model.sizes, requests)
+    """The cohort of the study's language models, stored every `checkpoint_every` epochs, and when stability needs it.
+
+    They are stored then whether or not that result is made, so that asking for it later trains nothing again.
+    """
+    model, followed = config.language_model, config.results.stability.recurrent
+    epochs = {followed.early_epoch, config.language_training.epochs // 2} if followed else set()
+    return _cohort(config, SHALLOW, model.networks, model.sizes, requests, epochs)
 
 
 def deeper(config: StudyConfig, layers: int, networks: int, *requests: HeldOutRequest | RepeatsRequest) -> Cohort:
@@ -31,12 +36,10 @@ def _cohort(
     networks: int,
     sizes: tuple[int, ...],
     requests: tuple[HeldOutRequest | RepeatsRequest, ...],
+    more_epochs: Iterable[int] = (),
 ) -> Cohort:
     model, training = config.language_model, config.language_training
-    epochs = {*range(0, training.epochs + 1, training.checkpoint_every), training.epochs}
-    stability = config.results.stability
-    if stability.recurrent:  # here, so that its models are the same whether or not that result is made
-        epochs |= {stability.recurrent.early_epoch, training.epochs // 2}
+    epochs = {*range(0, training.epochs + 1, training.checkpoint_every), training.epochs, *more_epochs}
     return Cohort(
         name=name,
         networks=networks,

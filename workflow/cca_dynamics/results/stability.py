@@ -33,7 +33,7 @@ from cca_dynamics.results import figures, language_models, statistics
 from cca_dynamics.results.claims import Claim, mean_claim
 from cca_dynamics.results.inputs import Inputs, performance
 from cca_dynamics.results.layers import require_layer
-from cca_dynamics.results.tables import by_network, select, tidy
+from cca_dynamics.results.tables import by_network, forced_correlations, select, tidy
 
 KEY = "results.stability"
 
@@ -63,7 +63,7 @@ class RecurrentOptions(ResultOptions):
     """The keys of results.stability.recurrent: the same in language models."""
 
     layer: Annotated[Text, Field(pattern="^lstm[1-9][0-9]*$")] = option(
-        "lstm3", "activations", "compute", "plot", description="lstm1, lstm2, ..."
+        "lstm3", "compute", "plot", description="lstm1, lstm2, ..."
     )
     early_epoch: Count = option(1, "train", "compute", description="The early time t_early; before half of training.")
     directions: Count = option(15, "compute", "plot", description="Size of the best and of the worst set.")
@@ -214,6 +214,7 @@ def _dynamics(inputs: Inputs, kind: Kind, options: StageOptions) -> pd.DataFrame
                 "rank_a": result.rank_x,
                 "rank_b": result.rank_y,
                 "n": result.n,
+                "forced": forced_correlations(result.rank_x + result.rank_y, result.n),
                 "floor": result.floor,
             }
             tables.append(pd.DataFrame({**index, "quantity": "correlation", **correlations}))

@@ -12,7 +12,7 @@ import pandas as pd
 from cca_dynamics.results.block_cache import BlocksInFolder
 
 if TYPE_CHECKING:
-    from cca_dynamics.similarity import Factors
+    from cca_dynamics.similarity import Factors, Measure
 
 DIVERGED = "diverged"
 """Quantity of the rows that name networks which are left out."""
@@ -50,9 +50,10 @@ def distance_table(
 
     Returns:
         N·(N − 1) rows per measure: network_a, network_b (positions in the argument), quantity "distance", measure,
-        value (distance from a to b), rank_a, rank_b (of the centred representations), n, and floor: the distance
-        expected of unrelated Gaussian representations of the ranks that are compared (SVCCA drops some), nan where
-        the measure has none.
+        value (distance from a to b), rank_a, rank_b (of the centred representations), n, forced (see
+        `forced_correlations`; missing where the measure does not use all of them), and floor: the distance expected of
+        unrelated Gaussian representations of the ranks that are compared (SVCCA drops some), nan where the measure has
+        none.
     """
     from cca_dynamics.similarity import MEASURES, factorize, null_floor, pairwise  # late: PyTorch is slow to import
 
@@ -76,6 +77,7 @@ def distance_table(
                     "rank_a": ranks[a],
                     "rank_b": ranks[b],
                     "n": factors[0].n,
+                    "forced": _forced(ranks[a] + ranks[b], factors[0].n, MEASURES[measure]),
                     "floor": [floors[seen[i], seen[j]] for i, j in zip(a, b, strict=True)],
                 }
             )
@@ -91,7 +93,7 @@ def distance_rows(
     Args:
         x, reference: the representations.
         measures: keys of `similarity.MEASURES`.
-        columns: of every row, beside measure, quantity "distance", value, rank_a, rank_b, n and floor (see
+        columns: of every row, beside measure, quantity "distance", value, rank_a, rank_b, n, forced and floor (see
             `distance_table`).
 
     Returns:
@@ -103,26 +105,25 @@ def distance_rows(
     for measure in measures:
         result = MEASURES[measure].function(x, reference)
         numbers = {"value": result.distance, "rank_a": result.rank_x, "rank_b": result.rank_y, "n": result.n}
+        numbers["forced"] = _forced(result.rank_x + result.rank_y, result.n, MEASURES[measure])
         numbers["floor"] = null_floor(result.rank_x, result.rank_y, result.n, measure)
         rows.append({**columns, "measure": measure, "quantity": "distance", **numbers})
     return rows
 
 
+def forced_correlations(ranks: int | np.ndarray, n: int) -> int | np.ndarray:
+    """How many canonical correlations are exactly 1 because the sum of two layers' ranks exceeds n - 1."""
+    return np.maximum(ranks - (n - 1), 0)
+
+
+def _forced(ranks: int | np.ndarray, n: int, measure: Measure) -> object:
+    """`forced_correlations` as a measure is concerned: none that it knows of if it does not use them all."""
+    return forced_correlations(ranks, n) if measure.uses_all_correlations else pd.NA
+
+
 def tidy(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
-    """One table; columns that count or number things stay integers where some rows lack them.
-
-    Where it has ranks, a column `forced` is added: the number of correlations that are exactly 1 because the ranks
-    exceed n - 1.
-    """
-    from cca_dynamics.similarity import MEASURES
-
+    """One table; columns that count or number things stay integers where some rows lack them."""
     table = pd.concat(tables, ignore_index=True)
-    if "rank_a" in table:
-        forced = (table["rank_a"] + table["rank_b"] - (table["n"] - 1)).clip(lower=0)
-        if "measure" in table:
-            counted = [name for name, record in MEASURES.items() if record.uses_all_correlations]
-            forced = forced.where(table["measure"].isin(counted))
-        table["forced"] = forced
     return table.astype({column: "Int64" for column in COUNTS if column in table})
 
 

@@ -5,24 +5,27 @@ night of training because a comment or a plot in the same file changed. Here a s
 from its entry functions, every definition of this package that they name, directly or through others, is collected from
 the syntax tree and hashed without comments, docstrings or layout. Rules pass the fingerprint as `params: code=`, so
 
-- editing a comment, a docstring or the formatting reruns nothing;
+- editing a comment, a docstring, the formatting, a log line (`report(...)`) or the words of an error reruns nothing;
 - editing a plot reruns plots, editing CCA reruns what follows CCA, and neither retrains a network;
-- in a registry (a module-level dict literal, such as `MEASURES`) only the entries named in the config count, so
-  adding a dataset, network or measure reruns nothing;
+- in a registry (a module-level dict literal, such as `MEASURES`) only the entries that the stage's own options name
+  count, so adding a dataset, network or measure reruns nothing, and neither does choosing another one elsewhere;
 - the schema of the config (the room `config`) does not count, because a stage sees nothing of it but values, which
-  stand in its params: a new key, bound or description reruns nothing.
+  stand in its params: a new key, bound or description reruns nothing, and neither do the words of `errors`.
 
-Nothing is imported or executed, so this costs milliseconds when the DAG is built. A name that is only looked up at run
-time (`getattr`) is invisible here; the package avoids that across modules. Methods are seen because the class is named,
-be it in a type hint.
+Nothing is imported or executed, so this costs milliseconds when the DAG is built. A tree is hashed as `canonical`
+writes it, the same under every version of Python, because jobs may run in another environment than Snakemake. A name
+that is only looked up at run time (`getattr`) is invisible here; the package avoids that across modules. Methods are
+seen because the class is named, be it in a type hint.
 """
 
 from __future__ import annotations
 
 import ast
 import hashlib
-from collections.abc import Iterable
+import warnings
+from collections.abc import Iterable, Iterator
 from functools import cache
+from itertools import groupby
 from pathlib import Path
 
 from cca_dynamics.errors import UserError
@@ -30,28 +33,49 @@ from cca_dynamics.errors import UserError
 PACKAGE = Path(__file__).parents[1]
 TEXTS = PACKAGE / "report"
 """Holds the captions of the figures, captions/*.rst, and the template of the page, template.html."""
-SCHEMA = "config"
-"""The room whose definitions are types of values, not code that a stage runs."""
+NOT_RUN = ("config", "errors")
+"""Rooms that hold types of values and the words of errors, not code on which an output depends."""
 
 
-def code_fingerprint(
-    *entries: str, selected: Iterable[str] = (), collect: dict[tuple[str, str], str] | None = None
-) -> str:
+def code_fingerprint(*entries: str, selected: Iterable[str] = ()) -> str:
     """Hash of all code of this package that the entries depend on.
 
     Args:
         entries: "module:name" relative to the package, e.g. "training.classifiers:train" or "results.width:plot".
-        selected: registry keys in use. In a dict literal that has any of these keys, the other entries are ignored.
-        collect: if given, filled with (module, name) → syntax tree of every definition that counts.
+        selected: entries of registries in use, "module:key", e.g. "training.optimizers:sgd". Of a dict literal of a
+            module that has any of the module's keys, the other entries are ignored.
 
     Returns:
-        16 hexadecimal digits.
+        16 hexadecimal digits, the same under every version of Python.
 
     Raises:
         KeyError: an entry does not exist.
     """
-    keys = frozenset(selected)
-    definitions = {} if collect is None else collect
+    return _code_fingerprint(frozenset(entries), frozenset(selected))
+
+
+@cache
+def _code_fingerprint(entries: frozenset[str], selected: frozenset[str]) -> str:
+    digest = hashlib.sha256()
+    for (module, name), text in sorted(definitions(entries, selected).items()):
+        digest.update(f"{module}:{name}\n{text}\n".encode())
+    return digest.hexdigest()[:16]
+
+
+def definitions(entries: Iterable[str], selected: Iterable[str] = ()) -> dict[tuple[str, str], str]:
+    """All definitions that count for the fingerprint of some entries (see `code_fingerprint`).
+
+    Returns:
+        (module, name) → canonical text of the definition.
+
+    Raises:
+        KeyError: an entry does not exist.
+    """
+    keys: dict[str, set[str]] = {}
+    for entry in selected:
+        module, key = entry.split(":")
+        keys.setdefault(module, set()).add(key)
+    found: dict[tuple[str, str], str] = {}
     pending = []
     for entry in entries:
         module, name = entry.split(":")
@@ -60,15 +84,62 @@ def code_fingerprint(
         pending.append((module, name))
     while pending:
         module, name = pending.pop()
-        if (module, name) in definitions or module.partition(".")[0] == SCHEMA:
+        if (module, name) in found or module.partition(".")[0] in NOT_RUN:
             continue
-        nodes = [_pruned(node, keys) for node in _module(module).definitions[name]]
-        definitions[module, name] = "\n".join(ast.dump(node) for node in nodes)
-        pending += [reference for node in nodes for reference in _references(module, node)]
-    digest = hashlib.sha256()
-    for (module, name), text in sorted(definitions.items()):
-        digest.update(f"{module}:{name}\n{text}\n".encode())
-    return digest.hexdigest()[:16]
+        found[module, name], references = _definition(module, name, frozenset(keys.get(module, ())))
+        pending += references
+    return found
+
+
+@cache
+def _definition(module: str, name: str, keys: frozenset[str]) -> tuple[str, tuple[tuple[str, str], ...]]:
+    """Canonical text of a definition, its registry reduced to some keys, and the definitions that it names."""
+    nodes = [_without_fields(_pruned(node, keys), _module(module)) for node in _module(module).definitions[name]]
+    references = {reference for node in nodes for reference in _references(module, node)}
+    return "\n".join(map(canonical, nodes)), tuple(sorted(references))
+
+
+def canonical(node: object) -> str:
+    """A syntax tree as text that is the same under every version of Python.
+
+    `ast.dump` and `ast.unparse` change from version to version: fields that are empty come and go, and literals are
+    quoted in other ways. Here empty fields, contexts and the kind of a literal are left out, literals are written in
+    ASCII, and the literal parts of an f-string are joined.
+    """
+    match node:
+        case ast.JoinedStr():
+            return f"JoinedStr(values=[{', '.join(_parts_of_text(node.values))}])"
+        case ast.AST():
+            fields = ((name, value) for name, value in ast.iter_fields(node) if name not in ("ctx", "kind"))
+            texts = (f"{name}={canonical(value)}" for name, value in fields if value is not None and value != [])
+            return f"{type(node).__name__}({', '.join(texts)})"
+        case list():
+            return f"[{', '.join(map(canonical, node))}]"
+    return ascii(node)
+
+
+def _parts_of_text(values: list[ast.expr]) -> Iterator[str]:
+    """Canonical parts of an f-string; how many literals stand between two expressions depends on Python's version."""
+    for literal, group in groupby(values, lambda value: isinstance(value, ast.Constant)):
+        if not literal:
+            yield from map(canonical, group)
+        elif text := "".join(constant.value for constant in group):
+            yield ascii(text)
+
+
+def parse(source: str | bytes, messages: bool) -> ast.Module:
+    """The syntax tree of a module without docstrings.
+
+    Args:
+        source: of the module.
+        messages: whether to keep log lines, `report(...)`, and the words of errors. An output that is there contains
+            neither.
+    """
+    with warnings.catch_warnings():  # Python has warned the author elsewhere
+        warnings.simplefilter("ignore", (SyntaxWarning, DeprecationWarning))
+        tree = ast.parse(source)
+    tree.body = _reduced(tree.body, messages)
+    return tree
 
 
 def texts_fingerprint() -> str:
@@ -101,10 +172,10 @@ def module_fingerprint(module: str, root: Path = Path()) -> str:
         if file is None or name in trees:
             continue
         try:
-            tree = ast.parse(file.read_bytes())
+            tree = parse(file.read_bytes(), messages=True)
         except (SyntaxError, ValueError) as problem:
             raise UserError(f"{file} is not Python ({problem}); correct it") from None
-        trees[name] = ast.dump(_WithoutDocstrings().visit(tree))
+        trees[name] = canonical(tree)
         pending += _imported(tree, name if file.name == "__init__.py" else name.rpartition(".")[0])
     if module not in trees:
         raise UserError(f"there is no {module.replace('.', '/')}.py in the working directory; correct the name")
@@ -143,7 +214,7 @@ class _Module:
         self.name = name
         file = path / "__init__.py" if self.is_package else path.with_suffix(".py")
         source = file.read_text(encoding="utf-8") if file.exists() or not self.is_package else ""
-        tree = _WithoutDocstrings().visit(ast.parse(source))
+        tree = parse(source, messages=False)
         self.definitions: dict[str, list[ast.AST]] = {}
         for node in tree.body:
             for target in _defined_names(node):
@@ -171,6 +242,12 @@ class _Module:
         return ".".join(parts + ([node.module] if node.module else []))
 
 
+def forget() -> None:
+    """Read the package anew; for tests that change it."""
+    for function in (_code_fingerprint, _definition, _module, _exists):
+        function.cache_clear()
+
+
 @cache
 def _module(name: str) -> _Module:
     return _Module(name)
@@ -193,19 +270,57 @@ def _defined_names(node: ast.AST) -> list[str]:
     return []
 
 
-def _references(module: str, node: ast.AST):
+def _references(module: str, node: ast.AST) -> Iterator[tuple[str, str]]:
     """(module, name) of each definition of the package that a syntax tree names."""
     naming = _module(module)
-    for part in ast.walk(node):
+    for part in _read_outside(node, frozenset()):
         if isinstance(part, ast.Name):
             if part.id in naming.definitions:
                 yield module, part.id
             elif part.id in naming.imports:
                 yield from _resolve(*naming.imports[part.id])
-        elif isinstance(part, ast.Attribute) and isinstance(part.value, ast.Name) and part.value.id in naming.imports:
+        elif part.value.id in naming.imports:
             module_name = _submodule(*naming.imports[part.value.id])
             if module_name is not None:
                 yield from _resolve(module_name, part.attr)
+
+
+def _read_outside(node: ast.AST, local: frozenset[str]) -> Iterator[ast.Name | ast.Attribute]:
+    """The names, and attributes of names, in a syntax tree that are not variables of the functions around them."""
+    match node:
+        case ast.Attribute(ast.Name(name)) | ast.Name(name, ast.Load()) if name not in local:
+            yield node
+        case ast.FunctionDef() | ast.AsyncFunctionDef() | ast.Lambda():
+            inside = local | _local_names(node)
+            body = node.body if isinstance(node.body, list) else [node.body]
+            for part in ast.iter_child_nodes(node):
+                yield from _read_outside(part, inside if part in body else local)
+            return
+    for part in ast.iter_child_nodes(node):
+        yield from _read_outside(part, local)
+
+
+def _local_names(function: ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda) -> set[str]:
+    """Parameters of a function and names it assigns to; not those of comprehensions, which hold only there."""
+    arguments = function.args
+    parameters = [*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs, arguments.vararg, arguments.kwarg]
+    names, elsewhere = {argument.arg for argument in parameters if argument}, set()
+    pending = list(function.body) if isinstance(function.body, list) else []
+    while pending:
+        match node := pending.pop():
+            case ast.Name(name, ast.Store()):
+                names.add(name)
+            case ast.Global(more) | ast.Nonlocal(more):
+                elsewhere |= set(more)
+        if not isinstance(node, INNER_SCOPES):
+            pending += ast.iter_child_nodes(node)
+    return names - elsewhere
+
+
+INNER_SCOPES = (
+    *(ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda, ast.ClassDef),
+    *(ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp),
+)
 
 
 def _resolve(module: str, name: str):
@@ -246,18 +361,38 @@ def _pruned(node: ast.AST, keys: frozenset[str]) -> ast.AST:
     )
 
 
-class _WithoutDocstrings(ast.NodeTransformer):
-    def generic_visit(self, node: ast.AST) -> ast.AST:
-        super().generic_visit(node)
-        body = getattr(node, "body", None)
-        if isinstance(body, list):
-            node.body = [
-                statement
-                for statement in body
-                if not (
-                    isinstance(statement, ast.Expr)
-                    and isinstance(statement.value, ast.Constant)
-                    and isinstance(statement.value.value, str)
-                )
-            ]
+def _without_fields(node: ast.AST, module: _Module) -> ast.AST:
+    """A class that adds keys to the config, without the keys; anything else unchanged."""
+    bases = [base.id for base in getattr(node, "bases", ()) if isinstance(base, ast.Name)]
+    if not any(module.imports.get(base, ("", ""))[0].partition(".")[0] in NOT_RUN for base in bases):
         return node
+    body = [statement for statement in node.body if not isinstance(statement, ast.AnnAssign)]
+    return ast.ClassDef(node.name, node.bases, node.keywords, body, node.decorator_list)
+
+
+def _reduced(statements: list[ast.AST], messages: bool) -> list[ast.AST]:
+    """Statements, and those inside them, without text that nothing depends on; see `parse`."""
+    kept = []
+    for statement in statements:
+        match statement:
+            case ast.Expr(ast.Constant(str())):
+                continue
+            case ast.Expr(ast.Call(ast.Name("report") | ast.Attribute(attr="_report"))) if not messages:
+                continue
+            case ast.Raise() if not messages:
+                statement = _WithoutWords().visit(statement)
+        for name in ("body", "orelse", "finalbody", "handlers", "cases"):
+            if isinstance(inside := getattr(statement, name, None), list):
+                setattr(statement, name, _reduced(inside, messages))
+        kept.append(statement)
+    return kept
+
+
+class _WithoutWords(ast.NodeTransformer):
+    """Empties literals of text."""
+
+    def visit_Constant(self, node: ast.Constant) -> ast.Constant:
+        return ast.Constant("") if isinstance(node.value, str) else node
+
+    def visit_JoinedStr(self, node: ast.JoinedStr) -> ast.Constant:
+        return ast.Constant("")
