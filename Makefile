@@ -80,13 +80,13 @@ lint: $(READY)
 	@ruff format --check --quiet .
 	@ruff check --quiet .
 	@lint-imports --no-cache > /dev/null || lint-imports --no-cache
-	@snakefmt --check Snakefile workflow/rules
+	@snakefmt --check Snakefile workflow/Snakefile workflow/rules
 	@snakemake --lint
 
 format: $(READY)
 	@ruff format .
 	@ruff check --fix .
-	@snakefmt Snakefile workflow/rules
+	@snakefmt Snakefile workflow/Snakefile workflow/rules
 
 COMPILE := uv pip compile --universal --python-version 3.11 --no-annotate --no-emit-index-url --no-header pyproject.toml
 lock:

@@ -42,7 +42,7 @@ def copy_workflow(folder: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     for name in ("Snakefile", "config.yaml"):
         shutil.copy(ROOT / name, folder / name)
-    for name in ("studies", "profiles", "envs"):
+    for name in ("config", "studies", "profiles", "envs"):
         shutil.copytree(ROOT / name, folder / name)
     shutil.copytree(ROOT / "workflow", folder / "workflow", ignore=shutil.ignore_patterns("__pycache__", "*.egg-info"))
     return folder

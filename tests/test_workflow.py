@@ -164,18 +164,21 @@ def test_another_seed_reruns_everything(edited):
 
 @pytest.fixture(scope="module")
 def elsewhere(finished, tmp_path_factory, programs):
-    """The smoke study run a second time: as a module of another workflow, which does not keep activations."""
+    """The smoke study run a second time: as a module of another workflow, which does not keep activations.
+
+    The Snakefile is what snakedeploy writes, with an overlay, a prefix and a rule of its own.
+    """
     folder = tmp_path_factory.mktemp("elsewhere")
     copy = copy_workflow(folder / "cca-dynamics")
     mine = folder / "mine"
     mine.mkdir()
     (mine / "Snakefile").write_text(
         f"""
-configfile: "{copy}/config.yaml"
+configfile: "{copy}/config/config.yaml"
 configfile: "{copy}/studies/smoke.yaml"
 
 module cca:
-    snakefile: "{copy}/Snakefile"
+    snakefile: "{copy}/workflow/Snakefile"
     config: config
 
 use rule * from cca as cca_*
@@ -201,6 +204,16 @@ def test_two_runs_give_identical_tables(finished, elsewhere):
 
 def test_another_workflow_can_use_this_one_as_a_module(elsewhere):
     assert "figures/smoke/width.png" in (elsewhere / "bytes.txt").read_text()
+
+
+def test_a_module_with_an_empty_config_is_the_default_study(tmp_path):
+    copy = copy_workflow(tmp_path / "cca-dynamics")
+    (tmp_path / "Snakefile").write_text(
+        f'module cca:\n    snakefile: "{copy}/workflow/Snakefile"\n    config: {{}}\nuse rule * from cca\n'
+    )
+    plans = snakemake(tmp_path, "--dry-run", PYTHONPATH=str(copy / "workflow")), snakemake(copy, "--dry-run")
+    module, clone = (set(re.findall(r"^(\w+) +(\d+)\b", run.stdout + run.stderr, re.MULTILINE)) for run in plans)
+    assert ("train", "14") in module and module >= clone
 
 
 def test_activations_need_not_be_kept(elsewhere):
