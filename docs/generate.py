@@ -13,6 +13,7 @@ from pathlib import Path
 
 import yaml
 from cca_dynamics import cli
+from cca_dynamics.config.models import STAGES
 from cca_dynamics.study import json_schema
 
 ROOT = Path(__file__).parents[1]
@@ -46,7 +47,7 @@ class Key:
         schema: what the JSON schema says of it, with references followed.
         default: what holds if it is absent; `ABSENT` if it must be given or says nothing then.
         required: whether it must be given.
-        stages: the stages of a result that read it.
+        stages: the stages that run again when it changes.
         variant: the `name` of the dataset, corpus or network that it belongs to; "": it always exists.
     """
 
@@ -110,7 +111,7 @@ def _resolved(schema: dict, root: dict) -> dict:
 
 
 def config_page() -> str:
-    """Every key of a config: values, default, the stages that read it, meaning."""
+    """Every key of a config: values, default, the stages that run again when it changes, meaning."""
     comments = _comments((ROOT / "config.yaml").read_text(encoding="utf-8"))
     lines = [
         "# Config keys",
@@ -125,8 +126,12 @@ def config_page() -> str:
         "`1e-3` and `1e3` are numbers, and a date is a name like any other, although YAML reads them differently.",
         "Names in brackets say which datasets, corpora or networks have the key, where not all have it.",
         "",
-        "*Read by* lists the stages of a result that read the key. A change of the key repeats these stages and what",
-        "follows from them.",
+        "*Runs again* says what a change of the key alone costs: the stages that read it, of the result that it",
+        "belongs to, or of all that use the block. What follows from these stages runs again too: after `dataset` or",
+        "`corpus` comes `train`, then `activations` (and `ablation`), `compute` (the table), `claims` (the verdicts),",
+        "`plot` and `merge` (claims.csv). *Nothing* means that no file is made again, but for the manifest, which",
+        "records the config. The tests change every key and compare what would run with this column; `snakemake -n`",
+        "shows it for yours.",
         "",
     ]
     blocks: dict[str, dict[str, list[Key]]] = {}
@@ -136,7 +141,7 @@ def config_page() -> str:
         blocks.setdefault(block, {}).setdefault(key.name, []).append(key)
     for block, rows in blocks.items():
         lines += [f"## {block or 'Top level'}", ""]
-        lines += ["| Key | Values | Default | Read by | Meaning |", "| --- | --- | --- | --- | --- |"]
+        lines += ["| Key | Values | Default | Runs again | Meaning |", "| --- | --- | --- | --- | --- |"]
         variants = {key.variant for same_name in rows.values() for key in same_name}
         for name, same_name in rows.items():
             for cells in _rows(name, same_name, variants, comments.get(name, "")):
@@ -158,7 +163,7 @@ def _rows(name: str, same_name: list[Key], variants: set[str], comment: str) -> 
         values = ", ".join(_value(key.schema["const"]) for key in same_name)
         default = next((_value(key.default) for key in same_name if key.default is not ABSENT), "")
         meaning = " ".join(f"`{key.variant}`: {key.schema['description'].splitlines()[0]}" for key in same_name)
-        yield [f"`{name}`", values, default, "", meaning]
+        yield [f"`{name}`", values, default, _stages(same_name[0]), meaning]
         return
     groups: dict[tuple[str, str], list[Key]] = {}
     for key in same_name:
@@ -166,8 +171,13 @@ def _rows(name: str, same_name: list[Key], variants: set[str], comment: str) -> 
     for (values, meaning), group in groups.items():
         everywhere = {key.variant for key in group} == variants
         which = "" if everywhere else f"({', '.join(f'`{key.variant}`' for key in group)}) "
-        stages = ", ".join(group[0].stages)
+        stages = "" if values == "block" else _stages(group[0])
         yield [f"`{name}`", values, _defaults(group), stages, which + _escaped(meaning)]
+
+
+def _stages(key: Key) -> str:
+    """The stages that run again, in words."""
+    return "everything" if key.stages == STAGES else ", ".join(key.stages) or "nothing"
 
 
 def _defaults(group: list[Key]) -> str:
