@@ -182,7 +182,7 @@ def test_in_chromium(browser, page, size, scheme):
     messages = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
     asked = [m["params"]["request"]["url"] for m in messages if m["method"] == "Network.requestWillBeSent"]
     assert asked and all(url.startswith(("file:", "data:", "blob:")) for url in asked)
-    for selector in ("body", ".soft", ".reproduced", ".not-reproduced", ".inconclusive", "main a"):
+    for selector in ("body", ".soft", ".reproduced", ".not-reproduced", ".inconclusive", ".not-testable", "main a"):
         text, back = browser.execute_script(
             "const e = document.querySelector(arguments[0]);"
             "return [getComputedStyle(e).color, getComputedStyle(document.body).backgroundColor]",

@@ -15,11 +15,13 @@ from cca_dynamics.results import (
     toy_rnn,
     width,
 )
-from cca_dynamics.results.claims import COLUMNS, INCONCLUSIVE, NOT_REPRODUCED, REPRODUCED
+from cca_dynamics.results.claims import COLUMNS, INCONCLUSIVE, NOT_REPRODUCED, NOT_TESTABLE, REPRODUCED
 from cca_dynamics.results.inputs import Inputs
 from cca_dynamics.results.registry import RESULTS
 from cca_dynamics.results.tables import tidy
 from cca_dynamics.study import Study
+
+from tests.builders import changed
 
 LAYERS = ["conv1", "conv2", "conv3", "conv4", "conv5", "softmax"]
 
@@ -125,7 +127,51 @@ def test_one_network_that_did_not_fit_spoils_the_precondition(options):
 def test_two_networks_settle_nothing(options):
     few = options["generalization"].with_changes({"networks": 2})
     result = verdicts(generalization, generalization_table(AS_PUBLISHED, networks=2), few)
-    assert {verdict for claim, verdict in result.items() if claim != "fitted"} == {INCONCLUSIVE}
+    assert {verdict for claim, verdict in result.items() if claim != "fitted"} == {NOT_TESTABLE}
+
+
+def test_what_no_data_could_reproduce_is_not_testable_and_says_why(options):
+    three = options["width"].with_changes({"multipliers": options["width"].multipliers[:3]})
+    table = width_table(FALLING, FLAT, RISING)
+    claims = claims_of(width, table[table["multiplier"] <= max(three.multipliers)], three)
+    assert [claim.verdict for claim in claims] == [NOT_TESTABLE, NOT_TESTABLE, REPRODUCED, REPRODUCED]
+    assert all("; not testable: its p cannot be below 0.17" in claim.statistic for claim in claims[:2])
+    table = stability_table()
+    few = table[table["network"] < 4]
+    assert {claim.verdict for claim in claims_of(stability, few, options["stability"])} == {NOT_TESTABLE}
+    early = table[~table["epoch"].between(3, 19)]  # nothing between t_early and T/2
+    assert verdicts(stability, early, options["stability"])["spike"] == NOT_TESTABLE
+
+
+OBSTACLES = {
+    "results.width.multipliers": [0.25, 0.5, 1],
+    "results.width.networks": 3,
+    "results.stability.networks": 4,
+    "results.stability.checkpoint_every": 20,
+    "results.generalization.networks": 3,
+    "results.generalization.late_layers": ["conv2", "conv3", "conv4", "conv5"],
+    "results.clusters.most_clusters": 4,
+    "results.toy_noise.draws": 4,
+    "results.toy_rnn.networks": 4,
+    "language_model.networks": 4,
+    "results.recurrent_training.deeper_networks": 3,
+}
+
+
+@pytest.mark.parametrize("key", OBSTACLES)
+def test_settings_that_no_data_could_reproduce_are_named_beforehand(default_config, key):
+    def named(config) -> set[str]:
+        study = Study(config)
+        return {obstacle.key for result in study.targets for obstacle in study.obstacles(result)}
+
+    default_config["language_training"]["epochs"] = 8  # else no checkpoint lies between t_early and T/2
+    default_config["results"]["generalization"]["networks"] = 4
+    assert named(default_config) == set()
+    expected = {
+        "results.stability.checkpoint_every": "results.stability.early_epoch",
+        "results.generalization.late_layers": "results.generalization.networks",
+    }.get(key, key)
+    assert named(changed(default_config, key, OBSTACLES[key])) == {expected}
 
 
 def width_table(distances, untrained, accuracies, networks=5, raw=None) -> pd.DataFrame:

@@ -4,7 +4,7 @@ from itertools import combinations
 
 import numpy as np
 import pytest
-from cca_dynamics.results import statistics
+from cca_dynamics.results import clustering, statistics
 from cca_dynamics.results.claims import INCONCLUSIVE, NOT_REPRODUCED, REPRODUCED, all_of, equivalent, exceeds
 from cca_dynamics.results.clustering import adjusted_rand_index
 from cca_dynamics.results.statistics import pearson, spearman
@@ -76,7 +76,7 @@ def test_relabelling_of_two_separate_groups_is_one_in_252():
     def difference(first, second):
         return statistics.mean_within(distances, second) - statistics.mean_within(distances, first)
 
-    assert statistics.relabelling_p(labels, "a", difference) == pytest.approx(1 / 252)
+    assert statistics.relabelling_p(labels, "a", difference, seed=0) == pytest.approx(1 / 252)
 
 
 def test_relabelling_of_exchangeable_groups_is_uniform():
@@ -88,8 +88,47 @@ def test_relabelling_of_exchangeable_groups_is_uniform():
         def difference(first, second, distances=distances):
             return statistics.mean_within(distances, second) - statistics.mean_within(distances, first)
 
-        p_values.append(statistics.relabelling_p(["a"] * 4 + ["b"] * 4, "a", difference))
+        p_values.append(statistics.relabelling_p(["a"] * 4 + ["b"] * 4, "a", difference, seed=0))
     assert stats.kstest(p_values, "uniform").pvalue > 0.001
+
+
+def test_of_many_relabellings_some_are_drawn(monkeypatch):
+    """11 + 11 networks have 705,432; and where all can be tried, those that are drawn give about the same p."""
+
+    def separation(first, second):
+        return second @ values - first @ values
+
+    values = np.repeat([0.0, 1.0], 11)
+    assert statistics.relabelling_p(["a"] * 11 + ["b"] * 11, "a", separation, seed=0) == pytest.approx(1 / 10_001)
+    rng = np.random.default_rng(0)
+    for _ in range(5):
+        values = rng.normal(size=10) + np.repeat([0.0, 0.5], 5)
+        labels = ["a"] * 5 + ["b"] * 5
+        exact = statistics.relabelling_p(labels, "a", separation, seed=0)
+        with monkeypatch.context() as patched:
+            patched.setattr(statistics, "MOST_ENUMERATED", 0)
+            drawn = statistics.relabelling_p(labels, "a", separation, seed=0)
+        assert drawn == pytest.approx(exact, abs=0.02) and drawn != exact
+
+
+@pytest.mark.parametrize("size", [2, 3, 4, 5])
+def test_the_smallest_p_is_that_of_the_most_extreme_data(size):
+    order = np.arange(float(size))
+
+    def separation(first, second):
+        return second @ np.repeat([0.0, 1.0], size) - first @ np.repeat([0.0, 1.0], size)
+
+    groups = np.repeat([1, 2, 3], size)
+    for p in (
+        statistics.sign_test(np.ones(size)),
+        statistics.wilcoxon_p(1 + order),
+        statistics.order_p(order, lambda values: spearman(order, values), seed=0),
+        statistics.relabelling_p(["a"] * size + ["b"] * size, "a", separation, seed=0),
+        statistics.matched_jonckheere_p(np.tile(np.arange(2.0), (size, 1)), seed=0),
+    ):
+        assert p == pytest.approx(p.smallest) and 0 < p < 1
+    p = clustering.closer_within_p((groups[:, None] != groups[None]).astype(float), groups, seed=0)
+    assert p == pytest.approx(p.smallest, rel=0.2, abs=2e-3)
 
 
 def test_order_p_of_a_monotone_sequence_is_one_over_factorial():

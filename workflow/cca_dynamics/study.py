@@ -21,6 +21,7 @@ from cca_dynamics.config.cohorts import Cohort, merged
 from cca_dynamics.config.models import NetworkOptions, StudyConfig, Training
 from cca_dynamics.errors import ConfigError, UserError
 from cca_dynamics.networks.architectures import widths
+from cca_dynamics.results.claims import Obstacle
 from cca_dynamics.results.registry import RESULTS
 from cca_dynamics.runtime.fingerprints import code_fingerprint, texts_fingerprint
 
@@ -96,6 +97,11 @@ class Study:
         if result in self._problems:
             raise self._problems[result]
         return [self.cohorts[cohort.name] for cohort in self._cohorts[result]]
+
+    def obstacles(self, result: str) -> list[Obstacle]:
+        """Settings under which claims of a result could never be reproduced, whatever the data."""
+        find = getattr(RESULTS[result], "obstacles", None)
+        return [] if find is None or result in self._problems else find(self.config, self.options(result))
 
     def parts(self, cohort: str) -> list[str]:
         """The parts a cohort is trained in."""

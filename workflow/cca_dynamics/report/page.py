@@ -21,6 +21,7 @@ from cca_dynamics.report.captions import caption_of
 from cca_dynamics.report.summary import (
     MARKS,
     claims_of,
+    counted_verdicts,
     numbers_in_words,
     result_of,
     runtime_rows,
@@ -61,7 +62,6 @@ def write(config: dict, out: Path, root: Path = Path()) -> None:
     manifest = _read(results / "manifest.json", _json)
     sections = [_section(study, result, all_claims, root) for result in study.targets]
     charts = {section["name"]: section["chart"] for section in sections if section["chart"]}
-    counts = all_claims["verdict"].value_counts()
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
@@ -69,7 +69,7 @@ def write(config: dict, out: Path, root: Path = Path()) -> None:
         study=study.name,
         seed=study.seed,
         claims=[_claim(row) for row in all_claims.itertuples()],
-        counts=[(verdict, mark, int(counts.get(verdict, 0))) for verdict, mark in MARKS.items()],
+        counts=[(verdict, MARKS[verdict], count) for verdict, count in counted_verdicts(all_claims).items()],
         results=sections,
         charts=_embedded(charts),
         plotly=get_plotlyjs() if charts else "",

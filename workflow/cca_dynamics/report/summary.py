@@ -10,10 +10,10 @@ from pathlib import Path
 import pandas as pd
 
 from cca_dynamics.errors import DamagedFile
-from cca_dynamics.results.claims import INCONCLUSIVE, NOT_REPRODUCED, REPRODUCED, VERDICTS
+from cca_dynamics.results.claims import INCONCLUSIVE, NOT_REPRODUCED, NOT_TESTABLE, REPRODUCED, VERDICTS
 from cca_dynamics.results.registry import RESULTS
 
-MARKS = {REPRODUCED: "✓", NOT_REPRODUCED: "✗", INCONCLUSIVE: "?"}
+MARKS = {REPRODUCED: "✓", NOT_REPRODUCED: "✗", INCONCLUSIVE: "?", NOT_TESTABLE: "–"}
 """The mark beside each verdict."""
 WHOLE_RUN = "the whole run"
 """Name of the last row of `runtime_rows`."""
@@ -38,6 +38,13 @@ def verdicts_in_words(claims: pd.DataFrame) -> str:
     """How many claims have which verdict, e.g. "7 reproduced, 1 inconclusive"."""
     counts = claims["verdict"].value_counts()
     return ", ".join(f"{counts[verdict]} {verdict}" for verdict in VERDICTS if verdict in counts)
+
+
+def counted_verdicts(claims: pd.DataFrame) -> dict[str, int]:
+    """Verdict → how many claims have it; *not testable* only where there are such claims."""
+    counts = claims["verdict"].value_counts()
+    shown = [verdict for verdict in VERDICTS if verdict != NOT_TESTABLE or verdict in counts]
+    return {verdict: int(counts.get(verdict, 0)) for verdict in shown}
 
 
 def value_in_words(claim, digits: str = ".2f") -> str:

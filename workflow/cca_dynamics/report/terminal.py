@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pandas as pd
 
-from cca_dynamics.report.summary import MARKS, numbers_in_words, result_of
+from cca_dynamics.report.summary import MARKS, counted_verdicts, numbers_in_words, result_of
 from cca_dynamics.results import claims
-from cca_dynamics.results.claims import INCONCLUSIVE, NOT_REPRODUCED, REPRODUCED
+from cca_dynamics.results.claims import INCONCLUSIVE, NOT_REPRODUCED, NOT_TESTABLE, REPRODUCED
 
-COLOURS = {REPRODUCED: "green", NOT_REPRODUCED: "red", INCONCLUSIVE: "yellow"}
+COLOURS = {REPRODUCED: "green", NOT_REPRODUCED: "red", INCONCLUSIVE: "yellow", NOT_TESTABLE: "yellow"}
 
 
 def show(study: str, since: float | None = None) -> None:
@@ -45,8 +45,8 @@ def show(study: str, since: float | None = None) -> None:
         table.add_row(row.figure, row.statement, *numbers_in_words(row), verdict)
     console = Console(file=sys.stdout, width=None if sys.stdout.isatty() else 120, highlight=False)
     console.print(table)
-    counts = rows["verdict"].value_counts()
-    console.print(", ".join(f"{counts.get(verdict, 0)} {verdict}" for verdict in MARKS) + f" of {len(rows)} claims")
+    counts = ", ".join(f"{count} {verdict}" for verdict, count in counted_verdicts(rows).items())
+    console.print(f"{counts} of {len(rows)} claims")
     for result in dict.fromkeys(map(result_of, rows["claim"])):
         figure = Path("figures", path.parent.name, f"{result}.png")
         if figure.exists():

@@ -10,7 +10,13 @@ A result module has
     claims(table, options)       → the paper's statements about it, each with a computed verdict
     plot(table, claims, options) → the figure
 
-and, if it trains nothing, comparisons(options): how many layers of what size it compares, for the estimate of its cost.
+if it trains nothing,
+
+    comparisons(options)         how many layers of what size it compares, for the estimate of its cost
+
+and, if some settings make a claim impossible to test,
+
+    obstacles(config, options)   these settings (Obstacle), of which users are told before the first job
 
 Check and cohorts run whenever the DAG is built, so modules import torch and matplotlib only inside the other functions.
 Every room above may import this one; it imports the rooms below it and `similarity`.

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from math import isnan, nan
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -23,7 +24,8 @@ MISSED = 0.1
 REPRODUCED = "reproduced"
 NOT_REPRODUCED = "not reproduced"
 INCONCLUSIVE = "inconclusive"
-VERDICTS = (REPRODUCED, NOT_REPRODUCED, INCONCLUSIVE)
+NOT_TESTABLE = "not testable"
+VERDICTS = (REPRODUCED, NOT_REPRODUCED, INCONCLUSIVE, NOT_TESTABLE)
 
 
 Interval = tuple[float, float]
@@ -32,9 +34,46 @@ Estimate = tuple[float, np.ndarray]
 """A value and its bootstrap samples (B,)."""
 
 
+class Obstacle(NamedTuple):
+    """A setting under which claims could never be reproduced, whatever the data.
+
+    Attributes:
+        key: of the config.
+        problem: what it prevents, and the remedy.
+    """
+
+    key: str
+    problem: str
+
+
+def too_few(key: str, count: int, what: str, smallest_p: Callable[[int], float] | None = None) -> list[Obstacle]:
+    """The obstacle that a setting is too small for an interval or a test; none if it is large enough.
+
+    Args:
+        key: of the config.
+        count: its value, a number of networks where there is no test.
+        what: it counts, in the plural.
+        smallest_p: the smallest p value of the test of so many.
+    """
+
+    def suffice(count: int) -> bool:
+        if smallest_p is None:
+            return count >= statistics.FEWEST
+        return smallest_p(count) < ALPHA
+
+    if suffice(count):
+        return []
+    least = next(more for more in range(count, count + 100) if suffice(more))
+    lack = "no interval" if smallest_p is None else f"no p below {smallest_p(count):.2g}"
+    return [Obstacle(key, f"{count} {what} give {lack}, so claims about them are not testable; give {least} or more")]
+
+
 @dataclass(frozen=True)
 class Claim:
     """One statement of the paper and what this study says of it.
+
+    A claim that no data could reproduce, because networks or levels are too few for its interval or its test, is not
+    testable, and its statistic says why.
 
     Attributes:
         claim: short name, unique in the study, e.g. "generalization.later_layers".
@@ -42,10 +81,12 @@ class Claim:
         statement: the paper's statement in one sentence, in terms of this study.
         statistic: what `value` is, with n and the test.
         value: the estimate.
-        verdict: reproduced, not reproduced or inconclusive.
+        verdict: reproduced, not reproduced, inconclusive or not testable.
         interval: of the estimate (95 %; 90 % for equivalence, which matches a 5 % test); nan where there is none.
         p_value: nan where the statement is judged by its interval alone.
         paper_value: the paper's own value on CIFAR-10, nan where it gives none.
+        estimated: whether it is judged by its interval.
+        obstacle: why no data could reproduce it; found by itself where the interval or the p value shows it.
     """
 
     claim: str
@@ -57,6 +98,21 @@ class Claim:
     interval: Interval = UNKNOWN
     p_value: float = nan
     paper_value: float = nan
+    estimated: bool = True
+    obstacle: str = ""
+
+    def __post_init__(self) -> None:
+        """Give the verdict "not testable" where there is an obstacle."""
+        obstacle = self.obstacle or self._obstacle()
+        if obstacle and self.verdict != NOT_TESTABLE:
+            object.__setattr__(self, "verdict", NOT_TESTABLE)
+            object.__setattr__(self, "statistic", f"{self.statistic}; not testable: {obstacle}")
+
+    def _obstacle(self) -> str:
+        if self.estimated and not isnan(self.value) and any(map(isnan, self.interval)):
+            return f"fewer than {statistics.FEWEST} networks give no interval"
+        smallest = getattr(self.p_value, "smallest", 0.0)
+        return f"its p cannot be below {smallest:.2g}" if smallest >= ALPHA else ""
 
     @classmethod
     def exceeding(cls, threshold: float, *, interval: Interval, p_value: float = nan, **fields: object) -> Claim:
@@ -191,7 +247,8 @@ def fitted_claim(accuracies: np.ndarray, **texts: str) -> Claim:
         texts: claim, figure, statement and statistic, as in `Claim`.
     """
     worst = float(accuracies.min())
-    return Claim(value=worst, paper_value=1.0, verdict=REPRODUCED if worst >= FITTED else NOT_REPRODUCED, **texts)
+    verdict = REPRODUCED if worst >= FITTED else NOT_REPRODUCED
+    return Claim(value=worst, paper_value=1.0, verdict=verdict, estimated=False, **texts)
 
 
 def missed_claims(

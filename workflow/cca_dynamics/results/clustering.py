@@ -78,7 +78,7 @@ def between_minus_within(distances: np.ndarray, groups: np.ndarray, seed: int) -
     return float(difference(np.ones((1, len(groups))))[0]), difference(weights)
 
 
-def closer_within_p(distances: np.ndarray, groups: np.ndarray, seed: int) -> float:
+def closer_within_p(distances: np.ndarray, groups: np.ndarray, seed: int) -> statistics.PValue:
     """p that networks of one group are no closer to each other than others: their groups are permuted.
 
     Args:
@@ -94,7 +94,8 @@ def closer_within_p(distances: np.ndarray, groups: np.ndarray, seed: int) -> flo
 
     observed = within(groups)
     lower = sum(within(rng.permutation(groups)) <= observed + 1e-12 for _ in range(RESAMPLES))
-    return (1 + lower) / (1 + RESAMPLES)
+    sizes = np.unique(groups, return_counts=True)[1]
+    return statistics.PValue((1 + lower) / (1 + RESAMPLES), statistics.smallest_grouping_p(sizes.tolist()))
 
 
 def number_interval(distances: np.ndarray, most: int, seed: int, draws: int = 200) -> tuple[int, int]:

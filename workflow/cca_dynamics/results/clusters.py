@@ -31,15 +31,17 @@ from cca_dynamics.config.models import (
 )
 from cca_dynamics.errors import ConfigError
 from cca_dynamics.networks.architectures import layers
-from cca_dynamics.results import clustering, figures
+from cca_dynamics.results import clustering, figures, statistics
 from cca_dynamics.results.claims import (
     FITTED,
     INCONCLUSIVE,
     NOT_REPRODUCED,
     REPRODUCED,
     Claim,
+    Obstacle,
     estimate_claim,
     fitted_claim,
+    too_few,
 )
 from cca_dynamics.results.inputs import Inputs, final_performance
 from cca_dynamics.results.layers import require_layer
@@ -106,6 +108,29 @@ def check(config: StudyConfig, options: Options) -> None:
     total = options.networks * len(options.learning_rates)
     if options.most_clusters >= total:
         raise ConfigError(f"{KEY}.most_clusters", f"{total} networks have fewer than that many clusters; lower it")
+
+
+def obstacles(config: StudyConfig, options: Options) -> list[Obstacle]:
+    """Settings under which claims could never be reproduced."""
+    rates = len(options.learning_rates)
+
+    def smallest_p(networks: int) -> float:
+        return statistics.smallest_grouping_p([networks] * rates)
+
+    found = too_few(f"{KEY}.networks", options.networks, f"networks of each of {rates} learning rates", smallest_p)
+    if problem := _out_of_reach(options, PUBLISHED_CLUSTERS):
+        found.append(
+            Obstacle(
+                f"{KEY}.most_clusters", f"{problem}, so a claim is not testable; give {PUBLISHED_CLUSTERS} or more"
+            )
+        )
+    return found
+
+
+def _out_of_reach(options: Options | StageOptions, clusters: int) -> str:
+    """Why so many clusters cannot be found; "" if they can."""
+    most = options.most_clusters
+    return f"with at most {most} clusters, {clusters} cannot be found" if most < clusters else ""
 
 
 def cohorts(config: StudyConfig, options: Options) -> list[Cohort]:
@@ -234,6 +259,7 @@ def claims(table: pd.DataFrame, options: StageOptions) -> list[Claim]:
             f"(needs three clusters); {count}, bootstrap of networks",
             value=gap,
             interval=gap_interval,
+            obstacle=_out_of_reach(options, 3),
         ),
         agreement_claim("learning_rate", "The clusters are the learning rates.", rates, "learning rates"),
         agreement_claim(
@@ -261,6 +287,7 @@ def _five_claim(sweep: Sweep, options: StageOptions, count: str) -> Claim:
         interval=(float(low), float(high)),
         paper_value=float(PUBLISHED_CLUSTERS),
         verdict=verdict,
+        obstacle=_out_of_reach(options, PUBLISHED_CLUSTERS),
     )
 
 

@@ -38,12 +38,14 @@ from cca_dynamics.results.claims import (
     Claim,
     Estimate,
     Interval,
+    Obstacle,
     all_of,
     equivalence_claim,
     estimate_claim,
     exceeds,
     fitted_claim,
     missed_claims,
+    too_few,
 )
 from cca_dynamics.results.inputs import Inputs, final_performance
 from cca_dynamics.results.layers import require_layer
@@ -92,6 +94,19 @@ def check(config: StudyConfig, options: Options) -> None:
         for layer in layers:
             if require_layer(f"{KEY}.{key}", layer, network) is None:
                 raise ConfigError(f"{KEY}.{key}", "softmax is judged apart; list convolutional layers")
+
+
+def obstacles(config: StudyConfig, options: Options) -> list[Obstacle]:
+    """Settings under which claims could never be reproduced."""
+    late = len(options.late_layers)
+
+    def smallest_p(networks: int) -> float:
+        return late * statistics.smallest_relabelling_p(networks, networks)
+
+    key = f"{KEY}.networks"
+    return too_few(key, options.networks, "networks of each kind") or too_few(
+        key, options.networks, f"networks of each kind and {late} late layers", smallest_p
+    )
 
 
 def cohorts(config: StudyConfig, options: Options) -> list[Cohort]:
@@ -150,6 +165,7 @@ class Distances:
         self._labels = np.repeat(GROUPS, [size, total - size])
         self._is_group = {group: (self._labels == group).astype(float) for group in GROUPS}
         self._weights = statistics.bootstrap_weights(self._labels, seed)
+        self._seed = seed
         self._matrices = {key: distance_matrix(pairs) for key, pairs in rows.groupby(["layer", "measure", "split"])}
 
     def estimate(self, statistic: Callable[..., np.ndarray]) -> Estimate:
@@ -166,14 +182,14 @@ class Distances:
         """Mean over layers of the second minus the first group's distance, and its bootstrap samples (B,)."""
         return self.estimate(lambda mean: np.mean([mean(second, name) - mean(first, name) for name in layers], axis=0))
 
-    def closer_p(self, layer: str, split: str = "train") -> float:
-        """p that generalizing networks are no closer than memorizing ones: exact relabelling of networks."""
+    def closer_p(self, layer: str, split: str = "train") -> statistics.PValue:
+        """p that generalizing networks are no closer than memorizing ones: relabelling of networks."""
         matrix = self._matrices[layer, "pwcca", split]
 
         def difference(first: np.ndarray, second: np.ndarray) -> np.ndarray:
             return statistics.mean_within(matrix, second) - statistics.mean_within(matrix, first)
 
-        return statistics.relabelling_p(self._labels, GROUPS[0], difference)
+        return statistics.relabelling_p(self._labels, GROUPS[0], difference, self._seed)
 
     def _mean(
         self,
@@ -207,7 +223,7 @@ def claims(table: pd.DataFrame, options: StageOptions) -> list[Claim]:
     return [
         fitted,
         *_alike_or_closer(distances, options, per_group),
-        *_at_the_softmax(distances, options.margin, per_group),
+        *_at_the_softmax(distances, options, per_group),
         *_closer_again(distances, options, per_group),
         *_overestimated(distances, options, per_group),
         *_missed(distances, options, per_group),
@@ -221,7 +237,8 @@ def _alike_or_closer(distances: Distances, options: StageOptions, per_group: str
     alike = f"(alike: within ±{options.margin:g}); {tests}"
     value, samples = distances.difference(*GROUPS, late)
     intervals = [statistics.interval(distances.difference(*GROUPS, [layer])[1]) for layer in late]
-    p = float(statistics.holm([distances.closer_p(layer) for layer in late]).max())
+    p_values = [distances.closer_p(layer) for layer in late]
+    p = statistics.PValue(statistics.holm(p_values).max(), len(late) * p_values[0].smallest)
     return [
         equivalence_claim(
             options.margin,
@@ -236,7 +253,7 @@ def _alike_or_closer(distances: Distances, options: StageOptions, per_group: str
             figure="3",
             statement="In late layers generalizing networks are closer to each other than memorizing networks.",
             statistic=f"memorizing minus generalizing distance, mean of {', '.join(late)}; {per_group}, "
-            "exact relabelling of networks in each layer, Holm",
+            f"{_relabelling(options.networks)} of networks in each layer, Holm",
             value=value,
             interval=statistics.interval(samples),
             p_value=p,
@@ -254,8 +271,14 @@ def _alike_or_closer(distances: Distances, options: StageOptions, per_group: str
     ]
 
 
-def _at_the_softmax(distances: Distances, margin: float, per_group: str) -> list[Claim]:
+def _relabelling(networks: int) -> str:
+    """The test, in words."""
+    return "exact relabelling" if statistics.is_enumerated(networks, networks) else "random relabelling"
+
+
+def _at_the_softmax(distances: Distances, options: StageOptions, per_group: str) -> list[Claim]:
     """Whether the outputs of the networks agree, on training and on test data."""
+    margin = options.margin
     on_train = [distances.estimate(lambda mean, group=group: mean(group, "softmax")) for group in GROUPS]
     train = equivalence_claim(
         margin,
@@ -274,7 +297,7 @@ def _at_the_softmax(distances: Distances, margin: float, per_group: str) -> list
         claim="generalization.softmax_test",
         figure="A10",
         statement="At the softmax, on test data, only generalizing networks agree.",
-        statistic=f"memorizing minus generalizing distance; {per_group}, exact relabelling of networks",
+        statistic=f"memorizing minus generalizing distance; {per_group}, {_relabelling(options.networks)} of networks",
         p_value=distances.closer_p("softmax", "test"),
     )
     # The p value on training data is that of the larger distance alone, as its statistic says.

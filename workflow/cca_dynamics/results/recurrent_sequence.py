@@ -19,7 +19,7 @@ from cca_dynamics.config.cohorts import Cohort, HeldOutRequest, RepeatsRequest
 from cca_dynamics.config.models import MEASURES_DESCRIPTION, Measures, ResultOptions, StageOptions, StudyConfig, option
 from cca_dynamics.errors import ConfigError
 from cca_dynamics.results import figures, language_models, statistics
-from cca_dynamics.results.claims import MISSED, Claim, Interval, mean_claim, missed_claims
+from cca_dynamics.results.claims import MISSED, Claim, Interval, Obstacle, mean_claim, missed_claims, too_few
 from cca_dynamics.results.inputs import Inputs
 from cca_dynamics.results.layers import require_data_points
 from cca_dynamics.results.tables import CONTROLS, distance_rows, select, tidy
@@ -59,6 +59,11 @@ def check(config: StudyConfig, options: Options) -> None:
     require_data_points(f"{KEY}.sequences", options.sequences, "sequences", config.language_model.sizes)
     if options.length <= options.positions:
         raise ConfigError(f"{KEY}.length", f"sequences of {options.length} have no {options.positions} positions")
+
+
+def obstacles(config: StudyConfig, options: Options) -> list[Obstacle]:
+    """Settings under which claims could never be reproduced."""
+    return too_few("language_model.networks", config.language_model.networks, "networks")
 
 
 def cohorts(config: StudyConfig, options: Options) -> list[Cohort]:

@@ -18,7 +18,7 @@ from cca_dynamics.config.cohorts import Cohort
 from cca_dynamics.config.models import MEASURES_DESCRIPTION, Measures, ResultOptions, StageOptions, StudyConfig, option
 from cca_dynamics.errors import ConfigError
 from cca_dynamics.results import figures, language_models, statistics
-from cca_dynamics.results.claims import Claim, mean_claim
+from cca_dynamics.results.claims import Claim, Obstacle, mean_claim, too_few
 from cca_dynamics.results.inputs import Inputs, performance
 from cca_dynamics.results.layers import require_data_points
 from cca_dynamics.results.tables import CONTROLS, distance_rows, select, tidy
@@ -48,6 +48,25 @@ def check(config: StudyConfig, options: Options) -> None:
     if len(sizes) < 2:
         raise ConfigError("language_model.sizes", "one layer has no order of convergence; give at least two")
     require_data_points(f"{KEY}.data_points", options.data_points, "data points", sizes)
+
+
+def obstacles(config: StudyConfig, options: Options) -> list[Obstacle]:
+    """Settings under which claims could never be reproduced."""
+    return [
+        obstacle
+        for key, networks, layers in (
+            ("language_model.networks", config.language_model.networks, len(config.language_model.sizes)),
+            (f"{KEY}.deeper_networks", options.deeper_networks, options.deeper),
+        )
+        if networks and layers
+        for obstacle in too_few(key, networks, "networks")
+        or too_few(
+            key,
+            networks,
+            f"networks of {layers} layers",
+            lambda count, layers=layers: statistics.smallest_jonckheere_p(count, layers),
+        )
+    ]
 
 
 def cohorts(config: StudyConfig, options: Options) -> list[Cohort]:

@@ -9,6 +9,7 @@ at later steps as 1 − mean(ρ) over the directions of the set.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -30,7 +31,7 @@ from cca_dynamics.config.models import (
 )
 from cca_dynamics.errors import ConfigError, UserError
 from cca_dynamics.results import figures, language_models, statistics
-from cca_dynamics.results.claims import Claim, mean_claim
+from cca_dynamics.results.claims import Claim, Obstacle, mean_claim, too_few
 from cca_dynamics.results.inputs import Inputs, performance
 from cca_dynamics.results.layers import require_layer
 from cca_dynamics.results.tables import by_network, forced_correlations, select, tidy
@@ -154,6 +155,34 @@ def _check_times(key: str, options: Options | RecurrentOptions, neurons: int, ep
             f"{key}.early_epoch",
             f"t_early ({options.early_epoch:g}) is not before T/2 (epoch {epochs / 2:g}); lower it or train longer",
         )
+
+
+def obstacles(config: StudyConfig, options: Options) -> list[Obstacle]:
+    """Settings under which claims could never be reproduced."""
+    keys = [(f"{KEY}.networks", f"{KEY}.early_epoch")] if options.layer else []
+    if options.recurrent:
+        keys.append(("language_model.networks", f"{KEY}.recurrent.early_epoch"))
+    found = []
+    for cohort, (networks, early) in zip(cohorts(config, options), keys, strict=True):
+        found += too_few(networks, cohort.networks, "networks", statistics.smallest_sign_p)
+        first = options.recurrent.early_epoch if cohort.data == "corpus" else options.early_epoch
+        if not _has_neighbours(*_at_half([epoch for epoch in cohort.stored_epochs if epoch > first])):
+            found.append(
+                Obstacle(early, f"{NO_SPIKE}, so a claim is not testable; lower it, or store more checkpoints")
+            )
+    return found
+
+
+NO_SPIKE = "no checkpoint lies between t_early and T/2"
+
+
+def _at_half(epochs: Sequence[float]) -> tuple[int, int]:
+    """Which of the epochs after t_early is T/2, and how many there are."""
+    return int(np.abs(np.asarray(epochs) - epochs[-1] / 2).argmin()), len(epochs)
+
+
+def _has_neighbours(index: int, count: int) -> bool:
+    return 0 < index < count - 1
 
 
 def cohorts(config: StudyConfig, options: Options) -> list[Cohort]:
@@ -296,13 +325,15 @@ def _claims_of_kind(table: pd.DataFrame, options: StageOptions, name_of_kind: st
     epoch, share = unconverged(table, within, options.unconverged_below, kind.held_out)
     sets = set_distances(table)
     epochs, stable, unstable = np.array(sets["stable"].columns), sets["stable"].to_numpy(), sets["unstable"].to_numpy()
-    half = int(np.abs(epochs - epochs[-1] / 2).argmin())
-    but_half = np.arange(len(epochs)) != half
+    half, count = _at_half(epochs)
+    but_half = np.arange(count) != half if count > 1 else [True]
     later = unstable[:, but_half]
-    has_neighbours = 0 < half < len(epochs) - 1
+    has_neighbours = _has_neighbours(half, count)
     neighbours = unstable[:, [half - 1, half + 1]].mean(axis=1) if has_neighbours else np.nan
 
-    def claim(name: str, statement: str, statistic: str, values: np.ndarray, threshold: float = 0.0) -> Claim:
+    def claim(
+        name: str, statement: str, statistic: str, values: np.ndarray, threshold: float = 0.0, obstacle: str = ""
+    ) -> Claim:
         return mean_claim(
             threshold,
             values,
@@ -312,6 +343,7 @@ def _claims_of_kind(table: pd.DataFrame, options: StageOptions, name_of_kind: st
             figure="1",
             statement=f"{statement}{kind.suffix}.",
             statistic=f"{statistic}; mean of {len(share)} networks, sign test",
+            obstacle=obstacle,
         )
 
     return [
@@ -349,6 +381,7 @@ def _claims_of_kind(table: pd.DataFrame, options: StageOptions, name_of_kind: st
             "The unstable set is farthest at T/2, the step it was chosen against",
             "distance at T/2 minus the mean of the checkpoints before and after",
             unstable[:, half] - neighbours,
+            obstacle="" if has_neighbours else NO_SPIKE,
         ),
     ]
 

@@ -10,17 +10,63 @@ itself.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from itertools import combinations, permutations
 from math import comb, factorial
 
 import numpy as np
 
-from cca_dynamics.errors import UserError
-
 RESAMPLES = 10_000
+MOST_ENUMERATED = 200_000
+"""Relabellings of networks up to which all are tried; of more, `RESAMPLES` are drawn."""
 FEWEST = 4
 """A bootstrap of fewer networks has too few distinct outcomes to mean anything; its interval is nan."""
+
+
+class PValue(float):
+    """A p value that knows the smallest one that its test could have given, whatever the data.
+
+    Attributes:
+        smallest: in (0, 1].
+    """
+
+    smallest: float
+
+    def __new__(cls, p: float, smallest: float) -> PValue:
+        """A p value and the smallest possible one."""
+        value = super().__new__(cls, p)
+        value.smallest = float(smallest)
+        return value
+
+
+def smallest_order_p(levels: int) -> float:
+    """The smallest p value of a permutation test of an order of so many levels."""
+    return 1 / factorial(levels)
+
+
+def smallest_sign_p(networks: int) -> float:
+    """The smallest p value of a sign test, and of Wilcoxon's, with so many networks."""
+    return 0.5**networks
+
+
+def smallest_relabelling_p(first: int, second: int) -> float:
+    """The smallest p value of a test that exchanges the labels of two groups of so many networks."""
+    relabellings = comb(first + second, first)
+    return 1 / relabellings if relabellings <= MOST_ENUMERATED else 1 / (1 + RESAMPLES)
+
+
+def smallest_grouping_p(sizes: Sequence[int]) -> float:
+    """About the smallest p value of a test that deals networks to groups of these sizes anew, at random."""
+    orders = factorial(sum(sizes))
+    for count in (*sizes, *Counter(sizes).values()):
+        orders //= factorial(count)
+    return 1 / orders
+
+
+def smallest_jonckheere_p(networks: int, levels: int) -> float:
+    """The smallest p value of Jonckheere's test for matched groups."""
+    return max(smallest_order_p(levels) ** networks, 1 / (1 + RESAMPLES))
 
 
 def bootstrap_weights(groups: Sequence[object], seed: int, resamples: int = RESAMPLES) -> np.ndarray:
@@ -100,36 +146,43 @@ def bootstrap_mean(values: np.ndarray, seed: int, level: float = 0.95) -> tuple[
 
 
 def relabelling_p(
-    labels: Sequence[object], first: object, statistic: Callable[[np.ndarray, np.ndarray], np.ndarray]
-) -> float:
-    """Exact one-sided permutation test: networks exchange their group labels in every possible way.
+    labels: Sequence[object], first: object, statistic: Callable[[np.ndarray, np.ndarray], np.ndarray], seed: int
+) -> PValue:
+    """One-sided permutation test: networks exchange their group labels.
 
     Args:
         labels: (N,) of two values.
         first: the label of the first group.
         statistic: takes the indicator weights (B, N) of the first and of the second group, returns (B,); large is
             extreme.
+        seed: of the Monte Carlo draw used for more than `MOST_ENUMERATED` relabellings (11 + 11 networks); fewer are
+            enumerated.
 
     Returns:
         Share of the relabellings, the true one included, whose statistic is at least the true one's. With 5 + 5
         networks the smallest possible value is 1/252.
-
-    Raises:
-        UserError: there are more than 200,000 relabellings.
     """
     is_first = np.asarray([label == first for label in labels], dtype=float)
     size, count = len(is_first), int(is_first.sum())
-    if comb(size, count) > 200_000:
-        raise UserError(f"{comb(size, count)} relabellings are too many to enumerate; compare fewer networks")
-    relabelled = np.zeros((comb(size, count), size))
-    for row, network_indices in enumerate(combinations(range(size), count)):
-        relabelled[row, network_indices] = 1
+    smallest = smallest_relabelling_p(count, size - count)
+    if is_enumerated(count, size - count):
+        relabelled = np.zeros((comb(size, count), size))
+        for row, network_indices in enumerate(combinations(range(size), count)):
+            relabelled[row, network_indices] = 1
+    else:
+        drawn = np.tile(is_first, (RESAMPLES, 1))
+        relabelled = np.concatenate([is_first[None], np.random.default_rng(seed).permuted(drawn, axis=1)])
     values = statistic(relabelled, 1 - relabelled)
     observed = statistic(is_first[None], 1 - is_first[None])[0]
-    return float(np.mean(values >= observed - 1e-12))
+    return PValue(np.mean(values >= observed - 1e-12), smallest)
 
 
-def order_p(values: np.ndarray, statistic: Callable[[np.ndarray], float], seed: int) -> float:
+def is_enumerated(first: int, second: int) -> bool:
+    """Whether all relabellings of two groups of so many networks are tried."""
+    return comb(first + second, first) <= MOST_ENUMERATED
+
+
+def order_p(values: np.ndarray, statistic: Callable[[np.ndarray], float], seed: int) -> PValue:
     """One-sided permutation test of an order: values are permuted over the levels.
 
     Args:
@@ -147,7 +200,8 @@ def order_p(values: np.ndarray, statistic: Callable[[np.ndarray], float], seed: 
         rng = np.random.default_rng(seed)
         orders = [list(range(len(values)))] + [rng.permutation(len(values)).tolist() for _ in range(RESAMPLES)]
     observed = statistic(values)
-    return float(np.mean([statistic(values[order]) >= observed - 1e-12 for order in orders]))
+    p = np.mean([statistic(values[order]) >= observed - 1e-12 for order in orders])
+    return PValue(p, max(smallest_order_p(len(values)), 1 / len(orders)))
 
 
 def ordered_pairs(values: np.ndarray) -> np.ndarray:
@@ -165,7 +219,7 @@ def ordered_pairs(values: np.ndarray) -> np.ndarray:
     return ((difference > 0) + 0.5 * (difference == 0)).mean(axis=1)
 
 
-def matched_jonckheere_p(values: np.ndarray, seed: int) -> float:
+def matched_jonckheere_p(values: np.ndarray, seed: int) -> PValue:
     """One-sided permutation test that values rise from level to level; levels are permuted within each network.
 
     Args:
@@ -186,25 +240,28 @@ def matched_jonckheere_p(values: np.ndarray, seed: int) -> float:
         for network in range(networks):
             shares_of_network = np.array([share[network] for share in shares])
             sums = (sums[:, None] + shares_of_network).ravel()
-        return float(np.mean(sums / networks >= observed - 1e-12))
+        return PValue(np.mean(sums / networks >= observed - 1e-12), smallest_jonckheere_p(networks, levels))
     rng = np.random.default_rng(seed)
     drawn = [ordered_pairs(rng.permuted(values, axis=1)).mean() for _ in range(RESAMPLES)]
-    return float((1 + np.sum(np.array(drawn) >= observed - 1e-12)) / (1 + RESAMPLES))
+    p = (1 + np.sum(np.array(drawn) >= observed - 1e-12)) / (1 + RESAMPLES)
+    return PValue(p, smallest_jonckheere_p(networks, levels))
 
 
-def sign_test(values: np.ndarray) -> float:
+def sign_test(values: np.ndarray) -> PValue:
     """One-sided exact sign test that values (N,), one per network, tend to be positive; zeros count against."""
     values = np.asarray(values)
     positive = int((values > 0).sum())
-    return sum(comb(len(values), k) for k in range(positive, len(values) + 1)) / 2 ** len(values)
+    p = sum(comb(len(values), k) for k in range(positive, len(values) + 1)) / 2 ** len(values)
+    return PValue(p, smallest_sign_p(len(values)))
 
 
-def wilcoxon_p(values: np.ndarray) -> float:
+def wilcoxon_p(values: np.ndarray) -> PValue:
     """One-sided Wilcoxon signed-rank test that paired differences (N,) tend to be positive."""
     from scipy.stats import wilcoxon
 
     values = np.asarray(values, dtype=float)
-    return float(wilcoxon(values, alternative="greater").pvalue) if np.any(values) else 1.0
+    p = wilcoxon(values, alternative="greater").pvalue if np.any(values) else 1.0
+    return PValue(p, smallest_sign_p(len(values)))
 
 
 def holm(p_values: Sequence[float]) -> np.ndarray:

@@ -18,7 +18,7 @@ from cca_dynamics.config.cohorts import Cohort
 from cca_dynamics.config.models import MEASURES_DESCRIPTION, Measures, ResultOptions, StageOptions, StudyConfig, option
 from cca_dynamics.errors import ConfigError
 from cca_dynamics.results import figures, statistics
-from cca_dynamics.results.claims import Claim, mean_claim
+from cca_dynamics.results.claims import Claim, Obstacle, mean_claim, too_few
 from cca_dynamics.results.inputs import Inputs
 from cca_dynamics.results.tables import distance_rows, select, tidy
 
@@ -56,6 +56,11 @@ def check(config: StudyConfig, options: Options) -> None:
             f"{KEY}.points",
             f"two layers of {options.neurons} neurons need more than {2 * options.neurons} data points",
         )
+
+
+def obstacles(config: StudyConfig, options: Options) -> list[Obstacle]:
+    """Settings under which claims could never be reproduced."""
+    return too_few(f"{KEY}.draws", options.draws, "draws", statistics.smallest_sign_p)
 
 
 def cohorts(config: StudyConfig, options: Options) -> list[Cohort]:

@@ -19,7 +19,7 @@ from cca_dynamics.config.cohorts import Cohort
 from cca_dynamics.config.models import MEASURES_DESCRIPTION, Measures, ResultOptions, StageOptions, StudyConfig, option
 from cca_dynamics.errors import ConfigError
 from cca_dynamics.results import figures, statistics
-from cca_dynamics.results.claims import ALPHA, Claim, equivalent, mean_claim
+from cca_dynamics.results.claims import ALPHA, Claim, Obstacle, equivalent, mean_claim, too_few
 from cca_dynamics.results.inputs import Inputs
 from cca_dynamics.results.tables import CONTROLS, distance_rows, select, tidy
 
@@ -49,6 +49,11 @@ def check(config: StudyConfig, options: Options) -> None:
         raise ConfigError(
             f"{KEY}.starts", f"CCA of {options.neurons} neurons needs more than {2 * options.neurons + 1} starts"
         )
+
+
+def obstacles(config: StudyConfig, options: Options) -> list[Obstacle]:
+    """Settings under which claims could never be reproduced."""
+    return too_few(f"{KEY}.networks", options.networks, "networks", statistics.smallest_sign_p)
 
 
 def cohorts(config: StudyConfig, options: Options) -> list[Cohort]:

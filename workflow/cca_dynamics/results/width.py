@@ -29,7 +29,16 @@ from cca_dynamics.config.models import (
 )
 from cca_dynamics.errors import ConfigError
 from cca_dynamics.results import figures, statistics
-from cca_dynamics.results.claims import MISSED, Claim, Interval, estimate_claim, exceeds, missed_claims
+from cca_dynamics.results.claims import (
+    MISSED,
+    Claim,
+    Interval,
+    Obstacle,
+    estimate_claim,
+    exceeds,
+    missed_claims,
+    too_few,
+)
 from cca_dynamics.results.inputs import Inputs, final_performance
 from cca_dynamics.results.layers import require_layer
 from cca_dynamics.results.tables import CONTROLS, distance_matrix, distance_table, select, tidy
@@ -75,6 +84,14 @@ def check(config: StudyConfig, options: Options) -> None:
                 f"{options.filters} filters are more than the {filters} of {options.layer} at multiplier "
                 f"{multiplier:g}; use {filters} or fewer, or drop that multiplier",
             )
+
+
+def obstacles(config: StudyConfig, options: Options) -> list[Obstacle]:
+    """Settings under which claims could never be reproduced."""
+    return [
+        *too_few(f"{KEY}.networks", options.networks, "networks of each width"),
+        *too_few(f"{KEY}.multipliers", len(options.multipliers), "widths", statistics.smallest_order_p),
+    ]
 
 
 def cohorts(config: StudyConfig, options: Options) -> list[Cohort]:
