@@ -31,6 +31,13 @@ def test_mnist1d_is_the_package_s_own(tmp_path):
     np.testing.assert_array_equal(data.test_y, expected["y_test"])
 
 
+@pytest.mark.parametrize(("train", "test"), [(1800, 1700), (101, 53), (100, 50)])
+def test_mnist1d_has_any_size(train, test):
+    (train_x, train_y), (test_x, test_y) = datasets.mnist1d(Mnist1d(train_size=train, test_size=test))
+    assert train_x.shape == (train, 1, 40) and test_x.shape == (test, 1, 40)
+    assert len(train_y) == train and len(test_y) == test and set(train_y) | set(test_y) == set(range(10))
+
+
 def test_generating_leaves_the_global_generator_alone():
     np.random.seed(1)  # noqa: NPY002
     datasets.mnist1d(Mnist1d(train_size=100, test_size=50, seed=42))

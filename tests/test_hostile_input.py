@@ -5,6 +5,8 @@ import json
 import os
 import pickle
 import re
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -128,6 +130,26 @@ def test_damaged_tensor_files_are_found_out(tmp_path, data):
 def test_a_study_s_name_stays_inside_its_folder(default_config, name):
     with pytest.raises(ConfigError, match="config key study"):
         Study(default_config | {"study": name})
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8"])
+def test_streams_that_lack_characters_get_plain_ones(encoding):
+    """Once, a run whose jobs were all done ended with status 1 at the first ✓."""
+    plain = {"✓": "+", "·": "|", "…": "...", "ρ": "rho", "é": "e", "漢": "?", "−": "-"}
+
+    def printed(*command: str) -> str:
+        environment = {**os.environ, "PYTHONIOENCODING": encoding}
+        run = subprocess.run([sys.executable, *command], cwd=ROOT, env=environment, capture_output=True)
+        assert run.returncode == 0, run.stderr
+        return run.stdout.decode(encoding)
+
+    def expected(text: str) -> str:
+        return "".join(c if c.encode(encoding, "ignore") else plain[c] for c in text)
+
+    table = printed("-m", "cca_dynamics.cli", "verdicts", "figures/reference/mnist1d/claims.csv")
+    assert expected("✓ reproduced") in table and "\\u" not in table
+    code = "from cca_dynamics.runtime.streams import print_plainly; print_plainly(); print(%r)"
+    assert printed("-c", code % "a · b … ρ é 漢 −1").strip() == expected("a · b … ρ é 漢 −1")
 
 
 def test_names_in_the_config_never_reach_a_shell(tmp_path):

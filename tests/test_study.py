@@ -1,13 +1,16 @@
 """A config is refused before any job runs, in one line that names the key and the remedy."""
 
+import re
+
 import pytest
 import yaml
+from cca_dynamics.config.base import as_argument, as_json
 from cca_dynamics.config.models import ARCHITECTURES, option
 from cca_dynamics.data.corpora import CORPORA
 from cca_dynamics.data.datasets import DATASETS
 from cca_dynamics.errors import ConfigError, UserError
 from cca_dynamics.networks.architectures import NETWORKS
-from cca_dynamics.study import Config, Study, as_argument, as_json, json_schema, read_config
+from cca_dynamics.study import Config, Study, json_schema, read_config
 
 from tests.builders import ROOT, changed
 
@@ -55,6 +58,53 @@ def test_bad_value_is_refused_by_name(default_config, key, value, named, remedy)
         Study(changed(default_config, key, value))
     message = str(refusal.value)
     assert named in message and remedy in message and "\n" not in message
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("seed: 1e3", 1000),
+        ("seed: 1000.0", 1000),
+        ("seed: '1e3'", 1000),
+        ("training: {batch_size: 50.0}", 50),
+        ("data_points: 1500.0", 1500),
+        ("data_points: 1.5e3", 1500),
+        ("dataset: {train_size: 1e3}", 1000),
+        ("training: {learning_rate: 1e-3}", 0.001),
+        ("training: {learning_rate: 1E-3}", 0.001),
+        ("language_training: {clip: 5e-1}", 0.5),
+        ("study: 2026-11-25", "2026-11-25"),
+        ("study: 7", "7"),
+        ("study: 1e3", "1e3"),
+        ("corpus: {package: scipy, train_characters: 2e4}", "scipy"),
+        ("keep_activations: no", False),
+    ],
+)
+def test_numbers_and_names_are_understood_however_yaml_reads_them(text, value):
+    """YAML gives 1e3 as text, 50.0 as a float and a date as a date."""
+    config = Study(yaml.safe_load(text)).config
+    ((key, inner),) = yaml.safe_load(text).items()
+    found = getattr(config, key)
+    found = getattr(found, next(iter(inner))) if isinstance(inner, dict) else found
+    assert found == value and type(found) is type(value)
+    assert yaml.safe_load(as_argument(config)) == as_json(config)  # as stages read it
+
+
+@pytest.mark.parametrize(
+    ("text", "remedy"),
+    [
+        ("seed: 1.5", "1.5 is not of type integer"),
+        ("training: {batch_size: 50.5}", "50.5 is not of type integer"),
+        ("seed: '1,000'", "'1,000' is not of type integer"),
+        ("study: yes", "true is not of type string; put it in quotes"),
+        ("training:", "null is not of type object; give keys below it"),
+        ("study: 2026-11-25T10:00:00", "Letters, digits, dots, dashes"),
+        ("training: {learning_rate: .nan}", "nan is not of type number"),
+    ],
+)
+def test_what_cannot_be_meant_is_refused_as_yaml_writes_it(text, remedy):
+    with pytest.raises(ConfigError, match=re.escape(remedy)):
+        Study(yaml.safe_load(text))
 
 
 @pytest.mark.parametrize("key", ["network.name", "dataset.name", "corpus.name", "results.stability.network.name"])

@@ -24,7 +24,9 @@ INTERRUPTED = 75
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a subcommand; returns the exit status."""
     from cca_dynamics.runtime.signals import interruptible
+    from cca_dynamics.runtime.streams import print_plainly
 
+    print_plainly()
     options = _parser().parse_args(arguments)
     try:
         with interruptible(), operating_system_errors():

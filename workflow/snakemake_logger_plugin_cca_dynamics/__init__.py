@@ -17,6 +17,7 @@ from collections import Counter, defaultdict
 from contextlib import suppress
 from pathlib import Path
 
+from cca_dynamics.runtime.streams import print_plainly
 from rich.console import Console
 from rich.live import Live
 from rich.text import Text
@@ -42,6 +43,7 @@ class LogHandler(LogHandlerBase):
     def __post_init__(self) -> None:
         settings = self.common_settings
         self.dryrun, self.verbose = settings.dryrun, settings.verbose
+        print_plainly()
         self.stream = sys.stdout if settings.stdout else sys.stderr
         capable = os.environ.get("TERM") not in (None, "dumb", "unknown") and "utf" in str(self.stream.encoding).lower()
         self.terminal = self.stream.isatty() and capable

@@ -6,6 +6,7 @@ import difflib
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
+from math import isfinite
 from typing import Annotated, Any, ClassVar, Literal, Union, get_args, get_origin
 
 from pydantic import (
@@ -115,9 +116,11 @@ def _as_number(value: object) -> object:
         raise PydanticCustomError("number_type", "is not a number")
     if isinstance(value, str):
         try:
-            return float(value)
+            value = float(value)
         except ValueError:
             return value
+    if isinstance(value, float) and not isfinite(value):
+        raise PydanticCustomError("finite_number", "is not finite")
     return value
 
 
@@ -302,9 +305,16 @@ def _remedy(error: dict, kind: Any, parts: list) -> str:
         case "json_invalid":
             return f"not JSON ({context['error']})"
     expected = next((name for start, name in TYPES.items() if error["type"].startswith(start)), "")
-    return (
-        f"{value!r} is not of type {expected}; correct the value" if expected else f"{error['msg']}; correct the value"
-    )
+    if not expected:
+        return f"{error['msg']}; correct the value"
+    remedy = {("string", bool): "put it in quotes", ("object", type(None)): "give keys below it, or remove it"}
+    written = {True: "true", False: "false", None: "null"}.get(value, repr(value)) if is_word(value) else repr(value)
+    return f"{written} is not of type {expected}; {remedy.get((expected, type(value)), 'correct the value')}"
+
+
+def is_word(value: object) -> bool:
+    """Whether YAML writes a value as a word: true, false or null."""
+    return value is None or isinstance(value, bool)
 
 
 TYPES = {
