@@ -43,8 +43,8 @@ def home(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def repository(tmp_path_factory):
-    """A working copy that is under version control."""
-    folder = copy_workflow(tmp_path_factory.mktemp("repository") / "cca-dynamics")
+    """A working copy that is under version control; its path has a space."""
+    folder = copy_workflow(tmp_path_factory.mktemp("repository") / "cca dynamics")
     (folder / "pyproject.toml").write_text("")
     for command in (["init", "-q"], ["add", "."]):
         subprocess.run(["git", *command], cwd=folder, check=True)
@@ -52,8 +52,9 @@ def repository(tmp_path_factory):
 
 
 def with_conda(home, folder, *arguments):
+    """Run snakemake; environments go to a path without spaces, as conda and Snakemake's scripts need."""
     path = f"{home}/bin:{variables(folder)['PATH']}"
-    run = snakemake(folder, *arguments, PATH=path)
+    run = snakemake(folder, *arguments, "--conda-prefix", home / "environments", PATH=path)
     assert run.returncode == 0, run.stdout + run.stderr
     return run
 
