@@ -1,11 +1,26 @@
 """Fixtures that several test modules use."""
 
+import fcntl
+import os
+
 import numpy as np
 import pytest
 import yaml
 
 from tests import preloaded
 from tests.builders import ROOT, SMOKE, copy_workflow, snakemake
+
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ["OMP_NUM_THREADS"] = "1"  # before PyTorch is imported; there is one process per core
+
+LONGEST = ("test_workflow", "test_report", "test_custom_network", "test_conda", "test_fuzz")
+"""Modules to begin with, so that the other processes have something to do beside them."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the longest modules."""
+    order = {name: number for number, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: order.get(item.path.stem, len(order)))
 
 
 @pytest.fixture
@@ -28,10 +43,16 @@ def programs(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def finished(tmp_path_factory):
-    """A working copy in which the smoke study has been run once, by the real programs."""
-    folder = copy_workflow(tmp_path_factory.mktemp("smoke") / "a study")
-    run = snakemake(folder, *SMOKE)
-    assert run.returncode == 0, run.stdout + run.stderr
-    folder.joinpath("terminal.txt").write_text(run.stdout + run.stderr)
+def finished(tmp_path_factory, worker_id):
+    """A working copy in which the smoke study has been run once, by the real programs, for all processes of pytest."""
+    base = tmp_path_factory.getbasetemp()
+    base = base if worker_id == "master" else base.parent
+    folder, report = base / "smoke/a study", base / "smoke/terminal.txt"
+    with open(base / "smoke.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not report.exists():
+            run = snakemake(copy_workflow(folder), *SMOKE)
+            report.write_text(f"{run.returncode}\n{run.stdout}{run.stderr}")
+    status, _, text = report.read_text().partition("\n")
+    assert status == "0", text
     return folder

@@ -21,7 +21,7 @@ from cca_dynamics.networks.architectures import describe
 from cca_dynamics.networks.convolutional import build, channels_last
 from cca_dynamics.networks.user_module import measured
 from cca_dynamics.representations import ablation, extraction
-from cca_dynamics.runtime.fingerprints import code_fingerprint, module_fingerprint
+from cca_dynamics.runtime.fingerprints import definitions, module_fingerprint
 from cca_dynamics.runtime.storage import read_tensors
 from cca_dynamics.study import Study, read_config
 from cca_dynamics.training import classifiers
@@ -353,8 +353,8 @@ def test_built_in_networks_do_not_depend_on_the_code_behind_those_of_users():
         "representations.ablation:ablate",
     ):
         for name in ("convnet", "module"):
-            code: dict = {}
-            code_fingerprint(entry, selected=[name, "sgd", "cosine", "none"], collect=code)
+            selected = [f"networks.architectures:{name}", f"networks.convolutional:{name}"]
+            code = definitions([entry], selected)
             assert any(module == "networks.user_module" for module, _ in code) == (name == "module")
 
 

@@ -63,7 +63,7 @@ def test_every_promised_output_is_there(finished):
 
 
 def test_the_run_ends_with_the_table_of_verdicts_and_the_figures(finished):
-    ending = (finished / "terminal.txt").read_text()
+    ending = (finished.parent / "terminal.txt").read_text()
     assert "Verdict" in ending and "Wider networks converge" in ending
     assert all(f"figures/smoke/{result}.png" in ending for result in RESULTS)
 
