@@ -42,7 +42,7 @@ schema: $(READY)
 	@cca-dynamics schema --out workflow/schemas/config.schema.yaml
 
 test: lint
-	@pytest
+	@pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 test-reference: $(READY)
 	@pytest -m slow tests/test_reference.py

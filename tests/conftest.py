@@ -10,10 +10,11 @@ import yaml
 from tests import preloaded
 from tests.builders import ROOT, SMOKE, copy_workflow, snakemake
 
-if "PYTEST_XDIST_WORKER" in os.environ:
-    os.environ["OMP_NUM_THREADS"] = "1"  # before PyTorch is imported; there is one process per core
+IN_PARALLEL = "PYTEST_XDIST_WORKER" in os.environ
+if IN_PARALLEL:  # one process per core: threads that spin would take the other's
+    os.environ |= {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive"}
 
-LONGEST = ("test_workflow", "test_report", "test_custom_network", "test_conda", "test_fuzz")
+LONGEST = ("test_workflow", "test_custom_network", "test_conda", "test_fuzz", "test_cost", "test_results")
 """Modules to begin with, so that the other processes have something to do beside them."""
 
 
@@ -21,6 +22,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Begin with the longest modules."""
     order = {name: number for number, name in enumerate(LONGEST)}
     items.sort(key=lambda item: order.get(item.path.stem, len(order)))
+
+
+@pytest.fixture(autouse=IN_PARALLEL)
+def one_thread():
+    """What tests in one process ask of PyTorch does not slow down the other."""
+    import torch
+
+    torch.set_num_threads(1)
 
 
 @pytest.fixture

@@ -89,7 +89,7 @@ def run(connection: socket.socket) -> None:
     job = json.loads(text)
     for number, stream in enumerate(streams):
         os.dup2(stream, number)
-    sys.stdout, sys.stderr = (open(number, "w", encoding="utf-8", closefd=False) for number in (1, 2))
+    sys.stdout, sys.stderr = (os.fdopen(number, "w", encoding="utf-8", closefd=False) for number in (1, 2))
     os.chdir(job["folder"])
     os.environ.clear()
     os.environ.update(job["environment"])

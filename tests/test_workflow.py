@@ -17,7 +17,7 @@ from cca_dynamics.runtime.storage import read_tensors
 from cca_dynamics.study import Study
 from safetensors import safe_open
 
-from tests.builders import SMOKE, copy_workflow, jobs_of, snakemake, write_images
+from tests.builders import SMOKE, changed, copy_workflow, jobs_of, snakemake, write_images
 
 RESULTS = ("stability", "toy_noise", "generalization", "width", "clusters", "toy_rnn")
 RESULTS += ("recurrent_training", "recurrent_sequence")
@@ -156,6 +156,25 @@ def test_edited_cca_retrains_nothing(edited):
 def test_another_recipe_reruns_only_its_cohorts(edited):
     edit(edited, "studies/smoke.yaml", "training: {epochs: 2, evaluate_every: 2}", "training: {epochs: 3}")
     assert jobs(edited)["train"] == 3  # the three widths
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "planned"),
+    [
+        ("width.training.schedule", "constant", {"train": 3, "activations": 3, "compute": 1}),
+        ("width.measures", ["pwcca", "procrustes"], {"compute": 1}),
+        ("generalization.margin", 0.06, {}),
+        ("stability.unconverged_below", 0.8, {}),
+        ("clusters.ablation.orders", 3, {"ablation": 1, "compute": 1}),
+    ],
+)
+def test_another_option_reruns_what_reads_it(finished, tmp_path, key, value, planned):
+    overlay = tmp_path / "overlay.yaml"
+    overlay.write_text(yaml.safe_dump(changed({}, f"results.{key}", value)))
+    run = snakemake(finished, *SMOKE[:2], overlay, *SMOKE[2:], "--dry-run")
+    counts = dict(re.findall(r"^(\w+) +(\d+) ", run.stdout + run.stderr, re.MULTILINE))
+    followed = {"test_claims": 1, "plot": 1, "claims": 1, "manifest": 1, "all": 1}
+    assert {rule: int(count) for rule, count in counts.items() if rule != "total"} == {**planned, **followed}
 
 
 def test_another_seed_reruns_everything(edited):
