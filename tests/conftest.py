@@ -52,15 +52,15 @@ def programs(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def finished(tmp_path_factory, worker_id):
-    """A working copy in which the smoke study has been run once, by the real programs, for all processes of pytest."""
+def finished(tmp_path_factory, worker_id, programs):
+    """A working copy in which the smoke study has been run once for all processes of pytest."""
     base = tmp_path_factory.getbasetemp()
     base = base if worker_id == "master" else base.parent
     folder, report = base / "smoke/a study", base / "smoke/terminal.txt"
     with open(base / "smoke.lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not report.exists():
-            run = snakemake(copy_workflow(folder), *SMOKE)
+            run = snakemake(copy_workflow(folder), *SMOKE, programs=programs)
             report.write_text(f"{run.returncode}\n{run.stdout}{run.stderr}")
     status, _, text = report.read_text().partition("\n")
     assert status == "0", text
