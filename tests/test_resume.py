@@ -180,7 +180,7 @@ def test_saves_of_other_recipes_data_or_code_are_not_used(tmp_path, data, monkey
     train_half()
     assert not resumes(write_dataset(data.with_name("other.safetensors"), 1, train=61))
     train_half()
-    monkeypatch.setattr(resume, "code_fingerprint", lambda *entries: "edited")
+    monkeypatch.setattr(resume, "code_fingerprint", lambda *entries, **selected: "edited")
     assert not resumes()
 
 

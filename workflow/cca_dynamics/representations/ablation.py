@@ -63,8 +63,7 @@ def ablate(
     masks_per_network = request.orders * len(shares)
     accuracy = torch.full((len(network_indices), masks_per_network), torch.nan)
     inputs = {"data": dataset.checksum, "networks": checksum(metadata)}
-    determining = {"request": request.model_dump(mode="json"), **recipe.model_dump(mode="json")}
-    key = key_of(determining, device, "representations.ablation:ablate", **inputs)
+    key = key_of([request, recipe], device, "representations.ablation:ablate", **inputs)
     with resuming(out, key, minutes=save_minutes, steps=save_steps, report=report) as work:
         if (saved := work.load()) is not None:
             accuracy.copy_(saved[0]["accuracy"])

@@ -17,12 +17,13 @@ import os
 import platform
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from cca_dynamics.config.base import Model, as_json, registry_entries
 from cca_dynamics.errors import DamagedFile, Interrupted
 from cca_dynamics.runtime.fingerprints import code_fingerprint
 from cca_dynamics.runtime.signals import stopping_first
@@ -144,20 +145,20 @@ def _remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def key_of(recipe: dict, device: str, *entries: str, **inputs: object) -> dict:
+def key_of(recipe: Sequence[Model], device: str, entry: str, **inputs: object) -> dict:
     """Everything that determines a result bit for bit: recipe, inputs, code, versions and threads.
 
     Args:
-        recipe: what is computed, as JSON.
+        recipe: what is computed; of registries only the entries that it names count.
         device: "cpu" or "cuda".
-        entries: "module:name" of the code, see `fingerprints.code_fingerprint`.
+        entry: "module:name" of the code, see `fingerprints.code_fingerprint`.
         inputs: checksums of the inputs, and whatever else the result depends on.
     """
     import torch  # here, because commands that compute nothing start faster without it
 
     return {
-        "recipe": recipe,
-        "code": code_fingerprint(*entries),
+        "recipe": as_json(recipe),
+        "code": code_fingerprint(entry, selected=registry_entries(recipe)),
         "versions": {name: version(name) for name in ("torch", "numpy")},
         "machine": [platform.machine(), device, torch.get_num_threads()],
         **inputs,

@@ -66,7 +66,7 @@ def training_run(
     Raises:
         Interrupted: the process was interrupted; the state is saved beside `out`.
     """
-    key = key_of(recipe.model_dump(mode="json"), device, entry, **inputs)
+    key = key_of([recipe], device, entry, **inputs)
     with resuming(out, key, minutes=save_minutes, steps=save_steps, report=report) as work:
         run = TrainingRun(recipe, work, tensors, device, report)
         checkpoints.save_recipe(recipe, inputs, work.output)
