@@ -93,7 +93,7 @@ def run(connection: socket.socket) -> None:
     os.chdir(job["folder"])
     os.environ.clear()
     os.environ.update(job["environment"])
-    sys.path[0] = os.environ["PYTHONPATH"]
+    sys.path[:1] = filter(None, [os.environ.get("PYTHONPATH")])
     sys.argv = ["cca-dynamics", *job["arguments"]]
     status = 1
     try:

@@ -27,6 +27,7 @@ STUDIES = [
     read_config(overlays, ROOT / "config.yaml") for overlays in ([], *([p] for p in ROOT.glob("studies/*.yaml")))
 ]
 SMOKE = read_config([ROOT / "studies/smoke.yaml"], ROOT / "config.yaml")
+SCHEMA = json_schema()
 
 
 def leaves(config: dict, path=()) -> dict[tuple, object]:
@@ -108,7 +109,7 @@ def test_any_config_makes_a_study_or_names_its_key(changes):
     if problem := refusal(with_changes(changes)):
         assert re.match(r"config key [\w.(]", str(problem)) and "\n" not in str(problem), str(problem)
         first = problem.key.partition(".")[0]
-        assert first in json_schema()["properties"] or first == "(top level)", problem.key
+        assert first in SCHEMA["properties"] or first == "(top level)", problem.key
 
 
 @settings(max_examples=200, deadline=None)
