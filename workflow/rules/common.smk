@@ -59,6 +59,18 @@ def param(stage, name):
     return lambda wildcards: study.params(stage, **wildcards)[name]
 
 
+TOLD = set()
+
+
+def options_of_claims(wildcards):
+    """The options that a result's claims are tested with; the user is told, once, what makes them impossible to test."""
+    for obstacle in study.obstacles(wildcards.result):
+        if workflow.is_main_process and obstacle not in TOLD:
+            TOLD.add(obstacle)
+            logger.warning(f"config key {obstacle.key}: {obstacle.problem}")
+    return study.params("claims", result=wildcards.result)["options"]
+
+
 TOKENS_NEEDED = tokens_needed(study.config, list(study.cohorts.values()))
 
 

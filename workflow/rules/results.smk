@@ -38,18 +38,6 @@ rule compute:
         " --device {params.device} --threads {threads} &> {log}"
 
 
-TOLD = set()
-
-
-def options_of_claims(wildcards):
-    """The options that a result's claims are tested with; the user is told, once, what makes them impossible to test."""
-    for obstacle in study.obstacles(wildcards.result):
-        if workflow.is_main_process and obstacle not in TOLD:
-            TOLD.add(obstacle)
-            logger.warning(f"config key {obstacle.key}: {obstacle.problem}")
-    return study.params("claims", result=wildcards.result)["options"]
-
-
 rule test_claims:
     """Test the paper's claims on the table of one result."""
     input:
