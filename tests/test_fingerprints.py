@@ -160,6 +160,19 @@ def test_a_variable_is_not_the_definition_of_its_name(package):
     assert changed(package, "other", "def plot(x): return x\ndef size(x): return x\n") == {"compute"}
 
 
+def test_an_import_inside_a_function_counts_though_its_name_is_assigned_again(package):
+    package("other", "def plot(x): return x\n")
+    source = """
+        SCALE = 2
+        def core(x):
+            from cca_dynamics.other import plot
+            plot = plot if x else None
+            return SCALE * plot(x)
+        """
+    assert changed(package, "cca", source) == {"compute"}
+    assert changed(package, "other", "def plot(x): return -x\n") == {"compute"}
+
+
 def test_keys_of_another_registry_do_not_count(package):
     keys = ["elsewhere:pwcca"]
     before = fingerprints.code_fingerprint("result:compute", selected=keys)

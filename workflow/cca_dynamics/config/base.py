@@ -308,13 +308,8 @@ def _remedy(error: dict, kind: Any, parts: list) -> str:
     if not expected:
         return f"{error['msg']}; correct the value"
     remedy = {("string", bool): "put it in quotes", ("object", type(None)): "give keys below it, or remove it"}
-    written = {True: "true", False: "false", None: "null"}.get(value, repr(value)) if is_word(value) else repr(value)
+    written = json.dumps(value) if value is None or isinstance(value, bool) else repr(value)  # true, false and null
     return f"{written} is not of type {expected}; {remedy.get((expected, type(value)), 'correct the value')}"
-
-
-def is_word(value: object) -> bool:
-    """Whether YAML writes a value as a word: true, false or null."""
-    return value is None or isinstance(value, bool)
 
 
 TYPES = {

@@ -31,7 +31,7 @@ from cca_dynamics.errors import ConfigError, UserError
 from cca_dynamics.runtime.fingerprints import module_fingerprint
 
 STAGES = ("dataset", "corpus", "train", "activations", "ablation", "compute", "claims", "plot", "merge")
-"""The stages of a study that read the config, in order; each is a rule of the workflow."""
+"""The stages of a study that read the config, in order; each is a command of `cca-dynamics`."""
 
 
 # Data.

@@ -46,25 +46,23 @@ class Obstacle(NamedTuple):
     problem: str
 
 
-def too_few(key: str, count: int, what: str, smallest_p: Callable[[int], float] | None = None) -> list[Obstacle]:
-    """The obstacle that a setting is too small for an interval or a test; none if it is large enough.
+def too_few(key: str, count: int, what: str, smallest_p: Callable[[int], float] = lambda count: 0.0) -> list[Obstacle]:
+    """The obstacle that a setting is too small for an interval or for a test; none if it is large enough.
 
     Args:
         key: of the config.
-        count: its value, a number of networks where there is no test.
+        count: its value.
         what: it counts, in the plural.
         smallest_p: the smallest p value of the test of so many.
     """
 
     def suffice(count: int) -> bool:
-        if smallest_p is None:
-            return count >= statistics.FEWEST
-        return smallest_p(count) < ALPHA
+        return count >= statistics.FEWEST and smallest_p(count) < ALPHA
 
     if suffice(count):
         return []
     least = next(more for more in range(count, count + 100) if suffice(more))
-    lack = "no interval" if smallest_p is None else f"no p below {smallest_p(count):.2g}"
+    lack = f"no p below {p:.2g}" if (p := smallest_p(count)) >= ALPHA else "no interval"
     return [Obstacle(key, f"{count} {what} give {lack}, so claims about them are not testable; give {least} or more")]
 
 

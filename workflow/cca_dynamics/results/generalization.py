@@ -103,10 +103,8 @@ def obstacles(config: StudyConfig, options: Options) -> list[Obstacle]:
     def smallest_p(networks: int) -> float:
         return late * statistics.smallest_relabelling_p(networks, networks)
 
-    key = f"{KEY}.networks"
-    return too_few(key, options.networks, "networks of each kind") or too_few(
-        key, options.networks, f"networks of each kind and {late} late layers", smallest_p
-    )
+    what = f"networks of each kind and {late} late layers"
+    return too_few(f"{KEY}.networks", options.networks, what, smallest_p)
 
 
 def cohorts(config: StudyConfig, options: Options) -> list[Cohort]:

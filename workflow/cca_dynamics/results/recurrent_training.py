@@ -59,8 +59,7 @@ def obstacles(config: StudyConfig, options: Options) -> list[Obstacle]:
             (f"{KEY}.deeper_networks", options.deeper_networks, options.deeper),
         )
         if networks and layers
-        for obstacle in too_few(key, networks, "networks")
-        or too_few(
+        for obstacle in too_few(
             key,
             networks,
             f"networks of {layers} layers",

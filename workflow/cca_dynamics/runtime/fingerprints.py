@@ -312,6 +312,8 @@ def _local_names(function: ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda) 
                 names.add(name)
             case ast.Global(more) | ast.Nonlocal(more):
                 elsewhere |= set(more)
+            case ast.ImportFrom() | ast.Import():
+                elsewhere |= {alias.asname or alias.name for alias in node.names}
         if not isinstance(node, INNER_SCOPES):
             pending += ast.iter_child_nodes(node)
     return names - elsewhere
