@@ -168,7 +168,10 @@ def obstacles(config: StudyConfig, options: Options) -> list[Obstacle]:
         first = options.recurrent.early_epoch if cohort.data == "corpus" else options.early_epoch
         if not _has_neighbours(*_at_half([epoch for epoch in cohort.stored_epochs if epoch > first])):
             found.append(
-                Obstacle(early, f"{NO_SPIKE}, so a claim is not testable; lower it, or store more checkpoints")
+                Obstacle(
+                    early,
+                    f"{NO_SPIKE}, so the claim about T/2 is not testable; train longer, or store more checkpoints",
+                )
             )
     return found
 
