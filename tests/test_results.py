@@ -141,6 +141,9 @@ def test_what_no_data_could_reproduce_is_not_testable_and_says_why(options):
     assert {claim.verdict for claim in claims_of(stability, few, options["stability"])} == {NOT_TESTABLE}
     early = table[~table["epoch"].between(3, 19)]  # nothing between t_early and T/2
     assert verdicts(stability, early, options["stability"])["spike"] == NOT_TESTABLE
+    end = table[table["epoch"].isin([0, 2, 40])]  # one checkpoint after t_early: T/2 and the end are the same
+    result = verdicts(stability, end, options["stability"])
+    assert result["spike"] == NOT_TESTABLE and result["stable_set"] == REPRODUCED
 
 
 OBSTACLES = {
