@@ -5,6 +5,7 @@ Recipes and requests travel to the stages as JSON on a command line, and a recip
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Annotated, Literal
@@ -95,6 +96,7 @@ class HeldOutRequest(Model):
         layers: all of them, or their names.
         points: positions of the text, at least.
         positions: so many that follow each other belong together.
+        context: tokens that are read before them, whose states are not stored.
     """
 
     kind: Literal["held_out"] = "held_out"
@@ -103,6 +105,7 @@ class HeldOutRequest(Model):
     layers: Layers
     points: int
     positions: int = 1
+    context: int = 0
 
 
 class RepeatsRequest(Model):
@@ -124,6 +127,11 @@ class RepeatsRequest(Model):
     length: int
     starts: tuple[float, ...]
     repeats: int
+
+
+def tokens_before(start: float, length: int) -> int:
+    """How many tokens of a sequence are read before a token is repeated, after a share of the sequence."""
+    return min(max(round(start * length), 1), length - 1)
 
 
 Request = Annotated[LayerRequest | HeldOutRequest | RepeatsRequest, Field(discriminator="kind")]
@@ -194,6 +202,19 @@ class Cohort:
         if isinstance(training.learning_rate, tuple):
             training = training.with_changes({"learning_rate": training.learning_rate[first : last + 1]})
         return ClassifierRecipe(labels=self.labels, training=training, **shared)
+
+
+def checkpoint_epochs(epochs: int, every: float, in_first_epoch: int) -> set[float]:
+    """Epochs after which networks are stored: the beginning, so many in the first epoch, then at regular distances.
+
+    Args:
+        epochs: of the whole training; the last one is among the result.
+        every: epochs between two checkpoints.
+        in_first_epoch: how many checkpoints divide the first epoch evenly, its end included.
+    """
+    early = {round(i / in_first_epoch, 6) for i in range(in_first_epoch)}
+    regular = {round(i * every, 6) for i in range(math.floor(epochs / every) + 1)}
+    return early | regular | {1.0, float(epochs)}
 
 
 def merged(cohorts: Iterable[Cohort]) -> dict[str, Cohort]:

@@ -298,7 +298,7 @@ class LanguageTraining(Model):
     momentum: Number = Field(0.0, ge=0, lt=1, description="Of SGD.")
     weight_decay: Number = Field(0.0, ge=0, le=1, description="Added to the gradient, times the weights.")
     schedule: Annotated[str, RegistryKey("training.optimizers:SCHEDULES")] = Field(
-        "linear", description="Learning rate over the run; linear and cosine end at 0."
+        "constant", description="Learning rate over the run; linear and cosine end at 0."
     )
     initial: Annotated[str, RegistryKey("networks.lstm:INITIALIZERS")] = Field(
         "glorot", description="How initial weights are drawn."
@@ -307,7 +307,10 @@ class LanguageTraining(Model):
     window: Integer = Field(32, ge=2, le=10_000, description="Tokens that the gradient goes back.")
     vary_windows: Boolean = Field(False, description="Windows of random length, the learning rate in proportion.")
     epochs: Integer = Field(4, ge=2, le=100_000, description="Passes over the training text.")
-    checkpoint_every: Count = Field(1, description="Epochs between stored checkpoints.")
+    checkpoint_every: Number = Field(0.5, ge=0.01, description="Epochs between stored checkpoints.")
+    checkpoints_in_first_epoch: Count = Field(
+        12, description="Checkpoints within the first epoch, when layers change most, evenly spaced."
+    )
     clip: Annotated[Number, Field(gt=0)] | None = Field(1.0, description="Largest norm of a gradient; null: any.")
     patience: Count = Field(5, description="nt_asgd: epochs without improvement until weights are averaged.")
     activation_penalty: Number = Field(0.0, ge=0, description="On the square of the last layer's outputs.")

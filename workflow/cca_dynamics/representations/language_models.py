@@ -6,10 +6,11 @@ import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from cca_dynamics.config.cohorts import HeldOutRequest, RepeatsRequest
+from cca_dynamics.config.cohorts import HeldOutRequest, RepeatsRequest, tokens_before
 from cca_dynamics.data import corpora
 from cca_dynamics.data.corpora import EVALUATION_COLUMNS
 from cca_dynamics.errors import UserError
@@ -17,6 +18,9 @@ from cca_dynamics.networks.architectures import describe_language_model
 from cca_dynamics.networks.lstm import LanguageModels
 from cca_dynamics.runtime.storage import read_tensors, replacing, write_contents, write_tensors
 from cca_dynamics.training import checkpoints
+
+POSITIONS_AT_A_TIME = 32
+"""Tokens of all sequences that are read at a time where their states are not stored."""
 
 
 def extract(
@@ -88,15 +92,18 @@ def held_out_states(
         UserError: the text is too short.
     """
     length = math.ceil(request.points / (EVALUATION_COLUMNS * request.positions)) * request.positions
-    if len(tokens) < length * EVALUATION_COLUMNS:
+    needed = length * EVALUATION_COLUMNS + request.context
+    if len(tokens) < needed:
         raise UserError(
-            f"corpus.valid: {len(tokens)} tokens, but {request.points} data points need "
-            f"{length * EVALUATION_COLUMNS}; give more text or compare fewer data points"
+            f"corpus.valid: {len(tokens)} tokens, but {request.points} data points need {needed}; give more text or "
+            "compare fewer data points"
         )
-    starts = torch.linspace(0, len(tokens) - length, EVALUATION_COLUMNS).long()
-    text = torch.stack([tokens[start : start + length] for start in starts], dim=1)
+    read = request.context + length
+    starts = torch.linspace(0, len(tokens) - read, EVALUATION_COLUMNS).long()
+    text = torch.stack([tokens[start : start + read] for start in starts], dim=1)
     initial = models.zero_state(len(state["embedding.weight"]), EVALUATION_COLUMNS, tokens.device)
     hidden, _, _ = models.outputs(state, text, initial)
+    hidden = [states[:, request.context :] for states in hidden]
     states = dict(zip(models.architecture.layers, hidden, strict=True))
     return {layer: states[layer].transpose(1, 2).flatten(1, 2) for layer in _requested_layers(models, request)}
 
@@ -118,29 +125,54 @@ def repeated_states(
         as many positions at the end of the sequences, without repetition.
 
     Raises:
-        UserError: the text is too short.
+        UserError: the text is too short or repeats itself too much.
     """
-    sequences, length, repeats = request.sequences, request.length, request.repeats
-    if len(tokens) < length + sequences:
-        raise UserError(
-            f"corpus.valid: {len(tokens)} tokens are too few for {sequences} sequences of {length}; give more text or "
-            "lower results.recurrent_sequence.sequences"
-        )
-    starts = torch.linspace(0, len(tokens) - length, sequences).long()
-    text = torch.stack([tokens[start : start + length] for start in starts], dim=1)  # (length, sequences)
+    repeats = request.repeats
+    before = {start: tokens_before(start, request.length) for start in request.starts}
+    before[None] = request.length - repeats  # no repetition
+    text = _distinct_sequences(tokens, request, min(before.values()) + 1)
+    carried, position = models.zero_state(len(state["embedding.weight"]), request.sequences, tokens.device), 0
     requested_layers = _requested_layers(models, request)
     result: dict[str, Tensor] = {}
-    for share in [*request.starts, None]:
-        before = length - repeats if share is None else min(max(round(share * length), 1), length - 1)
-        carried = models.zero_state(len(state["embedding.weight"]), sequences, tokens.device)
-        _, _, carried = models.outputs(state, text[:before], carried)
-        after = text[before:] if share is None else text[before : before + 1].expand(repeats, -1)
+    for start in sorted(before, key=lambda start: before[start]):
+        while position < before[start]:
+            last = min(position + POSITIONS_AT_A_TIME, before[start])
+            _, _, carried = models.outputs(state, text[position:last], carried)
+            position = last
+        after = text[position:] if start is None else text[position : position + 1].expand(repeats, -1)
         hidden, _, _ = models.outputs(state, after[:repeats], carried)
-        start = "none" if share is None else f"{share:g}"
+        name = "none" if start is None else f"{start:g}"
         for layer, states in zip(models.architecture.layers, hidden, strict=True):
             if layer in requested_layers:
-                result[f"{layer}@{start}"] = states.transpose(1, 2).flatten(1, 2)
+                result[f"{layer}@{name}"] = states.transpose(1, 2).flatten(1, 2)
     return result
+
+
+def _distinct_sequences(tokens: Tensor, request: RepeatsRequest, context: int) -> Tensor:
+    """Sequences of a text that differ in their first tokens, so that no two networks' states are equal by construction.
+
+    Args:
+        tokens: (tokens,) the text.
+        request: how many sequences, and their length.
+        context: number of first tokens in which they differ.
+
+    Returns:
+        (length, sequences), from places that are spread over the text as evenly as that allows.
+
+    Raises:
+        UserError: the text is too short or repeats itself too much.
+    """
+    places = len(tokens) - request.length + 1
+    windows = tokens[: places + context - 1].unfold(0, context, 1).cpu().numpy() if places > 0 else np.empty((0, 1))
+    _, first_places = np.unique(windows, axis=0, return_index=True)
+    if len(first_places) < request.sequences:
+        raise UserError(
+            f"corpus.valid: {len(tokens)} tokens hold {len(first_places)} sequences of {request.length} that differ in "
+            f"their first {context} tokens, too few for {request.sequences}; give more text or lower "
+            "results.recurrent_sequence.sequences"
+        )
+    chosen = np.sort(first_places)[np.linspace(0, len(first_places) - 1, request.sequences).round().astype(int)]
+    return torch.stack([tokens[place : place + request.length] for place in chosen.tolist()], dim=1)
 
 
 def _requested_layers(models: LanguageModels, request: HeldOutRequest | RepeatsRequest) -> Sequence[str]:

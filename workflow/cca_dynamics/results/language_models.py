@@ -7,7 +7,13 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 
-from cca_dynamics.config.cohorts import Cohort, HeldOutRequest, LanguageNetwork, RepeatsRequest
+from cca_dynamics.config.cohorts import (
+    Cohort,
+    HeldOutRequest,
+    LanguageNetwork,
+    RepeatsRequest,
+    checkpoint_epochs,
+)
 from cca_dynamics.config.models import StudyConfig
 from cca_dynamics.data.corpora import EVALUATION_COLUMNS
 
@@ -15,12 +21,12 @@ SHALLOW, DEEPER = "lstm", "lstm-deeper"
 
 
 def shallow(config: StudyConfig, *requests: HeldOutRequest | RepeatsRequest) -> Cohort:
-    """The cohort of the study's language models, stored every `checkpoint_every` epochs, and when stability needs it.
+    """The cohort of the study's language models, stored as `checkpoint_epochs` says, and when stability needs it.
 
     They are stored then whether or not that result is made, so that asking for it later trains nothing again.
     """
     model, followed = config.language_model, config.results.stability.recurrent
-    epochs = {followed.early_epoch, config.language_training.epochs // 2} if followed else set()
+    epochs = {followed.early_epoch, config.language_training.epochs / 2} if followed else set()
     return _cohort(config, SHALLOW, model.networks, model.sizes, requests, epochs)
 
 
@@ -36,16 +42,16 @@ def _cohort(
     networks: int,
     sizes: tuple[int, ...],
     requests: tuple[HeldOutRequest | RepeatsRequest, ...],
-    more_epochs: Iterable[int] = (),
+    more_epochs: Iterable[float] = (),
 ) -> Cohort:
     model, training = config.language_model, config.language_training
-    epochs = {*range(0, training.epochs + 1, training.checkpoint_every), training.epochs, *more_epochs}
+    regular = checkpoint_epochs(training.epochs, training.checkpoint_every, training.checkpoints_in_first_epoch)
     return Cohort(
         name=name,
         networks=networks,
         network=LanguageNetwork(embedding=model.embedding, sizes=sizes, tied=model.tied),
         training=training,
-        checkpoints=tuple(sorted(epochs)),
+        checkpoints=tuple(sorted({*regular, *map(float, more_epochs)})),
         requests=requests,
     )
 
@@ -69,7 +75,7 @@ def tokens_needed(config: StudyConfig, cohorts: list[Cohort]) -> dict[str, int]:
             tokens = request.length + request.sequences
         else:
             block = EVALUATION_COLUMNS * request.positions
-            tokens = math.ceil(request.points / block) * block
+            tokens = math.ceil(request.points / block) * block + request.context
         valid = max(valid, tokens)
     return {"train": training.batch_size * (training.window + 1), "valid": valid}
 

@@ -2,12 +2,14 @@
 
 Protocol (Morcos et al. 2018, appendix A.3). A3: the states at all positions equal to j modulo 20 are one
 representation O_j; its distance to O_19. A4: one input is repeated 20 times, after some share of a sequence; the state
-at each repeat against the last. The paper leaves open how many sequences there are; here each of many sequences of
-held-out text is one data point.
+at each repeat against the last. The paper leaves open how long a sequence is and how many there are; here each of many
+sequences of held-out text is one data point, and even the earliest repetition follows `FEWEST_TOKENS` tokens, so that
+sequences differ before it.
 """
 
 from __future__ import annotations
 
+import math
 from typing import Annotated
 
 import numpy as np
@@ -15,18 +17,21 @@ import pandas as pd
 from pydantic import AfterValidator, Field
 
 from cca_dynamics.config.base import MANY, Integer, Number, each_once
-from cca_dynamics.config.cohorts import Cohort, HeldOutRequest, RepeatsRequest
+from cca_dynamics.config.cohorts import Cohort, HeldOutRequest, RepeatsRequest, tokens_before
 from cca_dynamics.config.models import MEASURES_DESCRIPTION, Measures, ResultOptions, StageOptions, StudyConfig, option
-from cca_dynamics.errors import ConfigError
+from cca_dynamics.errors import ConfigError, UserError
 from cca_dynamics.results import figures, language_models, statistics
-from cca_dynamics.results.claims import MISSED, Claim, Interval, Obstacle, mean_claim, missed_claims, too_few
+from cca_dynamics.results.claims import MISSED, Claim, Obstacle, mean_claim, missed_claims, too_few
 from cca_dynamics.results.inputs import Inputs
 from cca_dynamics.results.layers import require_data_points
+from cca_dynamics.results.statistics import Estimate
 from cca_dynamics.results.tables import CONTROLS, distance_rows, select, tidy
 
 KEY = "results.recurrent_sequence"
 NONE = -1.0
 """The start of the repetition in sequences that have none."""
+FEWEST_TOKENS = 20
+"""Tokens before the earliest repetition (ours): after a single character of context few states are different."""
 LITTLE = 0.5
 """Share of the distance of unrelated representations from which there is "little similarity" (ours)."""
 
@@ -41,7 +46,7 @@ class Options(ResultOptions):
         1000, "activations", ge=20, le=MANY, description="Sequences; the data points of a comparison."
     )
     length: Integer = option(
-        100, "activations", ge=4, le=MANY, description="Tokens of a sequence, in which an input is repeated."
+        2000, "activations", ge=4, le=MANY, description="Tokens of a sequence, in which an input is repeated."
     )
     starts: Annotated[tuple[Annotated[Number, Field(gt=0, lt=1)], ...], AfterValidator(each_once)] = option(
         (0.01, 0.08, 0.24, 0.48, 0.81),
@@ -59,6 +64,13 @@ def check(config: StudyConfig, options: Options) -> None:
     require_data_points(f"{KEY}.sequences", options.sequences, "sequences", config.language_model.sizes)
     if options.length <= options.positions:
         raise ConfigError(f"{KEY}.length", f"sequences of {options.length} have no {options.positions} positions")
+    earliest = min(options.starts)
+    if (tokens := tokens_before(earliest, options.length)) < FEWEST_TOKENS:
+        raise ConfigError(
+            f"{KEY}.length",
+            f"only {tokens} tokens come before the earliest start, {earliest:g} of a sequence, too few for sequences "
+            f"to differ; give {math.ceil(FEWEST_TOKENS / earliest)} or more, or begin later",
+        )
 
 
 def obstacles(config: StudyConfig, options: Options) -> list[Obstacle]:
@@ -70,7 +82,12 @@ def cohorts(config: StudyConfig, options: Options) -> list[Cohort]:
     """The shallow language models."""
     positions = options.positions
     text = HeldOutRequest(
-        epochs="final", split="sequence", layers="all", points=positions * options.sequences, positions=positions
+        epochs="final",
+        split="sequence",
+        layers="all",
+        points=positions * options.sequences,
+        positions=positions,
+        context=FEWEST_TOKENS,
     )
     repeats = RepeatsRequest(
         epochs="final",
@@ -89,6 +106,9 @@ def compute(inputs: Inputs, options: StageOptions) -> pd.DataFrame:
     Returns:
         Tidy rows, quantity "distance": network, layer, layer_index, input ("text": A3, or "repeat": A4), start (share
         of the sequence before the repetition; -1: none), position, measure, value, rank_a, rank_b, n, floor.
+
+    Raises:
+        UserError: sequences have equal states, so that the comparison has fewer data points than it seems.
     """
     from cca_dynamics.similarity import factorize
 
@@ -100,6 +120,7 @@ def compute(inputs: Inputs, options: StageOptions) -> pd.DataFrame:
             rows = []
             for network, states in enumerate(inputs.representations(cohort, name, step, split)):
                 by_position = states.reshape(-1, options.positions, states.shape[-1]).swapaxes(0, 1)
+                _require_distinct(by_position[0], network, name)
                 *earlier, last = (factorize(x, device=inputs.device) for x in by_position)
                 for position, factors in enumerate(earlier):
                     rows += distance_rows(factors, last, options.measures, network=network, position=position)
@@ -107,6 +128,15 @@ def compute(inputs: Inputs, options: StageOptions) -> pd.DataFrame:
             columns["start"] = float(start) if start not in ("", "none") else NONE
             tables.append(pd.DataFrame(rows).assign(**columns))
     return tidy(tables)
+
+
+def _require_distinct(states: np.ndarray, network: int, layer: str) -> None:
+    """Refuse states (sequences, units) of which some are equal: each should be a data point of its own."""
+    if (distinct := len(np.unique(states, axis=0))) < len(states):
+        raise UserError(
+            f"network {network} has {distinct} different states of {layer} in {len(states)} sequences; make "
+            f"{KEY}.length larger, so that more of the sequences is read before an input is repeated"
+        )
 
 
 def claims(table: pd.DataFrame, options: StageOptions) -> list[Claim]:
@@ -123,23 +153,20 @@ def claims(table: pd.DataFrame, options: StageOptions) -> list[Claim]:
         return rows[np.isclose(rows["start"], start)].groupby("network")["value"].mean().to_numpy()
 
     def claim(
-        name: str, figure: str, statement: str, statistic: str, values: np.ndarray, threshold: float = 0.0
+        name: str, figure: str, statement: str, statistic: str, values: np.ndarray, threshold: float = 0.0, **fields
     ) -> Claim:
         return mean_claim(
             threshold,
             values,
-            options.seed,
             claim=f"recurrent_sequence.{name}",
             figure=figure,
+            source="appendix A.3",
             statement=statement,
-            statistic=f"{statistic}; mean of {networks} networks, bootstrap",
+            statistic=f"{statistic}; mean of {networks} networks, Student's interval",
+            **fields,
         )
 
-    def change(measure: str) -> tuple[float, Interval]:
-        """Relative difference between early and late repeats, and its interval."""
-        values = np.abs(1 - repeated(measure, early) / repeated(measure, late))
-        return values.mean(), statistics.bootstrap_mean(values, options.seed)
-
+    by_start = np.column_stack([repeated("pwcca", start) for start in sorted(options.starts)])
     return [
         claim(
             "little_similarity",
@@ -162,15 +189,31 @@ def claims(table: pd.DataFrame, options: StageOptions) -> list[Claim]:
             "A4",
             "Repeated inputs give linearly similar states early in a sequence and less so late.",
             f"PWCCA distance to the last repeat, starting after {late:.0%} minus after {early:.0%} of the sequence",
-            repeated("pwcca", late) - repeated("pwcca", early),
+            by_start[:, -1] - by_start[:, 0],
+        ),
+        claim(
+            "later_is_farther",
+            "A4",
+            "The later in a sequence an input is repeated, the less similar are the states.",
+            f"share of the pairs of starts of which the later one has the larger PWCCA distance (over 0.5), of "
+            f"{len(options.starts)} starts, Jonckheere's test",
+            statistics.ordered_pairs(by_start),
+            0.5,
+            no_effect=0.5,
+            p_value=statistics.matched_jonckheere_p(by_start, options.seed),
         ),
         *missed_claims(
-            {measure: change(measure) for measure in CONTROLS if measure in options.measures},
-            claim="recurrent_sequence.raw_insensitive",
+            {
+                measure: Estimate.of_mean(repeated(measure, late) / repeated(measure, early) - 1)
+                for measure in CONTROLS
+                if measure in options.measures
+            },
+            claim="recurrent_sequence.insensitive",
             figure="A4",
-            statement="Cosine and Euclidean distance do not tell early repeats from late ones.",
-            effect=f"relative difference between starts after {early:.0%} and {late:.0%}",
-            details=f" (below {MISSED:g}); mean of {networks} networks, bootstrap",
+            source="appendix A.3",
+            statement="that late repeats differ more than early ones.",
+            effect=f"distance after {late:.0%} over that after {early:.0%} of the sequence, minus 1,",
+            details=f" (within ±{MISSED:g}); mean of {networks} networks, Student's interval",
         ),
     ]
 

@@ -1,12 +1,14 @@
 """Figures 6 and A8: recurrent networks converge from the bottom up.
 
-Protocol (Morcos et al. 2018, section 4.1). The distance of every layer to its own final state, after every epoch of
-training, on held-out text; a model of three layers and a deeper one. A layer that converges early has little area under
-its curve.
+Protocol (Morcos et al. 2018, section 4.1). The distance of every layer to its own final state over training, on
+held-out text; a model of three layers and a deeper one. A layer that converges early has little area under its curve.
+Layers differ in their distance at initialisation already, and the paper's areas contain it: so checkpoints are densest
+in the first epoch, areas begin after initialisation, and curves are judged in units of their first value, too.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Annotated
 
 import numpy as np
@@ -18,9 +20,10 @@ from cca_dynamics.config.cohorts import Cohort
 from cca_dynamics.config.models import MEASURES_DESCRIPTION, Measures, ResultOptions, StageOptions, StudyConfig, option
 from cca_dynamics.errors import ConfigError
 from cca_dynamics.results import figures, language_models, statistics
-from cca_dynamics.results.claims import Claim, Obstacle, mean_claim, too_few
+from cca_dynamics.results.claims import Claim, Obstacle, estimate_claim, mean_claim, too_few
 from cca_dynamics.results.inputs import Inputs, performance
 from cca_dynamics.results.layers import require_data_points
+from cca_dynamics.results.statistics import Estimate
 from cca_dynamics.results.tables import CONTROLS, distance_rows, select, tidy
 
 KEY = "results.recurrent_training"
@@ -35,7 +38,7 @@ class Options(ResultOptions):
     )
     deeper_networks: Integer = option(4, "train", ge=2, le=10_000, description="Networks of the deeper model.")
     data_points: Integer = option(
-        5000, "activations", ge=100, le=MANY, description="Tokens of held-out text on which layers are compared."
+        3000, "activations", ge=100, le=MANY, description="Tokens of held-out text on which layers are compared."
     )
     measures: Measures = option(
         ("pwcca", "mean_cca", "cosine", "euclidean"), "compute", "claims", "plot", description=MEASURES_DESCRIPTION
@@ -103,62 +106,135 @@ def compute(inputs: Inputs, options: StageOptions) -> pd.DataFrame:
     return tidy(tables)
 
 
-def areas(table: pd.DataFrame, cohort: str, measure: str) -> np.ndarray:
-    """Area under each layer's curve over training, in units of the distance: (networks, layers)."""
-    rows = select(table, quantity="distance", cohort=cohort, measure=measure)
-    curves = rows.pivot_table(index=["network", "layer_index"], columns="epoch", values="value")
-    epochs = curves.columns.to_numpy(float)
-    area = np.trapezoid(curves.to_numpy(), epochs, axis=1) / (epochs[-1] - epochs[0])
-    return area.reshape(-1, curves.index.get_level_values("layer_index").nunique())
+@dataclass(frozen=True)
+class Curves:
+    """The distance of each layer to its final state over training, of N networks.
 
-
-def separation(area: np.ndarray) -> np.ndarray:
-    """How much later than the first layer the last one converges, over the mean of all layers.
-
-    Args:
-        area: (networks, layers), see `areas`.
-
-    Returns:
-        (networks,), without a unit.
+    Attributes:
+        epochs: (E,) of the checkpoints, from 0 to the end.
+        distances: (N, L, E).
     """
-    return (area[:, -1] - area[:, 0]) / area.mean(axis=1)
+
+    epochs: np.ndarray
+    distances: np.ndarray
+
+    @classmethod
+    def of(cls, table: pd.DataFrame, cohort: str, measure: str) -> Curves:
+        """The curves of one cohort under one measure."""
+        rows = select(table, quantity="distance", cohort=cohort, measure=measure)
+        curves = rows.pivot_table(index=["network", "layer_index"], columns="epoch", values="value")
+        layers = curves.index.get_level_values("layer_index").nunique()
+        return cls(curves.columns.to_numpy(float), curves.to_numpy().reshape(-1, layers, curves.shape[1]))
+
+    def normalised(self) -> Curves:
+        """The same curves in units of the distance at initialisation."""
+        return Curves(self.epochs, self.distances / self.distances[..., :1])
+
+    def areas(self) -> np.ndarray:
+        """Mean distance from the first checkpoint after initialisation to the end: (N, L)."""
+        epochs, values = self.epochs[1:], self.distances[..., 1:]
+        return np.trapezoid(values, epochs, axis=-1) / (epochs[-1] - epochs[0])
+
+    def half_times(self) -> np.ndarray:
+        """Epochs until half of the distance at initialisation is gone, interpolated between checkpoints: (N, L)."""
+        shares = self.normalised().distances
+        first = np.argmax(shares <= 0.5, axis=-1)[..., None]  # there is one: the distance at the end is 0
+        after, before = (np.take_along_axis(shares, at, axis=-1)[..., 0] for at in (first, first - 1))
+        end, start = self.epochs[first[..., 0]], self.epochs[first[..., 0] - 1]
+        return start + (before - 0.5) / (before - after) * (end - start)
+
+    def consistency(self) -> np.ndarray:
+        """Share of pairs of layers in bottom-up order, mean over the checkpoints between both ends: (N,)."""
+        between = self.distances[..., 1:-1]
+        return np.mean([statistics.ordered_pairs(between[..., at]) for at in range(between.shape[-1])], axis=0)
+
+    def gaps(self) -> np.ndarray:
+        """How much more area the last layer has than the first: (N,)."""
+        areas = self.areas()
+        return areas[:, -1] - areas[:, 0]
+
+
+READINGS = {
+    "": ("after initialisation", Curves.areas, "area under its curve, from the first checkpoint after initialisation"),
+    "_normalised": (
+        "in units of the distance at initialisation",
+        lambda curves: curves.normalised().areas(),
+        "area under its curve in units of the distance at initialisation",
+    ),
+    "_half_time": ("by the time at which half of it is gone", Curves.half_times, "time to half of its first distance"),
+}
+"""Suffix of a claim → what "converges earlier" may mean of a layer's distance to its end, and how it is measured.
+
+The distance at initialisation differs between layers, and the paper's area contains it.
+"""
 
 
 def claims(table: pd.DataFrame, options: StageOptions) -> list[Claim]:
     """The claims of figures 6 and A8."""
     seed, models = options.seed, _models(table)
+    curves = {(cohort, measure): Curves.of(table, cohort, measure) for cohort in models for measure in options.measures}
     controls = [measure for measure in CONTROLS if measure in options.measures]
     result = [
-        _bottom_up(table, cohort, "pwcca", "6", f"A {TITLES[cohort]}recurrent network converges", seed)
-        for cohort in models
+        _bottom_up(curves[cohort, "pwcca"], cohort, "pwcca", suffix, seed) for cohort in models for suffix in READINGS
     ]
-    for measure in controls:
-        statement = f"{measure.capitalize()} distance shows this too: the network converges"
-        result.append(_bottom_up(table, models[0], measure, "A8", statement, seed))
-
-    separations = {measure: separation(areas(table, models[-1], measure)) for measure in options.measures}
-
-    def clearer_claim(measure: str, name: str, figure: str, statement: str) -> Claim:
-        gap = separations["pwcca"] - separations[measure]
-        return mean_claim(
-            0,
-            gap,
-            seed,
-            claim=f"recurrent_training.{name}",
-            figure=figure,
-            statement=statement,
-            statistic="how much later the last layer converges than the first (difference of areas over the mean "
-            f"area), PWCCA minus {measure}, {TITLES[models[-1]]}model; n = {len(gap)} networks, bootstrap",
+    result += [_bottom_up(curves[models[0], measure], models[0], measure, "", seed) for measure in controls]
+    blurred = [
+        ("mean_cca", "unweighted_blurs", "6", "The unweighted mean of the correlations blurs the order of layers")
+    ]
+    noisier = [
+        (
+            measure,
+            f"clearer_than_{measure}",
+            "A8",
+            f"{measure.capitalize()} distance shows the order of layers with more noise",
         )
-
-    if "mean_cca" in options.measures:
-        statement = "The unweighted mean of the correlations blurs this."
-        result.append(clearer_claim("mean_cca", "unweighted_blurs", "6", statement))
-    if controls:
-        clearest = max(controls, key=lambda measure: separations[measure].mean())
-        statement = "PWCCA shows it more clearly than cosine or Euclidean distance."
-        result.append(clearer_claim(clearest, "clearer_than_raw", "A8", statement))
+        for measure in controls
+    ]
+    for measure, name, figure, statement in [*blurred, *noisier]:
+        if measure in options.measures:
+            pair = curves[models[-1], "pwcca"], curves[models[-1], measure]
+            result += _clearer(*pair, measure, name, figure, statement, TITLES[models[-1]])
     return result
+
+
+def _clearer(
+    pwcca: Curves, other: Curves, measure: str, name: str, figure: str, statement: str, model: str
+) -> list[Claim]:
+    """Whether another measure orders layers less consistently, and less clearly beside the spread of networks."""
+    networks = len(pwcca.distances)
+    texts = {"figure": figure, "source": "section 4.1" if figure == "6" else "appendix A.3"}
+    details = f"PWCCA minus {measure}, {model}model; n = {networks} networks"
+    separation = Estimate.of(lambda weights: _separation(pwcca.gaps(), weights), np.zeros(networks)) - Estimate.of(
+        lambda weights: _separation(other.gaps(), weights), np.zeros(networks)
+    )
+    return [
+        mean_claim(
+            0,
+            pwcca.consistency() - other.consistency(),
+            claim=f"recurrent_training.{name}",
+            statement=f"{statement} (from checkpoint to checkpoint).",
+            statistic="share of pairs of layers in bottom-up order, mean over checkpoints, "
+            f"{details}, Student's interval",
+            **texts,
+        ),
+        estimate_claim(
+            0,
+            separation,
+            claim=f"recurrent_training.{name}_separation",
+            statement=f"{statement} (beside the spread between networks).",
+            statistic="area of the last minus the first layer over its standard deviation between networks, "
+            f"{details}, jackknife",
+            **texts,
+        ),
+    ]
+
+
+def _separation(gaps: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Mean over standard deviation of one value per network (N,), under weights (B, N): (B,)."""
+    total = weights.sum(axis=1)
+    mean = weights @ gaps / total
+    variance = (weights * (gaps - mean[:, None]) ** 2).sum(axis=1) / (total - 1)
+    return mean / np.sqrt(variance)
 
 
 def _models(table: pd.DataFrame) -> list[str]:
@@ -166,19 +242,25 @@ def _models(table: pd.DataFrame) -> list[str]:
     return [name for name in TITLES if (table["cohort"] == name).any()]
 
 
-def _bottom_up(table: pd.DataFrame, cohort: str, measure: str, figure: str, subject: str, seed: int) -> Claim:
-    area = areas(table, cohort, measure)
+def _bottom_up(curves: Curves, cohort: str, measure: str, suffix: str, seed: int) -> Claim:
+    words, quantity, description = READINGS[suffix]
+    values = quantity(curves)
+    networks, layers = values.shape
+    subject = f"A {TITLES[cohort]}recurrent network converges from the bottom up"
+    if measure != "pwcca":
+        subject = f"{measure.capitalize()} distance shows it, too: a recurrent network converges from the bottom up"
     name = "bottom_up" if measure == "pwcca" else f"bottom_up_{measure}"
     return mean_claim(
         0.5,
-        statistics.ordered_pairs(area),
-        seed,
-        p_value=statistics.matched_jonckheere_p(area, seed),
-        claim=f"recurrent_training.{name}{'_deeper' if cohort == language_models.DEEPER else ''}",
-        figure=figure,
-        statement=f"{subject} from the bottom up.",
-        statistic=f"share of pairs of layers of which the lower one has the smaller area under its {measure} curve "
-        f"(over 0.5); n = {len(area)} networks of {area.shape[1]} layers, Jonckheere's test, bootstrap of networks",
+        statistics.ordered_pairs(values),
+        no_effect=0.5,
+        p_value=statistics.matched_jonckheere_p(values, seed),
+        claim=f"recurrent_training.{name}{suffix}{'_deeper' if cohort == language_models.DEEPER else ''}",
+        figure="6" if measure == "pwcca" else "A8",
+        source="section 4.1" if measure == "pwcca" else "appendix A.3",
+        statement=f"{subject} ({words}).",
+        statistic=f"share of pairs of layers of which the lower one has the smaller value (over 0.5) of: "
+        f"{description}, {measure}; n = {networks} networks of {layers} layers, Jonckheere's test, Student's interval",
     )
 
 

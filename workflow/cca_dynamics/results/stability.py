@@ -3,22 +3,25 @@
 Protocol (Morcos et al. 2018, section 2.2, figure 1). ρ(t, T) are the canonical correlations between a layer at step t
 and the same layer at the last step T. For panel d, CCA between the layer at t_early and at T/2 orders the directions
 of the layer at t_early; the best converged ones form S, the worst B; each set is then compared with the whole layer
-at later steps as 1 − mean(ρ) over the directions of the set.
+at later steps as 1 − mean(ρ) over the directions of the set. For comparison (ours): as many random directions of the
+layer at t_early, and its strongest principal components.
+
+Whether directions "have converged" depends on thresholds and on the learning rate's schedule, so two statistics are
+reported: the paper's, with thresholds, and the lag of the mean correlation behind performance, without.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import numpy as np
 import pandas as pd
 from pydantic import Field
 
 from cca_dynamics.config.base import Count, Number, Text
-from cca_dynamics.config.cohorts import Cohort, LayerRequest
+from cca_dynamics.config.cohorts import Cohort, LayerRequest, checkpoint_epochs
 from cca_dynamics.config.models import (
     HiddenLayer,
     Networks,
@@ -30,11 +33,14 @@ from cca_dynamics.config.models import (
     option,
 )
 from cca_dynamics.errors import ConfigError, UserError
-from cca_dynamics.results import figures, language_models, statistics
-from cca_dynamics.results.claims import Claim, Obstacle, mean_claim, too_few
+from cca_dynamics.results import figures, language_models
+from cca_dynamics.results.claims import Claim, Obstacle, mean_claim, provided, too_few
 from cca_dynamics.results.inputs import Inputs, performance
 from cca_dynamics.results.layers import require_layer
 from cca_dynamics.results.tables import by_network, forced_correlations, select, tidy
+
+if TYPE_CHECKING:
+    from cca_dynamics.similarity import Factors
 
 KEY = "results.stability"
 
@@ -48,16 +54,28 @@ class Kind:
     train: str  # quantity of performance on training data ...
     held_out: str  # ... and on held-out data, by which it has converged
     performance: str  # in words
+    has_decisions: bool  # whether the layer softmax is stored, from which the probe learns
     prefix: str = ""  # of the names of claims
     suffix: str = ""  # of their statements
 
 
 KINDS = {
-    "convolutional": Kind("stability", "train", "train_accuracy", "test_accuracy", "accuracy"),
+    "convolutional": Kind("stability", "train", "train_accuracy", "test_accuracy", "accuracy", True),
     "recurrent": Kind(
-        language_models.SHALLOW, "valid", "loss", "valid_loss", "the loss", "recurrent_", ", in a recurrent network"
+        language_models.SHALLOW,
+        *("valid", "loss", "valid_loss", "the loss", False),
+        prefix="recurrent_",
+        suffix=", in a recurrent network",
     ),
 }
+SETS = {"stable": "settled early", "unstable": "the others", "random": "random", "principal": "principal components"}
+"""The sets of directions that are followed, and what figures call them."""
+RANDOM_SETS = 20
+"""Sets of random directions; their distances are averaged."""
+FOLDS = 5
+"""Parts of the data points; the probe learns from all but one and is tested on that one, in turn."""
+STILL = 0.9
+"""Mean correlation of T/2 with T above which a layer hardly moves after T/2, so that its sets cannot be told apart."""
 
 
 class RecurrentOptions(ResultOptions):
@@ -66,8 +84,10 @@ class RecurrentOptions(ResultOptions):
     layer: Annotated[Text, Field(pattern="^lstm[1-9][0-9]*$")] = option(
         "lstm3", "compute", "plot", description="lstm1, lstm2, ..."
     )
-    early_epoch: Count = option(1, "train", "compute", description="The early time t_early; before half of training.")
-    directions: Count = option(15, "compute", "plot", description="Size of the best and of the worst set.")
+    early_epoch: Number = option(
+        1, "train", "compute", gt=0, description="The early time t_early; before half of training."
+    )
+    directions: Count = option(4, "compute", "plot", description="Size of the best and of the worst set.")
     converged_within: Number = option(
         0.05, "claims", "plot", gt=0, le=10, description="As below, for the loss, in nats per token."
     )
@@ -78,7 +98,7 @@ class Options(TrainedResultOptions):
 
     networks: Networks = option(5, "train", description="Networks that differ in their seed.")
     training: TrainingOverrides = option(
-        TrainingOverrides(epochs=40, learning_rate=0.05, evaluate_every=1),
+        TrainingOverrides(epochs=40, learning_rate=0.05, schedule="constant", evaluate_every=1),
         "train",
         description="Keys of the training recipe that differ from the base recipe's.",
     )
@@ -88,12 +108,13 @@ class Options(TrainedResultOptions):
         description="Of the convolutional networks, not softmax; null: no such networks.",
     )
     checkpoint_every: Number = option(2, "train", ge=0.1, description="Epochs between checkpoints.")
+    checkpoints_in_first_epoch: Count = option(
+        4, "train", description="Checkpoints within the first epoch, evenly spaced."
+    )
     early_epoch: Number = option(
         2, "train", "compute", gt=0, description="The early time t_early; before half of training."
     )
-    directions: Count = option(
-        30, "compute", "plot", description="Size of the best and of the worst set of directions."
-    )
+    directions: Count = option(6, "compute", "plot", description="Size of the best and of the worst set of directions.")
     converged_within: Number = option(
         0.02,
         *("claims", "plot"),
@@ -164,7 +185,7 @@ def obstacles(config: StudyConfig, options: Options) -> list[Obstacle]:
         keys.append(("language_model.networks", f"{KEY}.recurrent.early_epoch"))
     found = []
     for cohort, (networks, early) in zip(cohorts(config, options), keys, strict=True):
-        found += too_few(networks, cohort.networks, "networks", statistics.smallest_sign_p)
+        found += too_few(networks, cohort.networks, "networks")
         first = options.recurrent.early_epoch if cohort.data == "corpus" else options.early_epoch
         if not _has_neighbours(*_at_half([epoch for epoch in cohort.stored_epochs if epoch > first])):
             found.append(
@@ -189,21 +210,23 @@ def _has_neighbours(index: int, count: int) -> bool:
 
 
 def cohorts(config: StudyConfig, options: Options) -> list[Cohort]:
-    """One cohort, stored every `checkpoint_every` epochs and at t_early, T/2 and T; and the language models."""
+    """One cohort, stored as `checkpoint_epochs` says and at t_early, T/2 and T; and the language models."""
     result = []
     if options.layer:
         training = config.training_of("stability")
         epochs, every = training.epochs, options.checkpoint_every
-        regular = [round(i * every, 6) for i in range(math.floor(epochs / every) + 1)]
-        request = LayerRequest(epochs="all", splits=("train",), layers=(options.layer,), points=config.data_points)
+        regular = checkpoint_epochs(epochs, every, options.checkpoints_in_first_epoch)
+        what = {"splits": ("train",), "points": config.data_points}
+        layer = LayerRequest(epochs="all", layers=(options.layer,), **what)
+        decisions = LayerRequest(epochs="final", layers=("softmax",), **what)
         result.append(
             Cohort(
                 name="stability",
                 networks=options.networks,
                 network=config.network_of("stability"),
                 training=training,
-                checkpoints=tuple(sorted({0, *regular, options.early_epoch, epochs / 2, epochs})),
-                requests=(request,),
+                checkpoints=tuple(sorted({*regular, options.early_epoch, epochs / 2})),
+                requests=(layer, decisions),
             )
         )
     if options.recurrent:
@@ -216,28 +239,33 @@ def compute(inputs: Inputs, options: StageOptions) -> pd.DataFrame:
 
     Returns:
         Tidy rows. quantity "correlation": value is ρ number `index` (1 is the largest) between `step` and T, with
-        rank_a, rank_b, n and the floor of 1 − mean(ρ). quantity "distance": value is the distance of `set` ("stable",
-        "unstable") to the layer at `step`, for steps from t_early. quantity "train_accuracy", "test_accuracy",
-        "loss" ("valid_loss" of recurrent networks). All with kind, network, step, epoch.
+        rank_a, rank_b, n and the floor of 1 − mean(ρ). quantity "distance": value is the distance of `set` (one of
+        `SETS`) to the layer at `step`, for steps from t_early. quantity "probe": value is the share of data points on
+        which a linear probe of the directions of `set` (or "all" of the layer at t_early) finds the network's final
+        decision; convolutional networks only. quantity "train_accuracy", "test_accuracy", "loss" ("valid_loss" of
+        recurrent networks). All with kind, network, step, epoch.
     """
     tables = [_dynamics(inputs, KINDS[kind], options_of(options, kind)).assign(kind=kind) for kind in kinds(options)]
     return tidy(tables)
 
 
 def _dynamics(inputs: Inputs, kind: Kind, options: StageOptions) -> pd.DataFrame:
-    from cca_dynamics.similarity import cca
+    from cca_dynamics.similarity import cca, factorize
 
     steps = inputs.checkpoints(kind.cohort, kind.split)
-    early, half, end = _nearest(steps, options.early_epoch), _nearest(steps, steps[-1][1] / 2), steps[-1][0]
+    early, half, end = _nearest(steps, options.early_epoch), _nearest(steps, steps[-1][1] / 2), steps[-1]
 
-    def states(step: int) -> np.ndarray:
-        return inputs.representations(kind.cohort, options.layer, step, kind.split)
+    def factors_at(step: int) -> list[Factors]:
+        return [factorize(states) for states in inputs.representations(kind.cohort, options.layer, step, kind.split)]
 
-    final = states(end)
-    sets = _converged_sets(states(early), states(half), options)
+    final = factors_at(end[0])
+    sets = [
+        _sets(*layers, network, options)
+        for network, layers in enumerate(zip(factors_at(early[0]), factors_at(half[0]), strict=True))
+    ]
     tables = []
     for step, epoch in steps:
-        for network, layer in enumerate(states(step)):
+        for network, layer in enumerate(factors_at(step)):
             index = {"network": network, "step": step, "epoch": epoch}
             result = cca(layer, final[network])
             correlations = {
@@ -250,32 +278,87 @@ def _dynamics(inputs: Inputs, kind: Kind, options: StageOptions) -> pd.DataFrame
                 "floor": result.floor,
             }
             tables.append(pd.DataFrame({**index, "quantity": "correlation", **correlations}))
-            if step >= early:
-                distances = [1 - cca(directions, layer).correlations.mean() for directions in sets[network].values()]
+            if step >= early[0]:
+                basis = layer.basis().numpy()
+                distances = {name: _distance(directions, basis) for name, directions in sets[network].items()}
                 tables.append(
-                    pd.DataFrame({**index, "quantity": "distance", "set": sets[network].keys(), "value": distances})
+                    pd.DataFrame(
+                        {**index, "quantity": "distance", "set": distances.keys(), "value": distances.values()}
+                    )
                 )
+    if kind.has_decisions:
+        decisions = inputs.representations(kind.cohort, "softmax", end[0], kind.split).argmax(axis=-1)
+        at_early = {"step": early[0], "epoch": early[1], "quantity": "probe"}
+        for network, layer in enumerate(factors_at(early[0])):
+            probed = {**sets[network], "all": [layer.basis().numpy()]}
+            accuracies = {name: _probe(directions, decisions[network]) for name, directions in probed.items()}
+            rows = {"network": network, **at_early, "set": accuracies.keys(), "value": accuracies.values()}
+            tables.append(pd.DataFrame(rows))
     return tidy([*tables, performance(inputs, kind.cohort)])
 
 
-def _converged_sets(early: np.ndarray, half: np.ndarray, options: StageOptions) -> list[dict[str, np.ndarray]]:
-    """Directions at t_early (data points, directions) that have converged best and worst by T/2, of each network."""
+def _sets(early: Factors, half: Factors, network: int, options: StageOptions) -> dict[str, list[np.ndarray]]:
+    """The sets of directions of the layer at t_early, each (data points, directions) with orthonormal columns.
+
+    Args:
+        early, half: the layer at t_early and at T/2.
+        network: its number.
+        options: of its kind.
+
+    Returns:
+        Name in `SETS` → the set; of random directions, `RANDOM_SETS` of them.
+    """
     from cca_dynamics.similarity import cca
 
-    size, sets = options.directions, []
-    for network, layers in enumerate(zip(early, half, strict=True)):
-        directions = cca(*layers, variates=True).variates_x
-        if directions.shape[1] < 2 * size:
-            raise UserError(
-                f"network {network} has {directions.shape[1]} directions in {options.layer} at t_early, too few for "
-                f"two sets of {size}; lower {KEY}.directions or raise {KEY}.early_epoch"
-            )
-        sets.append({"stable": directions[:, :size], "unstable": directions[:, -size:]})
-    return sets
+    size = options.directions
+    if early.rank < 2 * size:
+        raise UserError(
+            f"network {network} has {early.rank} directions in {options.layer} at t_early, too few for two sets of "
+            f"{size}; lower {KEY}.directions or raise {KEY}.early_epoch"
+        )
+    directions, basis = cca(early, half, variates=True).variates_x, early.basis().numpy()
+    rng = np.random.default_rng([options.seed, network])
+    rotations = [np.linalg.qr(rng.normal(size=(early.rank, size)))[0] for _ in range(RANDOM_SETS)]
+    return {
+        "stable": [directions[:, :size]],
+        "unstable": [directions[:, -size:]],
+        "random": [basis @ rotation for rotation in rotations],
+        "principal": [basis[:, :size]],
+    }
 
 
-def _nearest(steps: list[tuple[int, float]], epoch: float) -> int:
-    return min(steps, key=lambda pair: abs(pair[1] - epoch))[0]
+def _distance(sets: list[np.ndarray], basis: np.ndarray) -> float:
+    """1 − mean(ρ) between directions and a layer, mean over sets.
+
+    Args:
+        sets: of directions, (n, k) with orthonormal columns.
+        basis: (n, r) of the layer, with orthonormal columns.
+    """
+    products = (np.hstack(sets).T @ basis).reshape(len(sets), -1, basis.shape[1])
+    return float(1 - np.linalg.svd(products, compute_uv=False).clip(0, 1).mean())
+
+
+def _probe(sets: list[np.ndarray], decisions: np.ndarray) -> float:
+    """Share of held-out data points whose class a linear probe finds, by least squares, mean over sets.
+
+    Args:
+        sets: of directions, (n, k) with orthonormal columns and mean 0.
+        decisions: (n,) class of each data point.
+    """
+    targets = np.eye(decisions.max() + 1)[decisions]
+    fold = np.arange(len(decisions)) % FOLDS
+    right = []
+    for directions in sets:
+        inputs = np.column_stack([directions, np.full(len(directions), len(directions) ** -0.5)])
+        for held_out in (fold == number for number in range(FOLDS)):
+            weights = np.linalg.lstsq(inputs[~held_out], targets[~held_out], rcond=None)[0]
+            right.append(np.mean((inputs[held_out] @ weights).argmax(axis=1) == decisions[held_out]))
+    return float(np.mean(right))
+
+
+def _nearest(steps: list[tuple[int, float]], epoch: float) -> tuple[int, float]:
+    """The (step, epoch) of the checkpoint nearest to an epoch."""
+    return min(steps, key=lambda pair: abs(pair[1] - epoch))
 
 
 def convergence_epoch(table: pd.DataFrame, within: float, quantity: str = "test_accuracy") -> float:
@@ -312,45 +395,105 @@ def unconverged(
     return float(epoch), (at_epoch["value"] < threshold).groupby(at_epoch["network"]).mean()
 
 
+@dataclass(frozen=True)
+class Progress:
+    """How far performance and representation have come at each checkpoint, each from 0 at the beginning to 1 at T.
+
+    Attributes:
+        epochs: (E,)
+        performance: (N, E), of N networks; on held-out data.
+        representation: (N, E), (mean ρ(t, T) − mean ρ(0, T)) / (1 − mean ρ(0, T)).
+    """
+
+    epochs: np.ndarray
+    performance: np.ndarray
+    representation: np.ndarray
+
+    @classmethod
+    def of(cls, table: pd.DataFrame, quantity: str) -> Progress:
+        """The progress of one kind of network.
+
+        Args:
+            table: its rows.
+            quantity: of its performance on held-out data.
+        """
+        similarity = _mean_similarity(table)
+        measured = by_network(select(table, quantity=quantity), "epoch")[similarity.columns].to_numpy()
+        values = similarity.to_numpy()
+        first, last = measured[:, :1], measured[:, -1:]
+        return cls(
+            similarity.columns.to_numpy(float),
+            (measured - first) / (last - first),
+            (values - values[:, :1]) / (1 - values[:, :1]),
+        )
+
+    def lags(self) -> np.ndarray:
+        """By how much of training the representation lags behind, the area between both curves over T: (N,)."""
+        return np.trapezoid(self.performance - self.representation, self.epochs, axis=1) / self.epochs[-1]
+
+    def reached(self, curves: np.ndarray, share: float = 0.95) -> float:
+        """The epoch from which the mean of curves (N, E) is at least a share of its end."""
+        behind = np.flatnonzero(curves.mean(axis=0) < share)
+        return float(self.epochs[min(behind.max() + 1, len(self.epochs) - 1) if len(behind) else 0])
+
+
+def _mean_similarity(table: pd.DataFrame) -> pd.DataFrame:
+    """Mean correlation of each checkpoint with the end: rows networks, columns epochs."""
+    return by_network(select(table, quantity="correlation"), "epoch")
+
+
 def set_distances(table: pd.DataFrame) -> dict[str, pd.DataFrame]:
-    """Distances of the sets "stable" and "unstable": rows networks, columns epochs after t_early."""
+    """Distances of each of the `SETS`: rows networks, columns epochs after t_early."""
     distances = select(table, quantity="distance")
-    return {name: by_network(rows, "epoch").iloc[:, 1:] for name, rows in distances.groupby("set")}
+    return {name: by_network(select(distances, set=name), "epoch").iloc[:, 1:] for name in SETS}
 
 
 def claims(table: pd.DataFrame, options: StageOptions) -> list[Claim]:
-    """The claims of figure 1, each with one value per network and a sign test over networks."""
+    """The claims of figure 1, each with one value per network."""
     return [claim for kind in kinds(options) for claim in _claims_of_kind(select(table, kind=kind), options, kind)]
 
 
 def _claims_of_kind(table: pd.DataFrame, options: StageOptions, name_of_kind: str) -> list[Claim]:
+    kind = KINDS[name_of_kind]
+    still_moving, *about_sets = _claims_about_sets(table, kind)
+    return [
+        *_claims_about_convergence(table, options, name_of_kind),
+        *provided(still_moving, about_sets),
+        *(_claims_about_the_probe(table, kind) if kind.has_decisions else []),
+    ]
+
+
+def _claim(
+    kind: Kind, name: str, statement: str, statistic: str, values: np.ndarray, threshold: float = 0.0, **fields: object
+) -> Claim:
+    """The claim that the mean over networks exceeds a threshold."""
+    return mean_claim(
+        threshold,
+        values,
+        claim=f"stability.{kind.prefix}{name}",
+        **{"figure": "1", "source": "section 2.2; article", **fields},
+        statement=f"{statement}{kind.suffix}.",
+        statistic=f"{statistic}; mean of {len(values)} networks, Student's interval",
+    )
+
+
+def _claims_about_convergence(table: pd.DataFrame, options: StageOptions, name_of_kind: str) -> list[Claim]:
+    """Does performance converge before the representation does?"""
     kind, within = KINDS[name_of_kind], options_of(options, name_of_kind).converged_within
     epoch, share = unconverged(table, within, options.unconverged_below, kind.held_out)
-    sets = set_distances(table)
-    epochs, stable, unstable = np.array(sets["stable"].columns), sets["stable"].to_numpy(), sets["unstable"].to_numpy()
-    half, count = _at_half(epochs)
-    but_half = np.arange(count) != half if count > 1 else [True]
-    later = unstable[:, but_half]
-    has_neighbours = _has_neighbours(half, count)
-    neighbours = unstable[:, [half - 1, half + 1]].mean(axis=1) if has_neighbours else np.nan
-
-    def claim(
-        name: str, statement: str, statistic: str, values: np.ndarray, threshold: float = 0.0, obstacle: str = ""
-    ) -> Claim:
-        return mean_claim(
-            threshold,
-            values,
-            options.seed,
-            p_value=statistics.sign_test(values - threshold),
-            claim=f"stability.{kind.prefix}{name}",
-            figure="1",
-            statement=f"{statement}{kind.suffix}.",
-            statistic=f"{statistic}; mean of {len(share)} networks, sign test",
-            obstacle=obstacle,
-        )
-
+    progress = Progress.of(table, kind.held_out)
+    reached = [progress.reached(curves) for curves in (progress.performance, progress.representation)]
     return [
-        claim(
+        _claim(
+            kind,
+            "lag",
+            f"The representation converges later than {kind.performance}",
+            "area between the progress of performance and that of the mean correlation with the end, each from 0 to 1, "
+            f"as a share of training (95 % are reached at epochs {reached[0]:g} and {reached[1]:g})",
+            progress.lags(),
+        ),
+        _claim(
+            kind,
             "unconverged",
             f"When {kind.performance} has converged, many directions have not",
             f"share of correlations with the end below {options.unconverged_below:g} at epoch {epoch:g} (many: over "
@@ -358,20 +501,63 @@ def _claims_of_kind(table: pd.DataFrame, options: StageOptions, name_of_kind: st
             share.to_numpy(),
             options.many,
         ),
-        claim(
+    ]
+
+
+def _claims_about_sets(table: pd.DataFrame, kind: Kind) -> list[Claim]:
+    """The precondition, that the layer moves after T/2, and whether directions that settled early stay."""
+    sets = set_distances(table)
+    epochs = np.array(sets["stable"].columns)
+    stable, unstable, random, principal = (sets[name].to_numpy() for name in SETS)
+    half, count = _at_half(epochs)
+    but_half = np.arange(count) != half if count > 1 else [True]
+    later = unstable[:, but_half]
+    has_neighbours = _has_neighbours(half, count)
+    neighbours = unstable[:, [half - 1, half + 1]].mean(axis=1) if has_neighbours else np.full(len(unstable), np.nan)
+    similarity = _mean_similarity(table)
+    at_half = similarity[similarity.columns[np.abs(similarity.columns - similarity.columns[-1] / 2).argmin()]]
+    return [
+        _claim(
+            kind,
+            "still_moving",
+            "After T/2 the layer still moves, without which its directions could not be told apart afterwards",
+            f"1 minus the mean correlation of T/2 with T (over {1 - STILL:.2g})",
+            1 - at_half.to_numpy(),
+            1 - STILL,
+            source="ours: a precondition",
+        ),
+        _claim(
+            kind,
             "stable_set",
             "Directions that settle early stay closer to the layer than the others at every later step",
             "smallest gap in distance, unstable minus stable set, over all later checkpoints but T/2",
             (unstable - stable)[:, but_half].min(axis=1),
         ),
-        claim(
+        _claim(
+            kind,
+            "stable_beyond_random",
+            "Directions that settle early stay closer to the layer than random directions do",
+            "distance to the layer at T, random minus stable directions",
+            (random - stable)[:, -1],
+        ),
+        _claim(
+            kind,
+            "stable_beyond_principal",
+            "Directions that settle early stay closer to the layer than its strongest directions do",
+            "distance to the layer at T, principal components minus stable directions",
+            (principal - stable)[:, -1],
+            source="ours: a baseline",
+        ),
+        _claim(
+            kind,
             "stable_stays",
             "Directions that settle early are still there at the end",
             "similarity (mean ρ) of the stable set to the layer at T (over 0.5)",
             1 - stable[:, -1],
             0.5,
         ),
-        claim(
+        _claim(
+            kind,
             "unstable_set",
             "The other directions decorrelate at once",
             "distance of the unstable set at the first checkpoint after t_early, as a share of its mean later distance "
@@ -379,7 +565,8 @@ def _claims_of_kind(table: pd.DataFrame, options: StageOptions, name_of_kind: st
             later[:, 0] / later.mean(axis=1),
             0.5,
         ),
-        claim(
+        _claim(
+            kind,
             "spike",
             "The unstable set is farthest at T/2, the step it was chosen against",
             "distance at T/2 minus the mean of the checkpoints before and after",
@@ -389,16 +576,34 @@ def _claims_of_kind(table: pd.DataFrame, options: StageOptions, name_of_kind: st
     ]
 
 
+def _claims_about_the_probe(table: pd.DataFrame, kind: Kind) -> list[Claim]:
+    """Do the directions that settle early hold what the network's final decision needs?"""
+    accuracies = by_network(select(table, quantity="probe"), "set")
+    means = ", ".join(f"{name} {accuracies[name].mean():.2f}" for name in (*SETS, "all"))
+    return [
+        _claim(
+            kind,
+            "task_critical",
+            "The directions that have settled by T/2 hold what the task needs",
+            f"accuracy of a linear probe of the final decision on directions at t_early, stable minus random ({means})",
+            (accuracies["stable"] - accuracies["random"]).to_numpy(),
+        )
+    ]
+
+
 def plot(table: pd.DataFrame, claims: pd.DataFrame, options: StageOptions):
-    """One row of panels per kind of network: correlations with the end, distances of the two sets, performance."""
+    """Two rows of panels per kind of network: correlations with the end and sets; progress, performance and probe."""
     followed = kinds(options)
-    figure, axes = figures.panels(len(followed), 3, height=2.5, ratios=[1.3, 1, 1])
+    figure, axes = figures.panels(len(followed), 4, height=2.5, ratios=[1.35, 1.15, 1, 1])
     for row, kind in enumerate(followed):
         rows, options_of_kind = select(table, kind=kind), options_of(options, kind)
-        left, middle, right = axes[3 * row : 3 * row + 3]
-        _draw_correlations(figure, left, rows, options_of_kind, options.unconverged_below, KINDS[kind])
-        _draw_sets(middle, rows, options_of_kind.directions)
-        _draw_performance(right, rows, options_of_kind.converged_within, KINDS[kind])
+        panels = axes[4 * row : 4 * row + 4]
+        _draw_correlations(figure, panels[0], rows, options_of_kind, options.unconverged_below, KINDS[kind])
+        _draw_sets(panels[1], rows, options_of_kind.directions)
+        _draw_progress(panels[2], rows, KINDS[kind])
+        _draw_performance(panels[3], rows, options_of_kind.converged_within, KINDS[kind])
+    handles, labels = axes[1].get_legend_handles_labels()
+    figures.legend_outside(figure, handles, labels)
     figures.letters(*axes)
     return figure
 
@@ -416,7 +621,7 @@ def _draw_correlations(
         style = {"linewidth": 1.2}
         if epoch == judged_at:
             word = kind.performance.removeprefix("the ")
-            style = {"linewidth": 2.2, "linestyle": "--", "label": f"epoch {epoch:g}, {word} converged"}
+            style = {"linewidth": 2.2, "linestyle": "--", "label": f"epoch {epoch:.3g}, {word} converged"}
         axis.plot(curve.index, curve, color=colour_of(epoch), **style)
     axis.axhline(unconverged_below, **figures.THRESHOLD)
     axis.set(xlabel=f"Direction of {options.layer} (sorted)", ylabel="Canonical correlation with the end")
@@ -426,34 +631,37 @@ def _draw_correlations(
 
 def _draw_sets(axis, table: pd.DataFrame, directions: int) -> None:
     distances = set_distances(table)
-    for name, style in zip(("stable", "unstable"), figures.SERIES, strict=False):
+    for (name, words), style in zip(SETS.items(), figures.SERIES, strict=False):
         curves = distances[name]
-        figures.mean_and_std(axis, curves.columns, curves.to_numpy(), *style, f"{name} ({directions} directions)")
+        figures.mean_and_std(axis, curves.columns, curves.to_numpy(), *style, words)
     half = _half(table)
-    axis.vlines(half, 0, 1, **figures.THRESHOLD)
-    between = np.mean([curves.mean().iloc[np.abs(curves.columns - half).argmin()] for curves in distances.values()])
-    figures.note(axis, "T/2", (half, between), (2, 0))
-    axis.set(xlabel="Epoch", ylabel="CCA distance to the layer", xlim=(0, None))
-    axis.legend(loc="upper left")
-    figures.headroom(axis)
+    axis.axvline(half, **figures.THRESHOLD)
+    axis.set(xlabel="Epoch", ylabel=f"Distance of {directions} directions", xlim=(0, None), ylim=(-0.02, 1.02))
+    axis.set_title("T/2: dotted", loc="right", color=figures.GREY)
+
+
+def _draw_progress(axis, table: pd.DataFrame, kind: Kind) -> None:
+    progress = Progress.of(table, kind.held_out)
+    shown = (
+        (progress.performance, figures.UNSEEN, kind.performance.removeprefix("the ")),
+        (progress.representation, figures.SERIES[0], "mean ρ"),
+    )
+    for curves, style, label in shown:
+        figures.mean_and_std(axis, progress.epochs, curves, *style, label)
+    axis.set(xlabel="Epoch", ylabel="Progress towards the end", xlim=(0, None))
+    axis.legend(loc="lower right")
 
 
 def _draw_performance(axis, table: pd.DataFrame, within: float, kind: Kind) -> None:
     is_accuracy = kind.performance == "accuracy"
     held_out = "test" if is_accuracy else "held out"
     for quantity, style, label in ((kind.train, figures.SEEN, "train"), (kind.held_out, figures.UNSEEN, held_out)):
-        figures.network_curves(axis, select(table, quantity=quantity), "epoch", *style, label)
+        figures.network_curves(axis, select(table, quantity=quantity).dropna(subset="value"), "epoch", *style, label)
     converged = convergence_epoch(table, within, kind.held_out)
-    axis.axvline(converged, ymax=0.82, **{**figures.THRESHOLD, "linestyle": "--"})  # below the legend
-    offset, side = ((3, 4), "left") if converged <= _half(table) else ((-3, 4), "right")
-    figures.note(axis, "converged", (converged, 0), offset, ha=side)
-    axis.set(xlabel="Epoch", ylabel="Accuracy" if is_accuracy else "Loss (nats per token)")
-    if is_accuracy:
-        axis.legend(loc="upper left", ncols=2)
-        figures.headroom(axis)
-    else:
-        axis.legend(loc="upper right")
-        axis.set_ylim(0, None)
+    axis.axvline(converged, **{**figures.THRESHOLD, "linestyle": "--"})
+    axis.set(xlabel="Epoch", ylabel="Accuracy" if is_accuracy else "Loss (nats per token)", xlim=(0, None))
+    axis.set_title("converged: dashed", loc="right", color=figures.GREY)
+    axis.legend(loc="lower right" if is_accuracy else "upper right")
 
 
 def _half(table: pd.DataFrame) -> float:

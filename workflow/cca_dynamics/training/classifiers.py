@@ -106,7 +106,9 @@ def train(
                 run.end_step(losses)
                 if run.step in steps_to_store:
                     run.store(parameters.tensors, epoch=run.step / steps_per_epoch)
-            evaluated = (epoch + 1) % options.evaluate_every == 0 or epoch + 1 == options.epochs
+                    if run.step % steps_per_epoch:  # the end of an epoch is evaluated below
+                        evaluate()
+            evaluated = (epoch + 1) % options.evaluate_every == 0 or run.step in steps_to_store
             run.end_epoch(**evaluate() if evaluated else {})
 
 

@@ -7,7 +7,7 @@ the same windows; they differ in initial weights and dropout.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import chain
 from pathlib import Path
 
@@ -74,12 +74,12 @@ def train(
     initial = models.initialise(generators, options.initial)
     parameters = StackedParameters({name: tensor.to(device) for name, tensor in initial.items()})
     optimizer = (OPTIMIZERS | AVERAGING)[options.optimizer](parameters.values, options)
-    schedule, epochs_to_store = SCHEDULES[options.schedule], {*recipe.checkpoints, options.epochs}
+    schedule, epochs_to_store = SCHEDULES[options.schedule], {*recipe.checkpoints, float(options.epochs)}
     carried = models.zero_state(len(networks), options.batch_size, device)
     mask_generators = [torch.Generator() for _ in networks]
     mask_states = torch.stack([masks.get_state() for masks in mask_generators])
 
-    def evaluate(epoch: int, losses: Tensor) -> Tensor:
+    def evaluate(epoch: float, losses: Tensor) -> Tensor:
         state = parameters.by_name(optimizer.values_to_evaluate(parameters.values))
         valid_losses = evaluate_loss(models, state, valid, options.window)
         if epoch in epochs_to_store:
@@ -105,7 +105,9 @@ def train(
                     tensor.zero_()
             for masks, state in zip(mask_generators, mask_states, strict=True):
                 masks.set_state(state.clone())
-            for first, last in run.batches(_draw_windows(recipe, epoch, len(text))):
+            windows = _draw_windows(recipe, epoch, len(text))
+            epoch_after = _epochs_within(epoch, windows, epochs_to_store)
+            for first, last in run.batches(windows):
                 inputs, targets = text[first:last], text[first + 1 : last + 1]
                 losses, gradients, state_after = window_gradients(
                     models, parameters, inputs, targets, carried, options, mask_generators
@@ -121,6 +123,8 @@ def train(
                     before.copy_(after)
                 mask_states.copy_(torch.stack([masks.get_state() for masks in mask_generators]))
                 run.end_step(losses, weight=last - first)
+                if run.steps_of_epoch in epoch_after:
+                    evaluate(epoch_after[run.steps_of_epoch], run.mean_losses())
             valid_losses = evaluate(epoch + 1, run.mean_losses())
             optimizer.after_validation(valid_losses)
             run.end_epoch(valid=valid_losses)
@@ -175,6 +179,14 @@ def _draw_windows(recipe: LanguageRecipe, epoch: int, length: int) -> list[tuple
     """The windows of an epoch, which all networks of a cohort read."""
     rng = generator(recipe.seed, recipe.cohort, 0, WINDOWS, epoch) if recipe.training.vary_windows else None
     return list(split_into_windows(length, recipe.training.window, rng))
+
+
+def _epochs_within(epoch: int, windows: list[tuple[int, int]], epochs: Iterable[float]) -> dict[int, float]:
+    """Number of windows of an epoch after which a checkpoint within it is due → the fraction of training so far."""
+    _, length = windows[-1]
+    ends = [epoch + last / length for _, last in windows]
+    due = (min(range(len(ends)), key=lambda i: abs(ends[i] - at)) for at in epochs if epoch < at < epoch + 1)
+    return {i + 1: ends[i] for i in sorted(set(due)) if i + 1 < len(ends)}
 
 
 def _draw_mask_states(recipe: LanguageRecipe, epoch: int) -> Tensor:
