@@ -148,10 +148,21 @@ class Curves:
         between = self.distances[..., 1:-1]
         return np.mean([statistics.ordered_pairs(between[..., at]) for at in range(between.shape[-1])], axis=0)
 
-    def gaps(self) -> np.ndarray:
-        """How much more area the last layer has than the first: (N,)."""
-        areas = self.areas()
-        return areas[:, -1] - areas[:, 0]
+    def separation(self) -> Estimate:
+        """How far the last layer's distance lies above the first's, in units of the spread between networks.
+
+        Mean over the checkpoints between both ends; the spread is the square root of the variance between networks,
+        mean over layers and checkpoints.
+        """
+        between = self.distances[..., 1:-1]
+
+        def ratio(weights: np.ndarray) -> np.ndarray:
+            total = weights.sum(axis=1)[:, None, None]
+            mean = np.einsum("bn,nle->ble", weights, between) / total
+            variance = (np.einsum("bn,nle->ble", weights, between**2) / total - mean**2) * total / (total - 1)
+            return (mean[:, -1] - mean[:, 0]).mean(axis=-1) / np.sqrt(variance.mean(axis=(1, 2)))
+
+        return Estimate.of(ratio, np.zeros(len(between)))
 
 
 READINGS = {
@@ -204,9 +215,6 @@ def _clearer(
     networks = len(pwcca.distances)
     texts = {"figure": figure, "source": "section 4.1" if figure == "6" else "appendix A.3"}
     details = f"PWCCA minus {measure}, {model}model; n = {networks} networks"
-    separation = Estimate.of(lambda weights: _separation(pwcca.gaps(), weights), np.zeros(networks)) - Estimate.of(
-        lambda weights: _separation(other.gaps(), weights), np.zeros(networks)
-    )
     return [
         mean_claim(
             0,
@@ -219,22 +227,14 @@ def _clearer(
         ),
         estimate_claim(
             0,
-            separation,
+            pwcca.separation() - other.separation(),
             claim=f"recurrent_training.{name}_separation",
             statement=f"{statement} (beside the spread between networks).",
-            statistic="area of the last minus the first layer over its standard deviation between networks, "
-            f"{details}, jackknife",
+            statistic="distance of the last minus the first layer over the spread between networks, mean over "
+            f"checkpoints, {details}, jackknife",
             **texts,
         ),
     ]
-
-
-def _separation(gaps: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Mean over standard deviation of one value per network (N,), under weights (B, N): (B,)."""
-    total = weights.sum(axis=1)
-    mean = weights @ gaps / total
-    variance = (weights * (gaps - mean[:, None]) ** 2).sum(axis=1) / (total - 1)
-    return mean / np.sqrt(variance)
 
 
 def _models(table: pd.DataFrame) -> list[str]:

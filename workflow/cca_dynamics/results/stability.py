@@ -98,7 +98,7 @@ class Options(TrainedResultOptions):
 
     networks: Networks = option(5, "train", description="Networks that differ in their seed.")
     training: TrainingOverrides = option(
-        TrainingOverrides(epochs=40, learning_rate=0.05, schedule="constant", evaluate_every=1),
+        TrainingOverrides(epochs=20, learning_rate=0.02, schedule="constant", evaluate_every=1),
         "train",
         description="Keys of the training recipe that differ from the base recipe's.",
     )
@@ -107,7 +107,7 @@ class Options(TrainedResultOptions):
         *("activations", "compute", "claims", "plot"),
         description="Of the convolutional networks, not softmax; null: no such networks.",
     )
-    checkpoint_every: Number = option(2, "train", ge=0.1, description="Epochs between checkpoints.")
+    checkpoint_every: Number = option(1, "train", ge=0.1, description="Epochs between checkpoints.")
     checkpoints_in_first_epoch: Count = option(
         4, "train", description="Checkpoints within the first epoch, evenly spaced."
     )

@@ -79,10 +79,10 @@ def train(
     mask_generators = [torch.Generator() for _ in networks]
     mask_states = torch.stack([masks.get_state() for masks in mask_generators])
 
-    def evaluate(epoch: float, losses: Tensor) -> Tensor:
+    def evaluate(epoch: float, losses: Tensor, *, store: bool) -> Tensor:
         state = parameters.by_name(optimizer.values_to_evaluate(parameters.values))
         valid_losses = evaluate_loss(models, state, valid, options.window)
-        if epoch in epochs_to_store:
+        if store:
             run.store(state, epoch=epoch)
         run.record(epoch, loss=losses, valid_loss=valid_losses)
         return valid_losses
@@ -97,7 +97,7 @@ def train(
     inputs_of_run = {"data_checksum": corpus.checksum}
     with training_run(recipe, out, tensors, inputs_of_run, entry="training.language_models:train", **how) as run:
         if run.step == 0:
-            evaluate(0, torch.full((len(networks),), torch.nan, device=device))
+            evaluate(0, torch.full((len(networks),), torch.nan, device=device), store=0 in epochs_to_store)
         for epoch in run.epochs():
             if run.steps_of_epoch == 0:
                 mask_states.copy_(_draw_mask_states(recipe, epoch))
@@ -124,8 +124,8 @@ def train(
                 mask_states.copy_(torch.stack([masks.get_state() for masks in mask_generators]))
                 run.end_step(losses, weight=last - first)
                 if run.steps_of_epoch in epoch_after:
-                    evaluate(epoch_after[run.steps_of_epoch], run.mean_losses())
-            valid_losses = evaluate(epoch + 1, run.mean_losses())
+                    evaluate(epoch_after[run.steps_of_epoch], run.mean_losses(), store=True)
+            valid_losses = evaluate(epoch + 1, run.mean_losses(), store=epoch + 1 in epochs_to_store)
             optimizer.after_validation(valid_losses)
             run.end_epoch(valid=valid_losses)
 
