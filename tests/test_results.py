@@ -8,9 +8,6 @@ from cca_dynamics.results import (
     clustering,
     clusters,
     generalization,
-    recurrent_sequence,
-    recurrent_training,
-    stability,
     toy_noise,
     toy_rnn,
     width,
@@ -22,6 +19,7 @@ from cca_dynamics.results.tables import tidy
 from cca_dynamics.study import Study
 
 from tests.builders import changed
+from tests.test_results_over_training import recurrent_sequence_table, recurrent_training_table, stability_table
 
 LAYERS = ["conv1", "conv2", "conv3", "conv4", "conv5", "softmax"]
 
@@ -136,14 +134,6 @@ def test_what_no_data_could_reproduce_is_not_testable_and_says_why(options):
     claims = claims_of(width, table[table["multiplier"] <= max(three.multipliers)], three)
     assert [claim.verdict for claim in claims] == [NOT_TESTABLE, NOT_TESTABLE, REPRODUCED, REPRODUCED]
     assert all("; not testable: its p cannot be below 0.17" in claim.statistic for claim in claims[:2])
-    table = stability_table()
-    few = table[table["network"] < 4]
-    assert {claim.verdict for claim in claims_of(stability, few, options["stability"])} == {NOT_TESTABLE}
-    early = table[~table["epoch"].between(3, 19)]  # nothing between t_early and T/2
-    assert verdicts(stability, early, options["stability"])["spike"] == NOT_TESTABLE
-    end = table[table["epoch"].isin([0, 2, 40])]  # one checkpoint after t_early: T/2 and the end are the same
-    result = verdicts(stability, end, options["stability"])
-    assert result["spike"] == NOT_TESTABLE and result["stable_set"] == REPRODUCED
 
 
 OBSTACLES = {
@@ -209,52 +199,6 @@ def test_width_claims_follow_the_data(options):
     assert set(result.values()) == {NOT_REPRODUCED}
     result = verdicts(width, width_table(FALLING, [0.8, 0.5, 0.3, 0.2, 0.1], RISING), options["width"])
     assert result["trend"] == REPRODUCED and result["not_initialisation"] == NOT_REPRODUCED
-
-
-def stability_table(*, correlation=0.5, stable=0.1, unstable=0.8, spike=0.05) -> pd.DataFrame:
-    rows = []
-    rng = np.random.default_rng(2)
-    for network in range(5):
-        for epoch in range(0, 41, 2):
-            columns = {"kind": "convolutional", "network": network, "epoch": float(epoch), "step": 31 * epoch}
-            settled = 1.0 if epoch == 40 else correlation
-            rows += [
-                {**columns, "quantity": "correlation", "index": i, "value": settled if i > 40 else 1.0}
-                for i in range(1, 129)
-            ]
-            rows.append({**columns, "quantity": "test_accuracy", "value": 0.5 if epoch < 10 else 0.95})
-            if epoch >= 2:
-                noise = 0.001 * rng.normal()
-                near = 0.0 if epoch == 2 else stable + noise
-                far = 0.0 if epoch == 2 else unstable + noise + (spike if epoch == 20 else 0)
-                rows.append({**columns, "quantity": "distance", "set": "stable", "value": near})
-                rows.append({**columns, "quantity": "distance", "set": "unstable", "value": far})
-    return pd.DataFrame(rows)
-
-
-@pytest.mark.parametrize(
-    ("change", "claim", "verdict"),
-    [
-        ({}, None, REPRODUCED),
-        ({"correlation": 0.95}, "unconverged", NOT_REPRODUCED),
-        ({"stable": 0.85}, "stable_set", NOT_REPRODUCED),
-        ({"stable": 0.7}, "stable_stays", NOT_REPRODUCED),
-        ({"spike": -0.05}, "spike", NOT_REPRODUCED),
-    ],
-)
-def test_stability_claims_follow_the_data(options, change, claim, verdict):
-    check(verdicts(stability, stability_table(**change), options["stability"]), claim, verdict, count=5)
-
-
-def test_convergence_is_the_first_epoch_that_stays_close():
-    table = stability_table()
-    assert stability.convergence_epoch(table, 0.01) == 10
-    dip = (table["quantity"] == "test_accuracy") & (table["epoch"] == 16)
-    assert stability.convergence_epoch(table.assign(value=table["value"].mask(dip, 0.8)), 0.01) == 18
-    one = dip & (table["network"] == 0)
-    assert stability.convergence_epoch(table.assign(value=table["value"].mask(one, 0.8)), 0.01) == 10
-    epoch, share = stability.unconverged(table, 0.02, 0.9)
-    assert epoch == 10 and share.tolist() == pytest.approx([88 / 128] * 5)
 
 
 def test_toy_layers_share_what_they_should(rng):
@@ -376,74 +320,6 @@ def planted_rates(rng):
     return points, 0.1 + groups, groups
 
 
-def recurrent_training_table(order=1, others=0.5) -> pd.DataFrame:
-    """Layers that converge one after the other (order -1: top down), seen as clearly by `others` than by PWCCA."""
-    rows, rng = [], np.random.default_rng(3)
-    for cohort, networks, depth in (("lstm", 5, 3), ("lstm-deeper", 5, 5)):
-        for network in range(networks):
-            for epoch in range(7):
-                columns = {"cohort": cohort, "network": network, "epoch": float(epoch), "step": 10 * epoch}
-                rows += [
-                    {**columns, "quantity": quantity, "value": 3.0 - epoch / 6} for quantity in ("loss", "valid_loss")
-                ]
-                for layer in range(depth):
-                    of_layer = {**columns, "quantity": "distance", "layer": f"lstm{layer + 1}", "layer_index": layer}
-                    for measure in ("pwcca", "mean_cca", "cosine", "euclidean"):
-                        rate = 1 + 0.2 * order * layer * (1 if measure == "pwcca" else others) + 0.001 * rng.normal()
-                        rows.append({**of_layer, "measure": measure, "value": rate * (1 - epoch / 6)})
-    return pd.DataFrame(rows)
-
-
-@pytest.mark.parametrize(
-    ("change", "claim", "verdict"),
-    [
-        ({}, None, REPRODUCED),
-        ({"order": -1}, "bottom_up", NOT_REPRODUCED),
-        ({"order": -1}, "bottom_up_deeper", NOT_REPRODUCED),
-        ({"others": 1.5}, "unweighted_blurs", NOT_REPRODUCED),
-        ({"others": 1.5}, "clearer_than_raw", NOT_REPRODUCED),
-        ({"others": 0}, "bottom_up_cosine", INCONCLUSIVE),
-    ],
-)
-def test_recurrent_training_claims_follow_the_data(options, change, claim, verdict):
-    table = recurrent_training_table(**change)
-    check(verdicts(recurrent_training, table, options["recurrent_training"]), claim, verdict, count=6)
-    areas = recurrent_training.areas(recurrent_training_table(), "lstm", "pwcca")
-    assert areas.shape == (5, 3) and areas.mean(axis=0) == pytest.approx([0.5, 0.6, 0.7], abs=0.01)
-
-
-def recurrent_sequence_table(far=0.7, late=0.3, repeats=(0.1, 0.5), raw=(0.5, 0.5)) -> pd.DataFrame:
-    rows, rng, starts = [], np.random.default_rng(4), (0.01, 0.08, 0.24, 0.48, 0.81)
-    for network in range(5):
-        for layer in range(3):
-            for position in range(19):
-                for measure in ("pwcca", "cosine", "euclidean"):
-                    columns = {"network": network, "layer": f"lstm{layer + 1}", "layer_index": layer}
-                    columns |= {"measure": measure, "position": position, "quantity": "distance", "floor": 0.9}
-                    value = (late if position == 18 else far) + 0.001 * rng.normal()
-                    rows.append({**columns, "input": "text", "start": -1.0, "value": value})
-                    first, last = repeats if measure == "pwcca" else raw
-                    for i, start in enumerate((*starts, -1.0)):
-                        value = first + (last - first) * min(i, 4) / 4 + 0.001 * rng.normal()
-                        rows.append({**columns, "input": "repeat", "start": start, "value": value})
-    return pd.DataFrame(rows)
-
-
-@pytest.mark.parametrize(
-    ("change", "claim", "verdict"),
-    [
-        ({}, None, REPRODUCED),
-        ({"far": 0.2, "late": 0.1}, "little_similarity", NOT_REPRODUCED),
-        ({"late": 0.8}, "until_late", NOT_REPRODUCED),
-        ({"repeats": (0.5, 0.1)}, "early_repeats", NOT_REPRODUCED),
-        ({"raw": (0.1, 0.5)}, "raw_insensitive", NOT_REPRODUCED),
-    ],
-)
-def test_recurrent_sequence_claims_follow_the_data(options, change, claim, verdict):
-    table = recurrent_sequence_table(**change)
-    check(verdicts(recurrent_sequence, table, options["recurrent_sequence"]), claim, verdict, count=4)
-
-
 def looks(handle) -> tuple:
     """What tells a legend's curve or points from others in grey: marker, line, lightness in steps of a fifth."""
     from matplotlib.colors import to_rgb
@@ -478,8 +354,6 @@ def test_figures_are_complete_legible_in_grey_and_embed_their_fonts(options, res
     options["toy_rnn"] = options["toy_rnn"].with_changes(few)
     options["clusters"] = options["clusters"].with_changes({"most_clusters": 5})
     table, module = tables[result](), RESULTS[result]
-    if result == "stability":
-        table = pd.concat([table, table[table["quantity"] == "test_accuracy"].assign(quantity="train_accuracy")])
     before = table.copy()
     claims = pd.DataFrame([claim.row() for claim in claims_of(module, table, options[result])], columns=COLUMNS)
     figure = module.plot(table, claims, StageOptions(options[result], "plot"))

@@ -118,7 +118,7 @@ class Documentation(TextOptions):
         pattern=r"^[A-Za-z_][A-Za-z0-9_]*$",
         description="Installed package whose docstrings are read, as an import names it.",
     )
-    train_characters: Integer = Field(420_000, ge=1000, le=MANY, description="Size of the training text.")
+    train_characters: Integer = Field(280_000, ge=1000, le=MANY, description="Size of the training text.")
     valid_characters: Integer = Field(45_000, ge=1000, le=MANY, description="Size of the held-out text.")
 
 
@@ -306,8 +306,8 @@ class LanguageTraining(Model):
     batch_size: Count = Field(32, description="Columns of text that are read side by side.")
     window: Integer = Field(32, ge=2, le=10_000, description="Tokens that the gradient goes back.")
     vary_windows: Boolean = Field(False, description="Windows of random length, the learning rate in proportion.")
-    epochs: Integer = Field(4, ge=2, le=100_000, description="Passes over the training text.")
-    checkpoint_every: Number = Field(0.5, ge=0.01, description="Epochs between stored checkpoints.")
+    epochs: Integer = Field(6, ge=2, le=100_000, description="Passes over the training text.")
+    checkpoint_every: Number = Field(1, ge=0.01, description="Epochs between stored checkpoints.")
     checkpoints_in_first_epoch: Count = Field(
         12, description="Checkpoints within the first epoch, when layers change most, evenly spaced."
     )

@@ -279,11 +279,17 @@ def plot(table: pd.DataFrame, claims: pd.DataFrame, options: StageOptions):
         panels[0].set_ylabel(f"{rows['layer_index'].nunique()} layers\nDistance to the end")
         _draw_perplexity(panels[-1], select(table, cohort=cohort))
         for axis in panels:
-            axis.set(xlabel="Epoch", xlim=(distances["epoch"].min(), distances["epoch"].max()))
-            axis.xaxis.get_major_locator().set_params(integer=True)
+            axis.set_xscale("function", functions=(np.sqrt, np.square))  # most checkpoints are in the first epoch
+            axis.set(xlabel="Epoch", xlim=(0, distances["epoch"].max()))
+            axis.set_xticks(_few_epochs(int(distances["epoch"].max())))
     figures.legend_outside(figure, *axes[-columns].get_legend_handles_labels())
     figures.letters(*axes)
     return figure
+
+
+def _few_epochs(last: int) -> list[int]:
+    """Epochs to write on an axis of square roots: 0, 1, the last, and one between them."""
+    return sorted({0, 1, round(last / 2.5), last})
 
 
 def _draw_perplexity(axis, table: pd.DataFrame) -> None:

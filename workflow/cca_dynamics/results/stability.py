@@ -592,18 +592,17 @@ def _claims_about_the_probe(table: pd.DataFrame, kind: Kind) -> list[Claim]:
 
 
 def plot(table: pd.DataFrame, claims: pd.DataFrame, options: StageOptions):
-    """Two rows of panels per kind of network: correlations with the end and sets; progress, performance and probe."""
+    """One row of panels per kind of network: correlations with the end, sets, progress, and probe or loss."""
     followed = kinds(options)
-    figure, axes = figures.panels(len(followed), 4, height=2.5, ratios=[1.35, 1.15, 1, 1])
+    figure, axes = figures.panels(len(followed), 4, height=2.5, ratios=[1.4, 1.1, 1.1, 0.9])
     for row, kind in enumerate(followed):
         rows, options_of_kind = select(table, kind=kind), options_of(options, kind)
-        panels = axes[4 * row : 4 * row + 4]
-        _draw_correlations(figure, panels[0], rows, options_of_kind, options.unconverged_below, KINDS[kind])
-        _draw_sets(panels[1], rows, options_of_kind.directions)
-        _draw_progress(panels[2], rows, KINDS[kind])
-        _draw_performance(panels[3], rows, options_of_kind.converged_within, KINDS[kind])
-    handles, labels = axes[1].get_legend_handles_labels()
-    figures.legend_outside(figure, handles, labels)
+        correlations, sets, progress, last = axes[4 * row : 4 * row + 4]
+        _draw_correlations(figure, correlations, rows, options_of_kind, options.unconverged_below, KINDS[kind])
+        _draw_sets(sets, rows, options_of_kind.directions)
+        _draw_progress(progress, rows, options_of_kind.converged_within, KINDS[kind])
+        (_draw_probe if KINDS[kind].has_decisions else _draw_loss)(last, rows)
+    figures.legend_outside(figure, *axes[1].get_legend_handles_labels())
     figures.letters(*axes)
     return figure
 
@@ -618,15 +617,12 @@ def _draw_correlations(
     colour_of = figures.epoch_bar(figure, axis, epochs)
     for epoch in _spread(epochs, 7, including=judged_at):
         curve = select(correlations, epoch=epoch).groupby("index")["value"].mean()
-        style = {"linewidth": 1.2}
-        if epoch == judged_at:
-            word = kind.performance.removeprefix("the ")
-            style = {"linewidth": 2.2, "linestyle": "--", "label": f"epoch {epoch:.3g}, {word} converged"}
+        dashed = epoch == judged_at
+        style = {"linewidth": 2.2, "linestyle": "--"} if dashed else {"linewidth": 1.2}
         axis.plot(curve.index, curve, color=colour_of(epoch), **style)
     axis.axhline(unconverged_below, **figures.THRESHOLD)
-    axis.set(xlabel=f"Direction of {options.layer} (sorted)", ylabel="Canonical correlation with the end")
-    axis.legend(loc="upper left")
-    figures.headroom(axis)
+    axis.set(xlabel=f"Direction of {options.layer} (sorted)", ylabel="Correlation with the end", ylim=(-0.02, 1.03))
+    axis.set_title(f"converged at {judged_at:.3g} (dashed)", loc="right", fontsize=7)
 
 
 def _draw_sets(axis, table: pd.DataFrame, directions: int) -> None:
@@ -634,34 +630,41 @@ def _draw_sets(axis, table: pd.DataFrame, directions: int) -> None:
     for (name, words), style in zip(SETS.items(), figures.SERIES, strict=False):
         curves = distances[name]
         figures.mean_and_std(axis, curves.columns, curves.to_numpy(), *style, words)
-    half = _half(table)
-    axis.axvline(half, **figures.THRESHOLD)
-    axis.set(xlabel="Epoch", ylabel=f"Distance of {directions} directions", xlim=(0, None), ylim=(-0.02, 1.02))
-    axis.set_title("T/2: dotted", loc="right", color=figures.GREY)
+    axis.axvline(_half(table), label="T/2", **figures.THRESHOLD)
+    axis.set(xlabel="Epoch", ylabel=f"Distance of {directions} directions", xlim=(0, None), ylim=(-0.02, 1.03))
 
 
-def _draw_progress(axis, table: pd.DataFrame, kind: Kind) -> None:
+def _draw_progress(axis, table: pd.DataFrame, within: float, kind: Kind) -> None:
+    """How far performance and representation have come; accuracy as it is, loss from its first to its last value."""
     progress = Progress.of(table, kind.held_out)
-    shown = (
-        (progress.performance, figures.UNSEEN, kind.performance.removeprefix("the ")),
-        (progress.representation, figures.SERIES[0], "mean ρ"),
-    )
-    for curves, style, label in shown:
-        figures.mean_and_std(axis, progress.epochs, curves, *style, label)
-    axis.set(xlabel="Epoch", ylabel="Progress towards the end", xlim=(0, None))
-    axis.legend(loc="lower right")
+    figures.mean_and_std(axis, progress.epochs, progress.representation, *figures.SERIES[0], "mean ρ")
+    if kind.has_decisions:
+        for quantity, style, label in ((kind.train, figures.SEEN, "train"), (kind.held_out, figures.UNSEEN, "test")):
+            figures.network_curves(axis, select(table, quantity=quantity), "epoch", *style, f"{label} accuracy")
+    else:
+        figures.mean_and_std(axis, progress.epochs, progress.performance, *figures.UNSEEN, "held-out loss")
+    axis.axvline(convergence_epoch(table, within, kind.held_out), **{**figures.THRESHOLD, "linestyle": "--"})
+    axis.set(xlabel="Epoch", ylabel="Progress to the end", xlim=(0, None), ylim=(-0.02, 1.03))
+    axis.legend(loc="lower left", bbox_to_anchor=(0.1, 1.0), borderaxespad=0.2)
 
 
-def _draw_performance(axis, table: pd.DataFrame, within: float, kind: Kind) -> None:
-    is_accuracy = kind.performance == "accuracy"
-    held_out = "test" if is_accuracy else "held out"
-    for quantity, style, label in ((kind.train, figures.SEEN, "train"), (kind.held_out, figures.UNSEEN, held_out)):
+def _draw_probe(axis, table: pd.DataFrame) -> None:
+    """Accuracy of the linear probe, one point per network and set."""
+    accuracies = by_network(select(table, quantity="probe"), "set")
+    names = {"stable": "settled", "principal": "principal", "random": "random", "unstable": "others", "all": "all"}
+    colours = {**{name: style for name, style in zip(SETS, figures.SERIES, strict=False)}, "all": figures.SERIES[4]}
+    for place, name in enumerate(names):
+        colour, marker = colours[name]
+        axis.scatter(np.full(len(accuracies), place), accuracies[name], color=colour, marker=marker, s=14)
+    axis.set_xticks(range(len(names)), names.values(), rotation=45, ha="right")
+    axis.set(ylabel="Accuracy of a linear probe", ylim=(-0.02, 1.03), xlim=(-0.5, len(names) - 0.5))
+
+
+def _draw_loss(axis, table: pd.DataFrame) -> None:
+    for quantity, style, label in (("loss", figures.SEEN, "train"), ("valid_loss", figures.UNSEEN, "held out")):
         figures.network_curves(axis, select(table, quantity=quantity).dropna(subset="value"), "epoch", *style, label)
-    converged = convergence_epoch(table, within, kind.held_out)
-    axis.axvline(converged, **{**figures.THRESHOLD, "linestyle": "--"})
-    axis.set(xlabel="Epoch", ylabel="Accuracy" if is_accuracy else "Loss (nats per token)", xlim=(0, None))
-    axis.set_title("converged: dashed", loc="right", color=figures.GREY)
-    axis.legend(loc="lower right" if is_accuracy else "upper right")
+    axis.set(xlabel="Epoch", ylabel="Loss (nats per token)", xlim=(0, None), ylim=(0, None))
+    axis.legend(loc="lower left", bbox_to_anchor=(0.1, 1.0), borderaxespad=0.2)
 
 
 def _half(table: pd.DataFrame) -> float:
