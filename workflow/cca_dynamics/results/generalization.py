@@ -85,7 +85,11 @@ class Options(TrainedResultOptions):
         ("conv1", "conv2"), "claims", min_length=1, description="Layers that are as similar in all three comparisons."
     )
     late_layers: Layers = option(
-        ("conv4", "conv5"), "claims", min_length=2, description="Layers in which generalizing networks are closer."
+        ("conv4", "conv5"),
+        "claims",
+        "plot",
+        min_length=2,
+        description="Layers in which generalizing networks are closer.",
     )
     margin: Number = option(0.05, "claims", gt=0, le=0.5, description='Distances that differ by less are "alike".')
     train_sizes: Annotated[tuple[Annotated[Integer, Field(ge=10, le=MANY)], ...], AfterValidator(each_once)] = option(
@@ -369,8 +373,7 @@ def _late_in(
             figure="3",
             statement=f"In late layers generalizing networks are closer together than memorizing ones, {where}.",
             statistic=f"memorizing minus generalizing distance, mean over late layers, judged in each "
-            f"({in_layers(gaps, 0.95)}); {per_group}, {_relabelling(options.networks)} of networks in each layer, Holm, "
-            "jackknife",
+            f"({in_layers(gaps, 0.95)}); {per_group}, {_relabelling(options.networks)} in each layer, Holm, jackknife",
             value=mean_gap.value,
             interval=mean_gap.interval(),
             p_value=p,
@@ -636,7 +639,7 @@ def plot(table: pd.DataFrame, claims: pd.DataFrame, options: StageOptions):
         top = max(1.03, 1.05 * float(rows[rows["measure"] == measure]["value"].max()))
         axis.set(ylabel=f"{figures.measure_label(measure)} distance", ylim=(-0.03, top), title=f"{split} data")
     if options.train_sizes:
-        _draw_sizes(axes[-1], table, [name for name in names if name != "softmax"])
+        _draw_sizes(axes[-1], table, options.late_layers)
     handles, labels = axes[0].get_legend_handles_labels()
     handles, labels = (items[-len(styles) :] + items[: -len(styles)] for items in (handles, labels))
     figures.legend_outside(figure, handles, labels)
@@ -654,14 +657,15 @@ def _draw_published(axis, layers: int, styles: dict[str, tuple[str, str, str]]) 
 
 def _draw_sizes(axis, table: pd.DataFrame, layers: Sequence[str]) -> None:
     """Inter minus memorizing distance against the training examples per unit, one curve per layer."""
-    for (colour, marker), layer in zip(figures.sequential(len(layers)), layers, strict=True):
+    for (colour, marker), layer in zip(figures.many_series(), layers, strict=False):
         per_unit, gaps = gaps_by_size(table, layer)
         values = np.array([gap.value for gap in gaps])
         bars = np.abs(np.array([gap.interval() for gap in gaps]).T - values)
         axis.errorbar(per_unit, values, yerr=bars, color=colour, marker=marker, capsize=2, elinewidth=0.9, label=layer)
     paper = _paper_difference(GROUPS[1], "inter", LATE)["paper_value"]
-    figures.published_points(axis, [EXAMPLES_PER_UNIT], [paper], figures.GREY, "o", None, 45)
+    figures.published_points(axis, [EXAMPLES_PER_UNIT], [paper], figures.GREY, "o", "paper", 45)
     axis.axhline(0, **figures.THRESHOLD)
     axis.set_xscale("log", base=2)
     axis.xaxis.set_major_formatter("{x:g}")
-    axis.set(xlabel="Training examples per unit", ylabel="Inter − memorizing")
+    axis.set(xlabel="Training examples per unit", ylabel="Inter − memorizing distance")
+    axis.legend(loc="lower right", bbox_to_anchor=(1, 1), borderaxespad=0.2, ncols=len(layers) + 1)

@@ -426,7 +426,7 @@ def plot(table: pd.DataFrame, claims: pd.DataFrame, options: StageOptions):
         rows = select(pwcca, state=state)
         figures.mean_with_bars(left, rows, "filters", *style, state)
         ends = [rows["filters"].min(), rows["filters"].max()]
-        figures.published_points(left, ends, published("4", state)["value"], *style, f"{state}, paper (CIFAR-10)", 60)
+        figures.published_points(left, ends, published("4", state)["value"], *style, f"{state}, paper (CIFAR-10)", 45)
     figures.floor_line(left, pwcca, "filters")
     figures.headroom(left, 0.03)
     left.set_ylabel("PWCCA distance")
@@ -440,10 +440,12 @@ def plot(table: pd.DataFrame, claims: pd.DataFrame, options: StageOptions):
     widths = sorted(pwcca["filters"].unique())
     for axis in (left, *controls):
         axis.set_xscale("log", base=2)
-        axis.set_xticks(widths, [f"{width:g}" for width in widths])
+        axis.set_xticks(widths, [f"{width:g}" for width in widths], rotation=0 if len(widths) < 7 else 60)
         axis.minorticks_off()
         axis.set_xlabel(f"Filters in {options.layer}")
-    figures.legend_outside(figure, *left.get_legend_handles_labels())
+    handles, labels = left.get_legend_handles_labels()
+    handles, labels = (items[-len(styles) :] + items[: -len(styles)] for items in (handles, labels))
+    figures.legend_outside(figure, handles, labels)
     figures.letters(*axes)
     return figure
 
@@ -457,14 +459,17 @@ def _draw_accuracy(figure, axis, table: pd.DataFrame, claims: pd.DataFrame, opti
     pairs = Widths(table, list(filters.index)).pairs()
     colours = [colour for colour, _ in figures.sequential(len(filters))]
     for colour, (_, rows) in zip(colours, pairs.groupby("multiplier"), strict=True):
-        axis.scatter(rows["distance"], 100 * rows["accuracy"], s=7, color=colour, alpha=0.5, linewidths=0)
+        axis.scatter(
+            rows["distance"], 100 * rows["accuracy"], s=9, color=colour, edgecolors="white", linewidths=0.3, zorder=3
+        )
         means = rows[["distance", "accuracy"]].mean()
-        axis.scatter(means["distance"], 100 * means["accuracy"], s=42, color=colour, edgecolors="white", zorder=3)
+        axis.scatter(means["distance"], 100 * means["accuracy"], s=70, color=colour, alpha=0.4, linewidths=0)
     norm = BoundaryNorm(np.arange(len(colours) + 1) - 0.5, len(colours))
     bar = figure.colorbar(ScalarMappable(norm, ListedColormap(colours)), ax=axis, pad=0.02)
     bar.set_ticks(range(len(filters)), labels=[f"{count:g}" for count in filters])
     bar.set_label(f"Filters in {options.layer}")
     bar.outline.set_visible(False)
+    bar.minorticks_off()
     row = claims.set_index("claim").loc["width.accuracy_pairs"]
     r = f"r = {row['value']:.2f} [{row['ci_low']:.2f}, {row['ci_high']:.2f}] over {len(pairs)} pairs"
     axis.set_title(f"{r}\npaper (CIFAR-10): r = {row['paper_value']:.2f}", fontsize=7)

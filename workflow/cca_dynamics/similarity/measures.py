@@ -101,7 +101,7 @@ MEASURES: dict[str, Measure] = {
     ),
     "pwcca_thresholded": Measure(
         function=pwcca_thresholded,
-        label="PWCCA (99 % of variance)",
+        label="PWCCA (99 %)",
         kernel=pwcca_kernel,
         floor=mean_cca_floor,
         symmetric=False,
