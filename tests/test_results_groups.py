@@ -225,7 +225,7 @@ def test_training_sizes_that_cannot_be_compared_are_refused(default_config, size
 
 # Width ----------------------------------------------------------------------------------------------------------------
 
-WIDTHS = [0.1875, 0.25, 0.375, 0.5, 1]
+WIDTHS = [0.25, 0.375, 0.5, 0.75, 1]
 
 
 def width_table(distances, untrained, accuracies, networks=5, raw=None, *, within=0.0, fitted=1.0, widths=WIDTHS):

@@ -58,13 +58,13 @@ class Options(TrainedResultOptions):
 
     networks: Networks = option(5, "train", "claims", description="Networks of each width.")
     multipliers: Annotated[tuple[Multiplier, ...], AfterValidator(each_once)] = option(
-        (0.1875, 0.25, 0.375, 0.5, 1),
+        (0.25, 0.375, 0.5, 0.75, 1),
         *("train", "compute", "claims"),
         min_length=3,
         description="Each multiplies network.channels.",
     )
     training: TrainingOverrides = option(
-        TrainingOverrides(epochs=25, weight_decay=0.005, evaluate_every=25),
+        TrainingOverrides(epochs=25, evaluate_every=25),
         "train",
         description="Keys of the training recipe that differ from the base recipe's.",
     )
