@@ -87,7 +87,7 @@ def generalization_table(
         few = networks if examples == max(gaps) else 3
         for index, (layer, neurons) in enumerate(zip(LAYERS, NEURONS, strict=False)):
             columns = {"quantity": "distance_by_size", "measure": "pwcca", "split": "train", "layer": layer}
-            columns |= {"layer_index": index, "examples": examples, "neurons": neurons}
+            columns |= {"layer_index": index, "examples": examples, "neurons": neurons, "n": 500}
             rows = pairs_of_groups(few, lambda group, gap=gap: 0.4 + gap * (group == "inter"), noise, rng)
             tables.append(rows.assign(**columns))
         for quantity, value in (("train_accuracy", 1.0), ("test_accuracy", 0.9), ("loss", 0.0)):
@@ -204,7 +204,7 @@ def test_a_size_that_is_not_fitted_leaves_the_other_claims_alone(options):
 def test_without_training_sizes_there_is_no_such_claim_and_no_such_panel(options):
     import matplotlib.pyplot as plt
 
-    without = options["generalization"].with_changes({"train_sizes": ()})
+    without = options["generalization"]
     table = generalization_table(AS_PUBLISHED, gaps={4000: 0.1})
     table = table[table["quantity"] != "distance_by_size"]
     assert not {"data_size", "sizes_fitted"} & set(verdicts(generalization, table, without))
@@ -213,14 +213,15 @@ def test_without_training_sizes_there_is_no_such_claim_and_no_such_panel(options
     plt.close(figure)
 
 
-@pytest.mark.parametrize(
-    ("sizes", "message"),
-    [([4000], "no smaller than dataset.train_size, 4000"), ([200], "twice the units of a layer; give 257 or more")],
-)
-def test_training_sizes_that_cannot_be_compared_are_refused(default_config, sizes, message):
-    with pytest.raises(ConfigError, match=message) as problem:
-        Study(changed(default_config, "results.generalization.train_sizes", sizes))
-    assert "results.generalization.train_sizes" in str(problem.value)
+def test_training_sizes_that_are_too_small_are_refused_and_those_too_large_left_out(default_config):
+    message = "config key results.generalization.train_sizes: 200 .* twice the units of a layer; give 257 or more"
+    with pytest.raises(ConfigError, match=message):
+        Study(changed(default_config, "results.generalization.train_sizes", [200]))
+    study = Study(changed(default_config, "results.generalization.train_sizes", [500, 4000, 8000]))
+    names = [cohort.name for cohort in study.cohorts_of("generalization")]
+    assert names == ["generalizing", "memorizing", "generalizing-500", "memorizing-500"]
+    recipe = study.cohorts["memorizing-500"].recipe("0-2", 0)
+    assert recipe.examples == 500 and recipe.labels == "permuted"
 
 
 # Width ----------------------------------------------------------------------------------------------------------------

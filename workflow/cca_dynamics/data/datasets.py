@@ -85,7 +85,7 @@ class Dataset:
             return self
         if examples > len(self.train_y):
             raise UserError(
-                f"{examples} training examples are asked for and the dataset has {len(self.train_y)}; lower the number"
+                f"{examples} training examples are asked for and the dataset has {len(self.train_y)}; lower train_sizes"
             )
         drawn = np.sort(np.random.default_rng([seed, *b"examples"]).permutation(len(self.train_y))[:examples])
         names = ("train_x", "train_y", "train_y_permuted")

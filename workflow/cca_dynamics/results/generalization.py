@@ -94,8 +94,8 @@ class Options(TrainedResultOptions):
     margin: Number = option(0.05, "claims", gt=0, le=0.5, description='Distances that differ by less are "alike".')
     train_sizes: Annotated[tuple[Annotated[Integer, Field(ge=10, le=MANY)], ...], AfterValidator(each_once)] = option(
         (500, 1000, 2000),
-        *("train", "compute", "claims", "plot"),
-        description="Further groups see so many training examples alone; an empty list: no such groups.",
+        *("train", "compute"),
+        description="Further groups see so many training examples alone, if there are more; empty: no such groups.",
     )
     data_size_networks: Networks = option(
         3, "train", "claims", description="Networks of each kind and each of train_sizes."
@@ -103,27 +103,27 @@ class Options(TrainedResultOptions):
 
 
 def check(config: StudyConfig, options: Options) -> None:
-    """Refuse layers the network does not have, and training sizes too small, or no smaller than the dataset."""
+    """Refuse layers the network does not have, and training sizes too small to train on or to compare layers on."""
     network = config.network_of("generalization")
     for key, layers in (("early_layers", options.early_layers), ("late_layers", options.late_layers)):
         for layer in layers:
             if require_layer(f"{KEY}.{key}", layer, network) is None:
                 raise ConfigError(f"{KEY}.{key}", "softmax is judged apart; list convolutional layers")
-    full, batch = config.dataset.train_size, config.training_of("generalization").batch_size
+    batch = config.training_of("generalization").batch_size
     least = max(batch, 2 * max(architectures.widths(network).values()) + 1)
-    for size in options.train_sizes:
+    for size in _sizes(config, options):
         if size < least:
             raise ConfigError(
                 f"{KEY}.train_sizes",
                 f"{size} training examples are fewer than a batch, or than twice the units of a layer; give {least} or "
                 "more, or an empty list",
             )
-        if full is not None and size >= full:
-            raise ConfigError(
-                f"{KEY}.train_sizes",
-                f"{size} is no smaller than dataset.train_size, {full}, which is compared anyway; lower it, or give an "
-                "empty list",
-            )
+
+
+def _sizes(config: StudyConfig, options: Options) -> list[int]:
+    """Those of train_sizes that are smaller than the dataset, as far as its size is known, ascending."""
+    full = config.dataset.train_size
+    return sorted(size for size in options.train_sizes if full is None or size < full)
 
 
 def obstacles(config: StudyConfig, options: Options) -> list[Obstacle]:
@@ -135,7 +135,10 @@ def obstacles(config: StudyConfig, options: Options) -> list[Obstacle]:
 
     what = f"networks of each kind and {late} late layers"
     sizes = too_few(f"{KEY}.data_size_networks", options.data_size_networks, "networks of each kind")
-    return [*too_few(f"{KEY}.networks", options.networks, what, smallest_p), *(sizes if options.train_sizes else [])]
+    return [
+        *too_few(f"{KEY}.networks", options.networks, what, smallest_p),
+        *(sizes if _sizes(config, options) else []),
+    ]
 
 
 def cohorts(config: StudyConfig, options: Options) -> list[Cohort]:
@@ -153,7 +156,7 @@ def cohorts(config: StudyConfig, options: Options) -> list[Cohort]:
             requests=(LayerRequest(epochs="final", splits=splits, layers="all", points=config.data_points),),
         )
 
-    return [cohort(group, size) for size in (None, *sorted(options.train_sizes)) for group in GROUPS]
+    return [cohort(group, size) for size in (None, *_sizes(config, options)) for group in GROUPS]
 
 
 def _cohort(group: str, size: int | None) -> str:
@@ -179,17 +182,17 @@ def compute(inputs: Inputs, options: StageOptions) -> pd.DataFrame:
         for index, layer in enumerate(names):
             rows = _distances(inputs, _stacked(inputs, None, layer, split), options.measures)
             tables.append(rows.assign(split=split, layer=layer, layer_index=index))
-    sizes = [*sorted(options.train_sizes), None] if options.train_sizes else []
-    for size in sizes:
+    smaller = [size for size in sorted(options.train_sizes) if _cohort(GROUPS[0], size) in inputs.networks]
+    for size in (*smaller, None) if smaller else ():
         for index, layer in enumerate(names[:-1]):
             stacked = _stacked(inputs, size, layer, "train")
             available, neurons = stacked[GROUPS[0]].shape[1:]
-            points = np.random.default_rng([options.seed, *b"sizes"]).permutation(available)[: min(options.train_sizes)]
+            points = np.random.default_rng([options.seed, *b"sizes"]).permutation(available)[: smaller[0]]
             stacked = {group: states[:, np.sort(points)] for group, states in stacked.items()}
             columns = {"split": "train", "layer": layer, "layer_index": index, "neurons": neurons}
             columns |= {"quantity": "distance_by_size", "examples": inputs.examples(_cohort(GROUPS[0], size))}
             tables.append(_distances(inputs, stacked, ["pwcca"]).assign(**columns))
-    for size in sizes or [None]:
+    for size in (*smaller, None):
         for group in GROUPS:
             cohort = _cohort(group, size)
             tables.append(final_performance(inputs, cohort, group=group, examples=inputs.examples(cohort)))
@@ -577,7 +580,8 @@ def gaps_by_size(table: pd.DataFrame, layer: str, seed: int = 0) -> tuple[np.nda
 
 def _data_size(table: pd.DataFrame, options: StageOptions) -> list[Claim]:
     """Do memorizing networks come to be as far from each other as from generalizing ones as training data grow?"""
-    if not options.train_sizes:
+    rows = select(table, quantity="distance_by_size")
+    if rows.empty:
         return []
     late, falls = options.late_layers, []
     for layer in late:
@@ -607,7 +611,7 @@ def _data_size(table: pd.DataFrame, options: StageOptions) -> list[Claim]:
         statement="With more training examples per unit, memorizing networks come to be as far from each other as from "
         "generalizing networks (our question; the paper has one size).",
         statistic=f"fall of inter minus memorizing distance per doubling of the training examples, mean of "
-        f"{', '.join(late)}, on {min(options.train_sizes)} training examples each; {groups}, jackknife",
+        f"{', '.join(late)}, on {rows['n'].iloc[0]} training examples each; {groups}, jackknife",
         source="ours",
     )
     return provided(fitted, [growing])
@@ -621,7 +625,8 @@ def plot(table: pd.DataFrame, claims: pd.DataFrame, options: StageOptions):
     rows = select(table, quantity="distance")
     panels = [(measure, "train") for measure in options.measures]
     panels.insert(1, ("pwcca", "test"))
-    figure, axes = figures.panels_in_pairs(len(panels) + bool(options.train_sizes), height=2.3)
+    of_sizes = table["quantity"].eq("distance_by_size").any()
+    figure, axes = figures.panels_in_pairs(len(panels) + of_sizes, height=2.3)
     styles = {
         "generalizing": (figures.BLUE, "o", "Generalizing"),
         "memorizing": (figures.ORANGE, "s", "Memorizing"),
@@ -638,7 +643,7 @@ def plot(table: pd.DataFrame, claims: pd.DataFrame, options: StageOptions):
         axis.set_xticks(range(len(names)), names, rotation=45, ha="right")
         top = max(1.03, 1.05 * float(rows[rows["measure"] == measure]["value"].max()))
         axis.set(ylabel=f"{figures.measure_label(measure)} distance", ylim=(-0.03, top), title=f"{split} data")
-    if options.train_sizes:
+    if of_sizes:
         _draw_sizes(axes[-1], table, options.late_layers)
     handles, labels = axes[0].get_legend_handles_labels()
     handles, labels = (items[-len(styles) :] + items[: -len(styles)] for items in (handles, labels))
