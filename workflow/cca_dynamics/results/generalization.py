@@ -359,9 +359,7 @@ def _late_in(
     late, margin = options.late_layers, options.margin
 
     def in_layers(estimates: Sequence[Estimate], level: float) -> str:
-        numbers = (f"{layer} {e.value:.2f} [{e.interval(level)[0]:.2f}, {e.interval(level)[1]:.2f}]"
-                   for layer, e in zip(late, estimates, strict=True))  # fmt: skip
-        return ", ".join(numbers)
+        return ", ".join(_in_words(*pair, level) for pair in zip(late, estimates, strict=True))
 
     gaps = [distances.difference(*GROUPS, layer, measure, split) for layer in late]
     p_values = [distances.closer_p(layer, measure, split) for layer in late]
@@ -397,6 +395,12 @@ def _late_in(
             **(_largest_of_paper() if of_train else {}),
         ),
     ]
+
+
+def _in_words(layer: str, estimate: Estimate, level: float) -> str:
+    """The estimate of one layer, with its interval if it has one."""
+    low, high = estimate.interval(level)
+    return f"{layer} {estimate.value:.2f}" + ("" if np.isnan(low) else f" [{low:.2f}, {high:.2f}]")
 
 
 def _largest_of_paper() -> dict[str, float]:

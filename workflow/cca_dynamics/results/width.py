@@ -471,7 +471,10 @@ def _draw_accuracy(figure, axis, table: pd.DataFrame, claims: pd.DataFrame, opti
     bar.outline.set_visible(False)
     bar.minorticks_off()
     row = claims.set_index("claim").loc["width.accuracy_pairs"]
-    r = f"r = {row['value']:.2f} [{row['ci_low']:.2f}, {row['ci_high']:.2f}] over {len(pairs)} pairs"
-    axis.set_title(f"{r}\npaper (CIFAR-10): r = {row['paper_value']:.2f}", fontsize=7)
+    interval = "" if np.isnan(row["ci_low"]) else f" [{row['ci_low']:.2f}, {row['ci_high']:.2f}]"
+    axis.set_title(
+        f"r = {row['value']:.2f}{interval} over {len(pairs)} pairs\npaper (CIFAR-10): r = {row['paper_value']:.2f}",
+        fontsize=7,
+    )
     axis.set(xlabel="PWCCA distance", ylabel="Test accuracy (%)")
     axis.margins(0.08)
