@@ -12,7 +12,16 @@ from pathlib import Path
 import pandas as pd
 
 from cca_dynamics.errors import DamagedFile
-from cca_dynamics.report.summary import WHOLE_RUN, claims_of, runtime_rows, title_of, value_in_words, verdicts_in_words
+from cca_dynamics.report.summary import (
+    WHOLE_RUN,
+    claims_of,
+    difference_in_words,
+    paper_in_words,
+    runtime_rows,
+    title_of,
+    value_in_words,
+    verdicts_in_words,
+)
 from cca_dynamics.results import claims
 from cca_dynamics.results.registry import RESULTS
 from cca_dynamics.runtime.machine import commit, hardware
@@ -75,12 +84,15 @@ def claims_table(table: pd.DataFrame) -> str:
             row.statistic,
             value_in_words(row, ".3g"),
             "" if isnan(row.p_value) else f"{row.p_value:.2g}",
-            "" if isnan(row.paper_value) else f"{row.paper_value:.3g}",
+            paper_in_words(row),
+            difference_in_words(row),
             f"**{row.verdict}**",
         ]
         for row in table.itertuples()
     ]
-    return _markdown(["Figure", "Claim", "Statistic", "Value [interval]", "p", "Paper", "Verdict"], rows)
+    return _markdown(
+        ["Figure", "Claim", "Statistic", "Value [interval]", "p", "Paper", "Ours − paper", "Verdict"], rows
+    )
 
 
 def results_table(study: str, table: pd.DataFrame) -> str:
