@@ -302,7 +302,7 @@ def _missed(interval: Interval) -> str:
         return NOT_REPRODUCED
     if high <= -MISSED:
         return REVERSED
-    return REPRODUCED if -MISSED < low and high < MISSED else INCONCLUSIVE
+    return REPRODUCED if low > -MISSED and high < MISSED else INCONCLUSIVE
 
 
 def write(claims: Sequence[Claim], path: Path) -> None:

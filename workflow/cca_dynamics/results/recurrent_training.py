@@ -9,6 +9,7 @@ in the first epoch, areas begin after initialisation, and curves are judged in u
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import nan
 from typing import Annotated
 
 import numpy as np
@@ -23,11 +24,14 @@ from cca_dynamics.results import figures, language_models, statistics
 from cca_dynamics.results.claims import Claim, Obstacle, estimate_claim, mean_claim, too_few
 from cca_dynamics.results.inputs import Inputs, performance
 from cca_dynamics.results.layers import require_data_points
+from cca_dynamics.results.published import published
 from cca_dynamics.results.statistics import Estimate
 from cca_dynamics.results.tables import CONTROLS, distance_rows, select, tidy
 
 KEY = "results.recurrent_training"
 TITLES = {language_models.SHALLOW: "", language_models.DEEPER: "deeper "}
+PUBLISHED = {language_models.SHALLOW: "6a", language_models.DEEPER: "6c"}
+"""The paper's figures of the two models, on Penn Treebank and on WikiText-2."""
 
 
 class Options(ResultOptions):
@@ -250,6 +254,8 @@ def _bottom_up(curves: Curves, cohort: str, measure: str, suffix: str, seed: int
     if measure != "pwcca":
         subject = f"{measure.capitalize()} distance shows it, too: a recurrent network converges from the bottom up"
     name = "bottom_up" if measure == "pwcca" else f"bottom_up_{measure}"
+    of_paper = published(PUBLISHED[cohort], "mean over training")["value"].to_numpy()
+    comparable = measure == "pwcca" and not suffix and len(of_paper) == layers
     return mean_claim(
         0.5,
         statistics.ordered_pairs(values),
@@ -258,6 +264,7 @@ def _bottom_up(curves: Curves, cohort: str, measure: str, suffix: str, seed: int
         claim=f"recurrent_training.{name}{suffix}{'_deeper' if cohort == language_models.DEEPER else ''}",
         figure="6" if measure == "pwcca" else "A8",
         source="section 4.1" if measure == "pwcca" else "appendix A.3",
+        paper_value=float(statistics.ordered_pairs(of_paper[None])[0]) if comparable else nan,
         statement=f"{subject} ({words}).",
         statistic=f"share of pairs of layers of which the lower one has the smaller value (over 0.5) of: "
         f"{description}, {measure}; n = {networks} networks of {layers} layers, Jonckheere's test, Student's interval",
@@ -275,6 +282,8 @@ def plot(table: pd.DataFrame, claims: pd.DataFrame, options: StageOptions):
         for axis, measure in zip(panels, options.measures, strict=False):
             for index, layer in select(rows, measure=measure).groupby("layer_index"):
                 figures.network_curves(axis, layer, "epoch", *styles[int(index)], f"layer {int(index) + 1}")
+            if cohort == language_models.SHALLOW and measure == "pwcca":
+                _draw_published(axis, styles, rows["epoch"].max())
             axis.set(title=figures.measure_label(measure), ylim=(0, None))
         panels[0].set_ylabel(f"{rows['layer_index'].nunique()} layers\nDistance to the end")
         _draw_perplexity(panels[-1], select(table, cohort=cohort))
@@ -282,9 +291,21 @@ def plot(table: pd.DataFrame, claims: pd.DataFrame, options: StageOptions):
             axis.set_xscale("function", functions=(np.sqrt, np.square))  # most checkpoints are in the first epoch
             axis.set(xlabel="Epoch", xlim=(0, distances["epoch"].max()))
             axis.set_xticks(_few_epochs(int(distances["epoch"].max())))
-    figures.legend_outside(figure, *axes[-columns].get_legend_handles_labels())
+    by_label = {}
+    for axis in (axes[-columns], axes[0]):  # the deeper model has more layers, the other one the paper's values
+        by_label |= {label: handle for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)}
+    figures.legend_outside(figure, by_label.values(), by_label.keys())
     figures.letters(*axes)
     return figure
+
+
+def _draw_published(axis, styles: list, last: float) -> None:
+    """The paper's curves of three layers, at the same shares of training."""
+    of_paper = published(PUBLISHED[language_models.SHALLOW])
+    for index, style in enumerate(styles[:3]):
+        rows = select(of_paper, curve=f"layer {index + 1}")
+        label = "paper (Penn Treebank)" if index == 0 else None
+        figures.published_points(axis, last * rows["x"], rows["value"], *style, label, 20)
 
 
 def _few_epochs(last: int) -> list[int]:
