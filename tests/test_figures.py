@@ -1,0 +1,139 @@
+"""Text finds room in every figure, whatever the data: no text covers a marker or another text."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+from cca_dynamics.config.models import StageOptions
+from cca_dynamics.results import figures
+from cca_dynamics.results.claims import COLUMNS
+from cca_dynamics.results.registry import RESULTS
+from matplotlib.collections import PathCollection
+from matplotlib.legend import Legend
+from matplotlib.text import Text
+from matplotlib.transforms import Bbox
+
+from tests.made_up_tables import made_up_table, options_of
+
+TOLERANCE = 1.5
+"""Pixels, at 100 per inch, by which boxes may touch."""
+
+
+def visible_texts(figure) -> list[tuple[str, Bbox]]:
+    """Every text that is drawn, and its box in pixels."""
+    renderer = figure.canvas.get_renderer()
+    boxes = []
+    for text in figure.findobj(lambda artist: isinstance(artist, Text)):
+        if not text.get_visible() or not text.get_text().strip() or _is_hidden(text):
+            continue
+        box = text.get_window_extent(renderer)
+        if box.width > 0 and box.height > 0 and _is_drawn(text, box):
+            boxes.append((text.get_text(), box))
+    return boxes
+
+
+def _is_hidden(artist) -> bool:
+    axis = getattr(artist, "axes", None)
+    return axis is not None and (not axis.get_visible() or (not axis.axison and artist not in axis.texts))
+
+
+def _is_drawn(text, box: Bbox) -> bool:
+    """Tick labels outside of their axis's limits are not drawn."""
+    axis = text.axes
+    if axis is None or text in axis.texts or text in (axis.title, axis._left_title, axis._right_title):
+        return True
+    for each in (axis.xaxis, axis.yaxis):
+        for tick in (*each.get_major_ticks(), *each.get_minor_ticks()):
+            if text in (tick.label1, tick.label2):
+                low, high = sorted(each.get_view_interval())
+                return low - 1e-9 <= tick.get_loc() <= high + 1e-9
+    return True
+
+
+def markers(axis) -> np.ndarray:
+    """(points, 2) places in pixels of all markers of an axis."""
+    places = []
+    for line in axis.get_lines():
+        if line.get_marker() not in (None, "None", "", " ") and line.get_visible():
+            points = line.get_transform().transform(np.column_stack(line.get_data()).astype(float))
+            every = line.get_markevery()
+            places.append(points[:: every if isinstance(every, int) else 1])
+    for points in axis.collections:
+        if isinstance(points, PathCollection) and len(points.get_offsets()):
+            places.append(points.get_offset_transform().transform(np.asarray(points.get_offsets(), dtype=float)))
+    found = np.concatenate(places) if places else np.empty((0, 2))
+    return found[np.isfinite(found).all(axis=1)]
+
+
+def collisions(figure) -> list[str]:
+    """What covers what."""
+    figure.set_dpi(100)
+    figure.canvas.draw()
+    texts, found = visible_texts(figure), []
+    for index, (words, box) in enumerate(texts):
+        for other_words, other in texts[:index]:
+            if _overlap(box, other):
+                found.append(f"text {words!r} covers text {other_words!r}")
+    boxes = [*texts, *((f"legend of {i}", box) for i, box in enumerate(_legends(figure)))]
+    for axis in figure.axes:
+        if axis.get_visible():
+            for words, box in boxes:
+                inside = [place for place in markers(axis) if _contains(box, place) and axis.bbox.contains(*place)]
+                if inside:
+                    found.append(f"text {words!r} covers {len(inside)} markers")
+    return found
+
+
+def _legends(figure) -> list[Bbox]:
+    renderer = figure.canvas.get_renderer()
+    legends = [legend for axis in figure.axes if axis.get_visible() and (legend := axis.get_legend())]
+    legends += [artist for artist in figure.legends if isinstance(artist, Legend)]
+    return [legend.get_window_extent(renderer) for legend in legends]
+
+
+def _overlap(one: Bbox, other: Bbox) -> bool:
+    width = min(one.x1, other.x1) - max(one.x0, other.x0)
+    height = min(one.y1, other.y1) - max(one.y0, other.y0)
+    return width > TOLERANCE and height > TOLERANCE
+
+
+def _contains(box: Bbox, place: np.ndarray) -> bool:
+    x, y = place
+    return box.x0 + TOLERANCE < x < box.x1 - TOLERANCE and box.y0 + TOLERANCE < y < box.y1 - TOLERANCE
+
+
+def test_collisions_are_found():
+    figure, (axis,) = figures.panels(1, 1, height=2)
+    axis.plot([0, 1], [0, 1], marker="o")
+    axis.set(xlim=(0, 1), ylim=(0, 1))
+    assert collisions(figure) == []
+    axis.text(0.9, 0.95, "on the last point")
+    axis.text(0.9, 0.97, "on the other text")
+    assert len(collisions(figure)) == 3  # each covers the point, and one the other
+    figures.save(figure, [])
+
+
+def other_data(table: pd.DataFrame, rng) -> pd.DataFrame:
+    """A table with distances and accuracies that are larger or smaller, rise where they fell, or hardly differ."""
+    values = table["value"].to_numpy(float).copy()
+    for quantity in ("distance", "train_accuracy", "test_accuracy", "robustness", "ablated_accuracy", "probe"):
+        rows = (table["quantity"] == quantity).to_numpy()
+        scale, offset = rng.choice([-1, 1]) * rng.uniform(0.05, 1), rng.uniform(0, 0.9)
+        values[rows] = np.clip(np.abs(offset + scale * values[rows]), 0, 1 if quantity != "distance" else None)
+    return table.assign(value=values)
+
+
+@pytest.mark.parametrize("result", list(RESULTS))
+@pytest.mark.parametrize("seed", range(4))
+def test_no_text_covers_a_marker_or_another_text(default_config, result, seed):
+    options, module = options_of(default_config, result), RESULTS[result]
+    table = made_up_table(result, options)
+    if seed:
+        table = other_data(table, np.random.default_rng(seed))
+    claims = module.claims(table, StageOptions(options, "claims", seed=0))
+    rows = pd.DataFrame([claim.row() for claim in claims], columns=COLUMNS)
+    figure = module.plot(table, rows, StageOptions(options, "plot"))
+    found = collisions(figure)
+    figures.save(figure, [])
+    assert not found, f"{len(found)} collisions, such as: {'; '.join(found[:5])}"
