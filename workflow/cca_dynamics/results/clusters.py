@@ -59,6 +59,8 @@ KEY = "results.clusters"
 COHORT = "sweep"
 RATES = (0.01, 0.03, 0.1, 0.3, 1.0)
 SOURCE = "section 3.3; article"
+RESIDUAL_LABEL = "PWCCA distance, residual"
+"""Of axes that show `clustering.residual_distances`."""
 PUBLISHED_CLUSTERS = 5
 ABLATED_LAYERS = 3
 
@@ -264,9 +266,9 @@ class Sweep:
 
 def claims(table: pd.DataFrame, options: StageOptions) -> list[Claim]:
     """The claims of figure 5; all but the first need networks that have fitted."""
-    sweep, rates = Sweep(table), Sweep(table)["learning_rate"]
+    sweep = Sweep(table)
     precondition = _fitted_claim(sweep)
-    if not _has_groups(rates):
+    if not _has_groups(sweep["learning_rate"]):
         return [precondition]
     return provided(precondition, [*_rate_claims(sweep, options), *_cluster_claims(sweep, options)])
 
@@ -367,7 +369,8 @@ def _rate_claims(sweep: Sweep, options: StageOptions) -> list[Claim]:
             figure="5",
             statement="Distance grows with the difference in learning rate: a gradient, beside or instead of clusters.",
             statistic="Mantel correlation of distance, without what each network adds to all of its own, and "
-            f"difference in log learning rate, over pairs of different learning rates (permuted learning rates); {count}",
+            f"difference in log learning rate, over pairs of different learning rates (permuted learning rates); "
+            f"{count}",
         ),
         equivalence_claim(
             options.similar_accuracy,
@@ -555,23 +558,46 @@ def _five_claim(
 
 
 def plot(table: pd.DataFrame, claims: pd.DataFrame, options: StageOptions):
-    """The clustered distance matrix with learning-rate bars, the ablation plane, and the ablation curves."""
+    """The clustered distance matrix, distance against difference in learning rate, the ablation plane and curves."""
     sweep = Sweep(table)
     rates = sorted(set(sweep["learning_rate"]))
     rate_index = np.searchsorted(rates, sweep["learning_rate"])
     styles = figures.sequential(len(rates))
-    figure, (left, middle, right) = figures.panels(1, 3, height=2.7, ratios=[1.35, 1, 1])
-    _draw_matrix(figure, left, sweep, rate_index, [colour for colour, _ in styles])
-    _draw_plane(middle, sweep)
+    figure, (matrix, gradient, plane, ablated) = figures.panels(2, 2, height=2.9)
+    _draw_matrix(figure, matrix, sweep, rate_index, [colour for colour, _ in styles])
+    _draw_gradient(gradient, sweep)
+    _draw_plane(plane, sweep)
     curves = by_network(select(table, quantity="ablated_accuracy"), "share")
     shares, accuracies = 100 * curves.columns.to_numpy(float), 100 * curves.to_numpy()
     for index, (rate, style) in enumerate(zip(rates, styles, strict=True)):
-        figures.mean_and_std(right, shares, accuracies[rate_index == index], *style, f"{rate:g}")
-    right.set(xlabel="Clamped feature maps (%)", ylabel="Train accuracy (%)")
-    right.legend(title="Learning rate", loc="upper right")
-    figures.letters(left, middle, right)
-    left.set_title("a", loc="left", fontweight="bold", y=1.09)
+        figures.mean_and_std(ablated, shares, accuracies[rate_index == index], *style, f"{rate:g}")
+    ablated.set(xlabel="Clamped feature maps (%)", ylabel="Train accuracy (%)")
+    ablated.legend(title="Learning rate", loc="upper right")
+    figures.letters(matrix, gradient, plane, ablated)
+    matrix.set_title("a", loc="left", fontweight="bold", y=1.09)
     return figure
+
+
+def _draw_gradient(axis, sweep: Sweep) -> None:
+    """Distance of all pairs against their difference in log learning rate; quartiles, and the range of most pairs."""
+    first, second = np.triu_indices(len(sweep.residuals), 1)
+    logs = np.log10(sweep["learning_rate"])
+    differences = np.round(np.abs(logs[first] - logs[second]), 6)
+    steps = np.unique(differences)
+    width = 0.6 * np.diff(steps).min() if len(steps) > 1 else 0.5
+    values = [sweep.residuals[first, second][differences == step] for step in steps]
+    boxes = {"color": figures.BLUE, "linewidth": 0.9}
+    axis.boxplot(
+        values,
+        positions=steps,
+        widths=width,
+        whis=(5, 95),
+        showfliers=False,
+        manage_ticks=False,
+        medianprops={"color": figures.ORANGE},
+        **{name: boxes for name in ("boxprops", "whiskerprops", "capprops")},
+    )
+    axis.set(xlabel="Difference in log₁₀ learning rate", ylabel=RESIDUAL_LABEL)
 
 
 def _draw_matrix(figure, axis, sweep: Sweep, rate_index: np.ndarray, colours: list) -> None:
@@ -580,16 +606,18 @@ def _draw_matrix(figure, axis, sweep: Sweep, rate_index: np.ndarray, colours: li
 
     order = np.argsort(sweep["place"])
     size = len(order)
-    distances = np.where(np.eye(size, dtype=bool), np.nan, sweep.distances)  # 0 there would flatten the colours
-    image = axis.imshow(distances[np.ix_(order, order)], cmap="cividis", interpolation="nearest")
-    figure.colorbar(image, ax=axis, label="PWCCA distance", shrink=0.8, pad=0.03).outline.set_visible(False)
+    off_diagonal = ~np.eye(size, dtype=bool)
+    distances = np.where(off_diagonal, sweep.residuals, np.nan)  # 0 there would flatten the colours
+    low, high = np.quantile(sweep.residuals[off_diagonal], [0.005, 0.995])
+    image = axis.imshow(distances[np.ix_(order, order)], cmap="cividis", interpolation="nearest", vmin=low, vmax=high)
+    figure.colorbar(image, ax=axis, label=RESIDUAL_LABEL, shrink=0.8, pad=0.03).outline.set_visible(False)
     bar = np.atleast_2d(rate_index[order])
     style = {"cmap": ListedColormap(colours), "vmin": 0, "vmax": len(colours) - 1, "interpolation": "nearest"}
     for box, values in (([-0.07, 0, 0.05, 1], bar.T), ([0, 1.02, 1, 0.05], bar)):
         strip = axis.inset_axes(box)
         strip.imshow(values, aspect="auto", **style)
         strip.set_axis_off()
-    for boundary in np.flatnonzero(np.diff(sweep["cluster"][order])) + 0.5:
+    for boundary in np.flatnonzero(np.diff(sweep.clusters[order])) + 0.5:
         axis.axhline(boundary, color="white", linewidth=0.7)
         axis.axvline(boundary, color="white", linewidth=0.7)
     axis.set(xticks=[0, size - 1], xticklabels=[1, size], yticks=[], xlabel=f"{size} networks, by cluster")
@@ -599,9 +627,9 @@ def _draw_matrix(figure, axis, sweep: Sweep, rate_index: np.ndarray, colours: li
 def _draw_plane(axis, sweep: Sweep) -> None:
     """Generalization error against robustness to ablation, one point per network, by cluster."""
     gap, robustness = 100 * (sweep["train_accuracy"] - sweep["test_accuracy"]), sweep["robustness"]
-    names = np.unique(sweep["cluster"])
+    names = np.unique(sweep.clusters)
     for name, (colour, marker) in zip(names, figures.many_series(), strict=False):
-        in_cluster = sweep["cluster"] == name
+        in_cluster = sweep.clusters == name
         style = {"color": colour, "marker": marker, "linewidths": 0, "alpha": 0.8}
         label = f"cluster {int(name) + 1} ({in_cluster.sum()})"
         axis.scatter(robustness[in_cluster], gap[in_cluster], s=9, label=label, **style)

@@ -176,8 +176,8 @@ def _robust_claim(by_draw: pd.DataFrame, reading: str, options: StageOptions) ->
         source="section 2.2",
         statement=f"PWCCA is largely robust to noise, whatever the share of signal (noise read by its {reading}).",
         statistic=f"largest PWCCA distance as a share of the unweighted mean's (below {options.robust:g}), at k = "
-        f"{largest} of {options.neurons} signal neurons; {_where(verdicts)}; noise of {reading} 0.1; n = {options.draws} "
-        "draws, t test at each k, Holm",
+        f"{largest} of {options.neurons} signal neurons; {_where(verdicts)}; noise of {reading} 0.1; n = "
+        f"{options.draws} draws, t test at each k, Holm",
         value=share[largest].value,
         interval=share[largest].interval(),
         p_value=float(max(p_values)),

@@ -84,7 +84,7 @@ class Options(ResultOptions):
         min_length=1,
         description="Readings of b: its standard deviation in multiples of α; 0: 1 whatever α.",
     )
-    margin: Number = option(0.05, "claims", gt=0, le=0.5, description='CCA distance below this is "similar".')
+    margin: Number = option(0.05, "claims", "plot", gt=0, le=0.5, description='CCA distance below this is "similar".')
     measures: Measures = option(
         ("cosine", "euclidean", "pwcca"), "compute", "claims", "plot", description=MEASURES_DESCRIPTION
     )
@@ -257,6 +257,7 @@ def plot(table: pd.DataFrame, claims: pd.DataFrame, options: StageOptions):
         axis.set_ylim(-0.03, max(1.03, 1.1 * float(rows["value"].max())))
     handles, labels = max((axis.get_legend_handles_labels() for axis in axes), key=lambda pair: len(pair[0]))
     _draw_readings(axes[-1], table, grid, alphas[1:], styles[1:])
+    axes[-1].axvline(options.margin, **figures.THRESHOLD)
     figures.legend_outside(figure, handles, labels)
     figures.letters(*axes)
     return figure
@@ -268,7 +269,8 @@ def _draw_readings(axis, table: pd.DataFrame, grid: list[Reading], alphas: list[
     for (colour, marker), alpha in zip(styles, alphas, strict=True):
         means = [select(rows, alpha=alpha, **reading._asdict())["value"].mean() for reading in grid]
         axis.plot(means, range(len(grid)), color=colour, marker=marker, linestyle="none")
-    axis.set(xlabel="PWCCA distance, mean over steps", yticks=range(len(grid)), yticklabels=map(str, grid))
+    names = [str(reading).replace(", starts", "\nstarts") for reading in grid]
+    axis.set(xlabel="PWCCA distance, mean over steps", yticks=range(len(grid)), yticklabels=names)
     axis.set_xlim(left=-0.02)
     axis.invert_yaxis()
-    axis.tick_params(axis="y", labelsize=6)
+    axis.tick_params(axis="y", labelsize=5.5)
