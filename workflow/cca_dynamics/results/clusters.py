@@ -508,6 +508,7 @@ def _agreement_claim(
         value=value,
         interval=clustering.subsample_interval(value, indices, -1, 1),
         p_value=clustering.agreement_p(a, b, options.seed),
+        no_effect=-1.0,  # an index below 0 is chance, not the reverse of agreement
         statistic=f"{statistic}, permuted networks, interval from subsamples of 80 %",
         **fields,
     )

@@ -210,8 +210,10 @@ def plot(table: pd.DataFrame, claims: pd.DataFrame, options: StageOptions):
         axis.set(xlabel="Signal neurons (%)", ylabel="Distance", title=f"noise of {reading} 0.1", xlim=(0, 103))
         figures.headroom(axis, 0.0)
         if (crossing := _crossing(select(rows, reading=reading))) is not None:
-            axis.axvline(crossing, **figures.THRESHOLD)
-            figures.note(axis, "SVCCA below PWCCA", (crossing, 0.62), (3, 0), fontsize=6.5)
+            axis.axvline(crossing, ymax=0.65, **figures.THRESHOLD)  # below the legend
+            beyond_middle = crossing > 60
+            side = {"ha": "right" if beyond_middle else "left", "fontsize": 6.5}
+            figures.note(axis, "SVCCA below PWCCA", (crossing, 0.6), (-3 if beyond_middle else 3, 0), **side)
     axes[-1].legend(loc="upper right")
     figures.letters(*axes)
     return figure
