@@ -7,32 +7,24 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from cca_dynamics.config.models import ResultOptions, StageOptions
-from cca_dynamics.results.inputs import Inputs
-from cca_dynamics.results.registry import RESULTS
+from cca_dynamics.config.models import ResultOptions
+from cca_dynamics.results import toy_rnn
 from cca_dynamics.study import Study
 
 from tests import test_results_groups as groups
 from tests import test_results_over_training as over_training
-from tests import test_results as others
-
-FEW = {
-    "toy_noise": {"draws": 4, "signal": (4, 8, 12), "neurons": 16, "points": 100},
-    "toy_rnn": {"networks": 4, "neurons": 4, "starts": 20, "steps": 10, "every": 5},
-    "clusters": {"most_clusters": 5},
-}
-"""Options with which a table is small."""
+from tests import test_results_sweep as sweep
 
 
 def options_of(default_config: dict[str, Any], result: str) -> ResultOptions:
-    """The options of the default study, small and without language models in `stability`."""
+    """The options of the default study, without language models in `stability`, of which there is no table."""
     config = deepcopy(default_config)
     config["results"]["stability"]["recurrent"] = None
-    return Study(config).options(result).with_changes(FEW.get(result, {}))
+    return Study(config).options(result)
 
 
 def made_up_table(result: str, options: ResultOptions) -> pd.DataFrame:
-    """The table; the toys compute theirs."""
+    """The table of a result under its options."""
     match result:
         case "generalization":
             return groups.generalization_table(groups.AS_PUBLISHED)
@@ -45,5 +37,9 @@ def made_up_table(result: str, options: ResultOptions) -> pd.DataFrame:
         case "recurrent_sequence":
             return over_training.recurrent_sequence_table()
         case "clusters":
-            return others.sweep_table(*others.planted_rates(np.random.default_rng(0)))
-    return RESULTS[result].compute(Inputs.from_paths([], []), StageOptions(options, "compute", seed=0))
+            return sweep.planted(np.random.default_rng(0))
+        case "toy_noise":
+            return sweep.noise_table()
+        case "toy_rnn":
+            return sweep.rnn_table(toy_rnn.readings(options))
+    raise ValueError(f"{result} has no made-up table")

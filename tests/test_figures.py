@@ -1,4 +1,4 @@
-"""Text finds room in every figure, whatever the data: no text covers a marker or another text."""
+"""Figures are complete, legible in grey, and their text finds room, whatever the data."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from cca_dynamics.config.models import StageOptions
-from cca_dynamics.results import figures
+from cca_dynamics.results import clustering, figures
 from cca_dynamics.results.claims import COLUMNS
 from cca_dynamics.results.registry import RESULTS
 from matplotlib.collections import PathCollection
@@ -124,6 +124,20 @@ def other_data(table: pd.DataFrame, rng) -> pd.DataFrame:
     return table.assign(value=values)
 
 
+def drawn(module, table: pd.DataFrame, options):
+    """The figure of a table, with its claims."""
+    claims = module.claims(table, StageOptions(options, "claims", seed=0))
+    rows = pd.DataFrame([claim.row() for claim in claims], columns=COLUMNS)
+    return module.plot(table, rows, StageOptions(options, "plot"))
+
+
+@pytest.fixture(autouse=True)
+def few_draws(monkeypatch):
+    """Enough for a figure; the published numbers take minutes."""
+    for name, count in (("PERMUTATIONS", 49), ("REFERENCES", 9), ("SUBSAMPLES", 5)):
+        monkeypatch.setattr(clustering, name, count)
+
+
 @pytest.mark.parametrize("result", list(RESULTS))
 @pytest.mark.parametrize("seed", range(4))
 def test_no_text_covers_a_marker_or_another_text(default_config, result, seed):
@@ -131,9 +145,42 @@ def test_no_text_covers_a_marker_or_another_text(default_config, result, seed):
     table = made_up_table(result, options)
     if seed:
         table = other_data(table, np.random.default_rng(seed))
-    claims = module.claims(table, StageOptions(options, "claims", seed=0))
-    rows = pd.DataFrame([claim.row() for claim in claims], columns=COLUMNS)
-    figure = module.plot(table, rows, StageOptions(options, "plot"))
+    figure = drawn(module, table, options)
     found = collisions(figure)
     figures.save(figure, [])
     assert not found, f"{len(found)} collisions, such as: {'; '.join(found[:5])}"
+
+
+def looks(handle) -> tuple:
+    """What tells a legend's curve or points from others in grey: marker, line, lightness in steps of a fifth."""
+    from matplotlib.colors import to_rgb
+
+    line = handle.lines[0] if hasattr(handle, "lines") else handle
+    if hasattr(line, "get_marker"):
+        marker, dashes, colour = line.get_marker(), line.get_linestyle(), line.get_color()
+    else:
+        marker, dashes, colour = line.get_paths()[0].vertices.tobytes(), "", line.get_edgecolor()[0][:3]
+    hollow = hasattr(line, "get_paths") and not len(line.get_facecolor())
+    return marker, dashes, hollow, round(5 * np.dot([0.2126, 0.7152, 0.0722], np.square(to_rgb(colour))))
+
+
+@pytest.mark.parametrize("result", list(RESULTS))
+def test_figures_are_complete_legible_in_grey_and_embed_their_fonts(default_config, result, tmp_path):
+    options, module = options_of(default_config, result), RESULTS[result]
+    table = made_up_table(result, options)
+    before = table.copy()
+    figure = drawn(module, table, options)
+    shown = [axis for axis in figure.axes if axis.get_visible()]
+    assert all(axis.get_ylabel() or axis.get_xlabel() for axis in shown)
+    words = " ".join(text.get_text() for text in figure.findobj(Text))
+    assert ("CIFAR-10" in words) == (result in ("generalization", "width"))
+    assert ("Penn Treebank" in words) == (result == "recurrent_training")
+    for axis in shown:
+        handles, labels = axis.get_legend_handles_labels()
+        styles = [looks(handle) for handle in handles]
+        assert len(set(styles)) == len(styles), f"in grey some of {labels} look the same: {styles}"
+    pdf = tmp_path / "figure.pdf"
+    figures.save(figure, [pdf])
+    content = pdf.read_bytes()
+    assert content.count(b"/FontFile2") == content.count(b"/Type /FontDescriptor") > 0 and b"/Type3" not in content
+    pd.testing.assert_frame_equal(table, before)
