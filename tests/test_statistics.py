@@ -5,9 +5,22 @@ from itertools import combinations
 import numpy as np
 import pytest
 from cca_dynamics.results import clustering, statistics
-from cca_dynamics.results.claims import INCONCLUSIVE, NOT_REPRODUCED, REPRODUCED, all_of, equivalent, exceeds
+from cca_dynamics.results.claims import (
+    INCONCLUSIVE,
+    NOT_REPRODUCED,
+    NOT_TESTABLE,
+    REPRODUCED,
+    REVERSED,
+    Claim,
+    all_of,
+    equivalent,
+    exceeds,
+    mean_claim,
+    missed_claims,
+    provided,
+)
 from cca_dynamics.results.clustering import adjusted_rand_index
-from cca_dynamics.results.statistics import pearson, spearman
+from cca_dynamics.results.statistics import Estimate, pearson, spearman
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
@@ -43,28 +56,113 @@ def test_mean_between_uses_both_directions(rng):
     assert statistics.mean_between(distances, first, second) == pytest.approx(expected)
 
 
-def test_bootstrap_keeps_group_sizes_and_two_networks():
-    weights = statistics.bootstrap_weights(["a"] * 5 + ["b"] * 4, seed=1, resamples=500)
-    assert (weights[:, :5].sum(axis=1) == 5).all() and (weights[:, 5:].sum(axis=1) == 4).all()
-    assert ((weights[:, :5] > 0).sum(axis=1) >= 2).all() and ((weights[:, 5:] > 0).sum(axis=1) >= 2).all()
+def test_the_interval_of_a_mean_is_student_s(rng):
+    values = rng.normal(size=7)
+    expected = stats.t.interval(0.95, 6, values.mean(), stats.sem(values))
+    assert Estimate.of_mean(values).interval() == pytest.approx(expected)
+    assert Estimate.of_mean(values).p_at_most(-0.2) == pytest.approx(
+        stats.ttest_1samp(values, -0.2, alternative="greater").pvalue
+    )
 
 
-def test_bootstrap_of_too_few_networks_has_no_interval():
-    assert np.isnan(statistics.bootstrap_weights(["a"] * 5 + ["b"] * 3, seed=1)[:, 5:]).all()
+def test_the_interval_of_two_groups_is_welch_s(rng):
+    first, second = rng.normal(size=5), 1 + 3 * rng.normal(size=8)
+    values, groups = np.concatenate([first, second]), np.repeat(["a", "b"], [5, 8])
+
+    def difference(weights):
+        means = [weights[:, part] @ values[part] / weights[:, part].sum(axis=1) for part in (slice(5), slice(5, 13))]
+        return means[1] - means[0]
+
+    expected = stats.ttest_ind(second, first, equal_var=False).confidence_interval(0.95)
+    assert Estimate.of(difference, groups).interval() == pytest.approx(tuple(expected))
 
 
-def test_bootstrap_refuses_a_group_of_one():
-    with pytest.raises(ValueError, match="1 network"):
-        statistics.bootstrap_weights(["a", "a", "b"], seed=0)
+def test_groups_of_two_networks_have_no_interval():
+    estimate = Estimate.of(lambda weights: weights.sum(axis=1), ["a"] * 5 + ["b"] * 2)
+    assert estimate.value == 7 and np.isnan(estimate.interval()).all() and np.isnan(estimate.p_at_most(0))
 
 
-def test_bootstrap_interval_covers_a_known_mean():
-    rng = np.random.default_rng(0)
-    hits = 0
-    for seed in range(100):
-        low, high = statistics.bootstrap_mean(rng.normal(3, 1, size=30), seed)
-        hits += low <= 3 <= high
-    assert 85 <= hits <= 100
+def coverage(draw, truth: float, studies: int = 400) -> float:
+    """The share of simulated studies whose 95 % interval holds the truth; `draw` makes the interval of one of them."""
+    intervals = [draw(np.random.default_rng([7, study])) for study in range(studies)]
+    return float(np.mean([low <= truth <= high for low, high in intervals]))
+
+
+def distances_of_networks(rng, groups, level, network_noise=0.02, pair_noise=0.01):
+    """Distances that networks share: a level for each pair of groups, what each network adds, and noise."""
+    size = len(groups)
+    own = network_noise * rng.normal(size=size)
+    noise = np.triu(pair_noise * rng.normal(size=(size, size)), 1)
+    distances = np.array([[level(a, b) for b in groups] for a in groups]) + own[:, None] + own[None] + noise + noise.T
+    np.fill_diagonal(distances, 0)
+    return distances
+
+
+def test_the_interval_covers_a_mean_distance_of_five_networks():
+    def draw(rng):
+        distances = distances_of_networks(rng, range(5), lambda a, b: 0.4)
+        return Estimate.of(lambda weights: statistics.mean_within(distances, weights), np.zeros(5)).interval()
+
+    assert 0.92 <= coverage(draw, 0.4) <= 0.99
+
+
+def test_the_interval_covers_a_difference_between_groups_of_five():
+    groups = np.repeat([0, 1], 5)
+
+    def draw(rng):
+        distances = distances_of_networks(rng, groups, lambda a, b: 0.3 if a == b == 0 else 0.5)
+
+        def difference(weights):
+            first, second = (weights * (groups == group) for group in (0, 1))
+            return statistics.mean_between(distances, first, second) - statistics.mean_within(distances, first)
+
+        return Estimate.of(difference, groups).interval()
+
+    assert 0.92 <= coverage(draw, 0.2) <= 0.99
+
+
+def test_the_interval_covers_a_ratio_of_mean_distances():
+    groups = np.repeat([0, 1], 5)
+
+    def draw(rng):
+        distances = distances_of_networks(rng, groups, lambda a, b: 0.3 if a == b == 0 else 0.5)
+
+        def ratio(weights):
+            first, second = (statistics.mean_within(distances, weights * (groups == group)) for group in (0, 1))
+            return second / first
+
+        return Estimate.of(ratio, groups).interval()
+
+    assert 0.92 <= coverage(draw, 0.5 / 0.3) <= 0.99
+
+
+def test_the_interval_covers_a_correlation_over_networks():
+    truth, size = -0.8, 25
+
+    def draw(rng):
+        x = rng.normal(size=size)
+        y = truth * x + (1 - truth**2) ** 0.5 * rng.normal(size=size)
+
+        def correlation(weights):
+            kept = weights[:, None] / weights.sum(axis=1)[:, None, None]
+            mean_x, mean_y = (kept[:, 0] @ values for values in (x, y))
+            spread = [kept[:, 0] @ values**2 - mean**2 for values, mean in ((x, mean_x), (y, mean_y))]
+            return (kept[:, 0] @ (x * y) - mean_x * mean_y) / np.sqrt(spread[0] * spread[1])
+
+        return statistics.correlation_interval(Estimate.of(correlation, np.zeros(size)))
+
+    assert 0.92 <= coverage(draw, truth) <= 0.99
+
+
+def test_percentiles_of_a_bootstrap_of_five_would_not_cover():
+    """Why intervals are the jackknife's: resampling five networks loses a tenth of them."""
+
+    def draw(rng):
+        values = rng.normal(size=5)
+        means = values[rng.integers(5, size=(2000, 5))].mean(axis=1)
+        return np.quantile(means, [0.025, 0.975])
+
+    assert coverage(draw, 0.0) < 0.9
 
 
 def test_relabelling_of_two_separate_groups_is_one_in_252():
@@ -155,11 +253,13 @@ def test_holm_against_a_worked_example():
     assert statistics.holm([0.9, 0.8]).max() == 1
 
 
-def test_equivalence_p_is_small_only_inside_the_margin():
-    rng = np.random.default_rng(0)
-    assert statistics.equivalence_p(rng.normal(0, 0.01, 2000), 0.05) < 0.01
-    assert statistics.equivalence_p(rng.normal(0.05, 0.01, 2000), 0.05) == pytest.approx(0.5, abs=0.05)
-    assert statistics.equivalence_p(rng.normal(-0.2, 0.01, 2000), 0.05) == 1
+def test_equivalence_p_is_small_only_inside_the_margin(rng):
+    noise = rng.normal(size=20)
+    noise = 0.01 * (noise - noise.mean()) / noise.std()
+    assert Estimate.of_mean(noise).p_outside(0.05) < 1e-6
+    for edge in (0.05, -0.05):
+        assert Estimate.of_mean(edge + noise).p_outside(0.05) == pytest.approx(0.5)
+    assert Estimate.of_mean(noise - 0.2).p_outside(0.05) > 0.999
 
 
 @settings(max_examples=30)
@@ -189,12 +289,46 @@ def test_adjusted_rand_index_agrees_with_scikit_learn(data, size, parts):
         ((0.1, 0.2), 0.01, REPRODUCED),
         ((0.1, 0.2), 0.2, INCONCLUSIVE),
         ((-0.1, 0.2), 0.01, INCONCLUSIVE),
-        ((-0.2, -0.1), 0.9, NOT_REPRODUCED),
+        ((-0.2, -0.1), 0.9, REVERSED),
+        ((-0.2, 0.0), 0.9, NOT_REPRODUCED),
         ((float("nan"), float("nan")), 0.01, INCONCLUSIVE),
     ],
 )
 def test_verdict_on_a_direction(interval, p, verdict):
     assert exceeds(0, interval, p) == verdict
+
+
+def test_a_small_effect_is_not_a_reversed_one():
+    assert exceeds(0.5, (0.1, 0.2)) == NOT_REPRODUCED
+    assert exceeds(0.5, (-0.2, -0.1)) == REVERSED
+    assert exceeds(0.5, (0.1, 0.2), no_effect=0.5) == REVERSED
+
+
+def test_claims_rest_on_their_precondition():
+    rest = [mean_claim(0, np.array([1, 1.1, 0.9]), claim="a.rest", figure="1", statement="", statistic="s")]
+    fitted = {
+        verdict: Claim("a.fitted", "1", "", "", value, verdict, estimated=False)
+        for value, verdict in ((1.0, REPRODUCED), (0.5, NOT_REPRODUCED))
+    }
+    assert [claim.verdict for claim in provided(fitted[REPRODUCED], rest)] == [REPRODUCED, REPRODUCED]
+    precondition, claim = provided(fitted[NOT_REPRODUCED], rest)
+    assert (precondition.verdict, claim.verdict) == (NOT_REPRODUCED, NOT_TESTABLE)
+    assert "a.fitted is not reproduced" in claim.statistic and not np.isnan(claim.value)
+
+
+@pytest.mark.parametrize(
+    ("effects", "verdict"),
+    [
+        ([0.02, 0.03, 0.01], REPRODUCED),
+        ([-0.27, -0.25, -0.26], REVERSED),
+        ([0.3, 0.31, 0.29], NOT_REPRODUCED),
+        ([0.1, -0.1, 0.3], INCONCLUSIVE),
+    ],
+)
+def test_a_control_misses_an_effect_only_if_it_sees_about_nothing(effects, verdict):
+    texts = {"claim": "a.miss", "statement": "it.", "effect": "effect", "details": "", "figure": "1"}
+    (claim,) = missed_claims({"cosine": Estimate.of_mean(effects)}, **texts)
+    assert (claim.claim, claim.verdict) == ("a.miss_cosine", verdict)
 
 
 def test_verdict_on_equivalence():
@@ -203,6 +337,8 @@ def test_verdict_on_equivalence():
     assert equivalent(0.05, [(-0.01, 0.02), (0.06, 0.08)]) == NOT_REPRODUCED
     assert all_of([REPRODUCED, INCONCLUSIVE]) == INCONCLUSIVE
     assert all_of([REPRODUCED, INCONCLUSIVE, NOT_REPRODUCED]) == NOT_REPRODUCED
+    assert all_of([REVERSED, REVERSED]) == REVERSED
+    assert all_of([REPRODUCED, REVERSED]) == NOT_REPRODUCED
 
 
 def test_jonckheere_counts_rising_pairs_and_permutes_levels_within_networks():

@@ -10,10 +10,19 @@ from pathlib import Path
 import pandas as pd
 
 from cca_dynamics.errors import DamagedFile
-from cca_dynamics.results.claims import INCONCLUSIVE, NOT_REPRODUCED, NOT_TESTABLE, REPRODUCED, VERDICTS
+from cca_dynamics.results.claims import (
+    ALPHA,
+    INCONCLUSIVE,
+    NOT_REPRODUCED,
+    NOT_TESTABLE,
+    REPRODUCED,
+    REVERSED,
+    VERDICTS,
+)
 from cca_dynamics.results.registry import RESULTS
+from cca_dynamics.results.statistics import holm
 
-MARKS = {REPRODUCED: "✓", NOT_REPRODUCED: "✗", INCONCLUSIVE: "?", NOT_TESTABLE: "–"}
+MARKS = {REPRODUCED: "✓", REVERSED: "⇄", NOT_REPRODUCED: "✗", INCONCLUSIVE: "?", NOT_TESTABLE: "–"}
 """The mark beside each verdict."""
 WHOLE_RUN = "the whole run"
 """Name of the last row of `runtime_rows`."""
@@ -41,10 +50,23 @@ def verdicts_in_words(claims: pd.DataFrame) -> str:
 
 
 def counted_verdicts(claims: pd.DataFrame) -> dict[str, int]:
-    """Verdict → how many claims have it; *not testable* only where there are such claims."""
+    """Verdict → how many claims have it; *reversed* and *not testable* only where there are such claims."""
     counts = claims["verdict"].value_counts()
-    shown = [verdict for verdict in VERDICTS if verdict != NOT_TESTABLE or verdict in counts]
+    shown = [verdict for verdict in VERDICTS if verdict not in (REVERSED, NOT_TESTABLE) or verdict in counts]
     return {verdict: int(counts.get(verdict, 0)) for verdict in shown}
+
+
+def family_in_words(claims: pd.DataFrame) -> str:
+    """What the p values of a study's claims say together: how many hold when all of them are counted as one family."""
+    p_values = claims["p_value"].dropna().to_numpy()
+    if not len(p_values):
+        return "No claim has a p value."
+    small, together = int((p_values < ALPHA).sum()), int((holm(p_values) < ALPHA).sum())
+    return (
+        f"{len(p_values)} of {len(claims)} claims have a p value; {small} are below {ALPHA:g}, where "
+        f"{ALPHA * len(p_values):.1f} would be expected if no effect existed, and {together} remain below it when all of "
+        "them are tested as one family (Holm)."
+    )
 
 
 def value_in_words(claim, digits: str = ".2f") -> str:

@@ -7,11 +7,17 @@ from pathlib import Path
 
 import pandas as pd
 
-from cca_dynamics.report.summary import MARKS, counted_verdicts, numbers_in_words, result_of
+from cca_dynamics.report.summary import MARKS, counted_verdicts, family_in_words, numbers_in_words, result_of
 from cca_dynamics.results import claims
-from cca_dynamics.results.claims import INCONCLUSIVE, NOT_REPRODUCED, NOT_TESTABLE, REPRODUCED
+from cca_dynamics.results.claims import INCONCLUSIVE, NOT_REPRODUCED, NOT_TESTABLE, REPRODUCED, REVERSED
 
-COLOURS = {REPRODUCED: "green", NOT_REPRODUCED: "red", INCONCLUSIVE: "yellow", NOT_TESTABLE: "yellow"}
+COLOURS = {
+    REPRODUCED: "green",
+    REVERSED: "red",
+    NOT_REPRODUCED: "red",
+    INCONCLUSIVE: "yellow",
+    NOT_TESTABLE: "yellow",
+}
 
 
 def show(study: str, since: float | None = None) -> None:
@@ -47,6 +53,7 @@ def show(study: str, since: float | None = None) -> None:
     console.print(table)
     counts = ", ".join(f"{count} {verdict}" for verdict, count in counted_verdicts(rows).items())
     console.print(f"{counts} of {len(rows)} claims")
+    console.print(family_in_words(rows))
     for result in dict.fromkeys(map(result_of, rows["claim"])):
         figure = Path("figures", path.parent.name, f"{result}.png")
         if figure.exists():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import isnan, nan
 from pathlib import Path
 from typing import NamedTuple
@@ -13,6 +13,7 @@ import pandas as pd
 
 from cca_dynamics.errors import DamagedFile
 from cca_dynamics.results import statistics
+from cca_dynamics.results.statistics import Estimate
 from cca_dynamics.runtime.storage import replacing
 
 ALPHA = 0.05
@@ -22,16 +23,15 @@ MISSED = 0.1
 """A control measure misses an effect if it sees less than this, as a share of the distance it starts from (ours)."""
 
 REPRODUCED = "reproduced"
+REVERSED = "reversed"
 NOT_REPRODUCED = "not reproduced"
 INCONCLUSIVE = "inconclusive"
 NOT_TESTABLE = "not testable"
-VERDICTS = (REPRODUCED, NOT_REPRODUCED, INCONCLUSIVE, NOT_TESTABLE)
+VERDICTS = (REPRODUCED, REVERSED, NOT_REPRODUCED, INCONCLUSIVE, NOT_TESTABLE)
 
 
 Interval = tuple[float, float]
 UNKNOWN: Interval = (nan, nan)
-Estimate = tuple[float, np.ndarray]
-"""A value and its bootstrap samples (B,)."""
 
 
 class Obstacle(NamedTuple):
@@ -70,8 +70,8 @@ def too_few(key: str, count: int, what: str, smallest_p: Callable[[int], float] 
 class Claim:
     """One statement of the paper and what this study says of it.
 
-    A claim that no data could reproduce, because networks or levels are too few for its interval or its test, is not
-    testable, and its statistic says why.
+    A claim that no data could reproduce, because networks or levels are too few for its interval or its test, or whose
+    precondition does not hold, is not testable, and its statistic says why.
 
     Attributes:
         claim: short name, unique in the study, e.g. "generalization.later_layers".
@@ -79,12 +79,14 @@ class Claim:
         statement: the paper's statement in one sentence, in terms of this study.
         statistic: what `value` is, with n and the test.
         value: the estimate.
-        verdict: reproduced, not reproduced, inconclusive or not testable.
+        verdict: one of `VERDICTS`.
         interval: of the estimate (95 %; 90 % for equivalence, which matches a 5 % test); nan where there is none.
         p_value: nan where the statement is judged by its interval alone.
-        paper_value: the paper's own value on CIFAR-10, nan where it gives none.
+        paper_value: the paper's own value of the same quantity (CIFAR-10, Penn Treebank), nan where it gives none.
+        paper_error: of that value, because it is read off a figure; nan where the paper prints it.
+        source: where it is said, e.g. "section 3.1"; with "article" if the popular article says it, too.
         estimated: whether it is judged by its interval.
-        obstacle: why no data could reproduce it; found by itself where the interval or the p value shows it.
+        obstacle: why it cannot be tested; found by itself where the interval or the p value shows it.
     """
 
     claim: str
@@ -96,6 +98,8 @@ class Claim:
     interval: Interval = UNKNOWN
     p_value: float = nan
     paper_value: float = nan
+    paper_error: float = nan
+    source: str = ""
     estimated: bool = True
     obstacle: str = ""
 
@@ -113,23 +117,26 @@ class Claim:
         return f"its p cannot be below {smallest:.2g}" if smallest >= ALPHA else ""
 
     @classmethod
-    def exceeding(cls, threshold: float, *, interval: Interval, p_value: float = nan, **fields: object) -> Claim:
+    def exceeding(
+        cls, threshold: float, *, interval: Interval, p_value: float = nan, no_effect: float = 0.0, **fields: object
+    ) -> Claim:
         """The claim that a value exceeds a threshold, judged by its interval and p value; see `exceeds`.
 
         Args:
             threshold: in the unit of the value.
             interval: of the value.
             p_value: of a test of the same statement; nan if there is none.
+            no_effect: the value below which the effect is the opposite one.
             fields: the other attributes.
         """
-        verdict = exceeds(threshold, interval, p_value)
+        verdict = exceeds(threshold, interval, p_value, no_effect)
         return cls(verdict=verdict, interval=interval, p_value=p_value, **fields)
 
     def row(self) -> tuple:
         """The values of `COLUMNS`."""
         words = (self.claim, self.figure, self.statement, self.statistic)
         numbers = map(float, (self.value, *self.interval, self.p_value, self.paper_value))
-        return (*words, *numbers, self.verdict)
+        return (*words, *numbers, self.verdict, float(self.paper_error), self.source)
 
 
 COLUMNS = [
@@ -143,19 +150,23 @@ COLUMNS = [
     "p_value",
     "paper_value",
     "verdict",
+    "paper_error",
+    "source",
 ]
 """Columns of a table of claims."""
 
 
-def exceeds(threshold: float, interval: Interval, p_value: float = nan) -> str:
+def exceeds(threshold: float, interval: Interval, p_value: float = nan, no_effect: float = 0.0) -> str:
     """Verdict on "the value exceeds a threshold".
 
-    Reproduced: the whole interval does and, if there is a test, p < 0.05. Not reproduced: the whole interval is at or
-    below the threshold. Inconclusive otherwise.
+    Reproduced: the whole interval does and, if there is a test, p < 0.05. Reversed: the whole interval lies below the
+    value of no effect. Not reproduced: it lies at or below the threshold. Inconclusive otherwise.
     """
     low, high = interval
     if low > threshold and (isnan(p_value) or p_value < ALPHA):
         return REPRODUCED
+    if high < min(no_effect, threshold):
+        return REVERSED
     return NOT_REPRODUCED if high <= threshold else INCONCLUSIVE
 
 
@@ -180,60 +191,66 @@ def below(threshold: float, interval: Interval) -> str:
 
 
 def all_of(verdicts: Sequence[str]) -> str:
-    """Verdict on a statement with several parts: reproduced if all are, not reproduced if one is not."""
-    if all(verdict == REPRODUCED for verdict in verdicts):
-        return REPRODUCED
-    return NOT_REPRODUCED if NOT_REPRODUCED in verdicts else INCONCLUSIVE
+    """Verdict on a statement with several parts: reproduced or reversed if all are, not reproduced if one is not."""
+    for unanimous in (REPRODUCED, REVERSED):
+        if all(verdict == unanimous for verdict in verdicts):
+            return unanimous
+    if NOT_TESTABLE in verdicts:
+        return NOT_TESTABLE
+    return NOT_REPRODUCED if {NOT_REPRODUCED, REVERSED} & {*verdicts} else INCONCLUSIVE
 
 
-def mean_claim(threshold: float, values: np.ndarray, seed: int, *, p_value: float = nan, **texts: str) -> Claim:
-    """The claim that the mean over networks exceeds a threshold, with a bootstrap interval.
+def provided(precondition: Claim, claims: Sequence[Claim]) -> list[Claim]:
+    """A precondition and the claims that rest on it, which are not testable unless it is reproduced."""
+    if precondition.verdict == REPRODUCED:
+        return [precondition, *claims]
+    obstacle = f"{precondition.claim} is {precondition.verdict}"
+    return [precondition, *(replace(claim, obstacle=claim.obstacle or obstacle) for claim in claims)]
+
+
+def mean_claim(
+    threshold: float, values: np.ndarray, *, p_value: float | None = None, no_effect: float = 0.0, **fields: object
+) -> Claim:
+    """The claim that the mean over networks exceeds a threshold, with Student's interval.
 
     Args:
         threshold: in the unit of the values.
         values: (N,), one per network.
-        seed: of the bootstrap.
-        p_value: of a test of the same statement; nan if there is none.
-        texts: claim, figure, statement and statistic, as in `Claim`.
-    """
-    interval = statistics.bootstrap_mean(values, seed)
-    return Claim.exceeding(threshold, value=float(np.mean(values)), interval=interval, p_value=p_value, **texts)
-
-
-def estimate_claim(threshold: float, estimate: Estimate, *, p_value: float = nan, **fields: object) -> Claim:
-    """The claim that an estimate exceeds a threshold.
-
-    Args:
-        threshold: in the unit of the estimate.
-        estimate: its value and bootstrap samples.
-        p_value: of a test of the same statement; nan if there is none.
+        p_value: of a test of the same statement; default: the one-sided t test that belongs to the interval.
+        no_effect: the mean below which the effect is the opposite one.
         fields: the other attributes of `Claim`.
     """
-    value, samples = estimate
-    return Claim.exceeding(
-        threshold, value=float(value), interval=statistics.interval(samples), p_value=p_value, **fields
-    )
+    return estimate_claim(threshold, Estimate.of_mean(values), p_value=p_value, no_effect=no_effect, **fields)
 
 
-def equivalence_claim(margin: float, differences: Sequence[Estimate], **texts: str) -> Claim:
+def estimate_claim(
+    threshold: float, estimate: Estimate, *, p_value: float | None = None, no_effect: float = 0.0, **fields: object
+) -> Claim:
+    """The claim that an estimate exceeds a threshold; arguments as of `mean_claim`."""
+    p_value = estimate.p_at_most(threshold) if p_value is None else p_value
+    how = {"interval": estimate.interval(), "p_value": p_value, "no_effect": no_effect}
+    return Claim.exceeding(threshold, value=estimate.value, **how, **fields)
+
+
+def equivalence_claim(margin: float, differences: Sequence[Estimate], **fields: object) -> Claim:
     """The claim that several differences are all about zero; value and interval are those of the largest one.
 
     Args:
         margin: difference that still counts as none.
-        differences: values and bootstrap samples.
-        texts: claim, figure, statement and statistic, as in `Claim`.
+        differences: what is about zero.
+        fields: claim, figure, statement, statistic and others, as in `Claim`.
 
     Returns:
         A claim whose p value is the largest of two one-sided tests of each difference.
     """
-    intervals = [statistics.interval(samples, 1 - 2 * ALPHA) for _, samples in differences]
-    largest = max(range(len(differences)), key=lambda index: abs(differences[index][0]))
+    intervals = [difference.interval(1 - 2 * ALPHA) for difference in differences]
+    largest = max(range(len(differences)), key=lambda index: abs(differences[index].value))
     return Claim(
-        value=differences[largest][0],
+        value=differences[largest].value,
         interval=intervals[largest],
-        p_value=max(statistics.equivalence_p(samples, margin) for _, samples in differences),
+        p_value=max(difference.p_outside(margin) for difference in differences),
         verdict=equivalent(margin, intervals),
-        **texts,
+        **fields,
     )
 
 
@@ -250,29 +267,42 @@ def fitted_claim(accuracies: np.ndarray, **texts: str) -> Claim:
 
 
 def missed_claims(
-    effects: Mapping[str, tuple[float, Interval]], *, effect: str, details: str, **texts: str
+    effects: Mapping[str, Estimate], *, claim: str, statement: str, effect: str, details: str, **fields: object
 ) -> list[Claim]:
-    """The claim that no control measure sees an effect, judged by the one that sees most; none without such measures.
+    """The claims that control measures do not see an effect, one for each of them.
+
+    Reproduced: the whole interval lies within ±`MISSED`. Reversed: the control sees the opposite effect, with the whole
+    interval below -`MISSED`. Not reproduced: the control sees the effect, too. Inconclusive otherwise.
 
     Args:
-        effects: control measure → the effect that it sees, as a share of the distance it starts from, and its interval.
+        effects: control measure → the effect that it sees, as a share of the distance it starts from.
+        claim: name of the claims, to which "_" and the measure are added.
+        statement: what the control misses, after the words "... distance does not reveal".
         effect: what the share is; the statistic begins with it.
         details: of the comparison; the statistic ends with them.
-        texts: claim, figure and statement, as in `Claim`.
+        fields: the other attributes of `Claim`.
     """
-    if not effects:
-        return []
-    largest = max(effects, key=lambda measure: effects[measure][0])
-    value, interval = effects[largest]
     return [
         Claim(
-            statistic=f"{effect} under {largest}, the larger of {' and '.join(effects)}{details}",
-            value=float(value),
-            interval=interval,
-            verdict=all_of([below(MISSED, interval) for _, interval in effects.values()]),
-            **texts,
+            claim=f"{claim}_{measure}",
+            statement=f"{measure.capitalize()} distance does not reveal {statement}",
+            statistic=f"{effect} under {measure}{details}",
+            value=estimate.value,
+            interval=estimate.interval(),
+            verdict=_missed(estimate.interval()),
+            **fields,
         )
+        for measure, estimate in effects.items()
     ]
+
+
+def _missed(interval: Interval) -> str:
+    low, high = interval
+    if low >= MISSED:
+        return NOT_REPRODUCED
+    if high <= -MISSED:
+        return REVERSED
+    return REPRODUCED if -MISSED < low and high < MISSED else INCONCLUSIVE
 
 
 def write(claims: Sequence[Claim], path: Path) -> None:
@@ -289,9 +319,9 @@ def read(path: Path) -> pd.DataFrame:
     Raises:
         DamagedFile: it cannot be read, or is not a table of claims.
     """
-    text = ["claim", "figure", "statement", "statistic", "verdict"]
+    text = ["claim", "figure", "statement", "statistic", "verdict", "source"]
     try:
-        table = pd.read_csv(path, dtype={column: str for column in text})
+        table = pd.read_csv(path, dtype={column: str for column in text}).fillna({"source": ""})
         if list(table.columns) != COLUMNS or not table["verdict"].isin(VERDICTS).all():
             raise ValueError("it is not a table of claims")
     except (OSError, ValueError) as problem:

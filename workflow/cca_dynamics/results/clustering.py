@@ -12,7 +12,8 @@ import numpy as np
 import pandas as pd
 
 from cca_dynamics.results import statistics
-from cca_dynamics.results.claims import Estimate, Interval
+from cca_dynamics.results.claims import Interval
+from cca_dynamics.results.statistics import Estimate
 
 RESAMPLES = 2_000
 """Bootstrap samples, and permutations of a test."""

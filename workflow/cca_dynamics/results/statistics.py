@@ -1,27 +1,28 @@
 """Inference over networks.
 
 The pairs that a distance matrix holds share networks, so they are not independent observations; networks are.
-Everything here resamples or relabels networks (or seeds), never pairs.
+Everything here leaves out or relabels networks (or seeds), never pairs.
 
-A resample is written as weights: row b of a (B, N) array says how often each of N networks was drawn. Mean distances
-under all resamples are then two matrix products, and the mean within a group leaves out the pairs of a network with
-itself.
+A subset of the networks is written as weights: row b of a (B, N) array says how often each of N networks counts. Mean
+distances under all subsets are then two matrix products, and the mean within a group leaves out the pairs of a network
+with itself.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from itertools import combinations, permutations
-from math import comb, factorial
+from math import comb, factorial, nan
 
 import numpy as np
 
 RESAMPLES = 10_000
 MOST_ENUMERATED = 200_000
 """Relabellings of networks up to which all are tried; of more, `RESAMPLES` are drawn."""
-FEWEST = 4
-"""A bootstrap of fewer networks has too few distinct outcomes to mean anything; its interval is nan."""
+FEWEST = 3
+"""Networks of a group from which its mean has an interval: without one of them, the others still make a pair."""
 
 
 class PValue(float):
@@ -69,35 +70,98 @@ def smallest_jonckheere_p(networks: int, levels: int) -> float:
     return max(smallest_order_p(levels) ** networks, 1 / (1 + RESAMPLES))
 
 
-def bootstrap_weights(groups: Sequence[object], seed: int, resamples: int = RESAMPLES) -> np.ndarray:
-    """Draw networks with replacement, within each group.
+@dataclass(frozen=True)
+class Estimate:
+    """A statistic of networks, and what it would be without each one of them (the jackknife).
 
-    Args:
-        groups: (N,) group of each network; a resample has as many networks of each group.
-        seed: seed of the draw.
-        resamples: B.
+    The interval is the jackknife's t interval. For the mean of one value per network it is Student's. For mean
+    distances over pairs of five networks it covers the truth in 93 to 97 % of simulated studies at a level of 95 %,
+    where percentiles of a bootstrap cover it in 79 to 90 % (tests/test_statistics.py). It suits smooth statistics:
+    means, differences, ratios and correlations, not ranks or extremes.
 
-    Returns:
-        (B, N) float64, times each network was drawn; all nan if a group has fewer than FEWEST networks. In every row
-        each group has at least two distinct networks, since a resample of one network has no pairs.
+    Attributes:
+        value: the statistic of all networks.
+        without: (N,) the statistic without network i.
+        groups: (N,) group of each network; a study has a fixed number of networks of each group.
 
-    Raises:
-        ValueError: a group has fewer than two networks.
+    Source: Tukey 1958; Efron & Stein 1981; Satterthwaite 1946 for the degrees of freedom of several groups.
     """
-    labels = np.asarray(groups)
-    rng = np.random.default_rng(seed)
-    weights = np.zeros((resamples, len(labels)))
-    for group in dict.fromkeys(labels.tolist()):
-        in_group = labels == group
-        size = int(in_group.sum())
-        if size < 2:
-            raise ValueError(f"group {group!r} has {size} network; a group needs two or more")
-        shares = np.full(size, 1 / size)
-        counts = rng.multinomial(size, shares, size=resamples)
-        while (without_pairs := (counts > 0).sum(axis=1) < 2).any():
-            counts[without_pairs] = rng.multinomial(size, shares, size=without_pairs.sum())
-        weights[:, in_group] = counts if size >= FEWEST else np.nan
-    return weights
+
+    value: float
+    without: np.ndarray
+    groups: np.ndarray
+
+    @classmethod
+    def of(cls, statistic: Callable[[np.ndarray], np.ndarray], groups: Sequence[object]) -> Estimate:
+        """The estimate of a statistic.
+
+        Args:
+            statistic: takes weights (B, N) of the networks, returns (B,).
+            groups: (N,) group of each network.
+        """
+        groups = np.asarray(groups)
+        value = np.asarray(statistic(np.ones((1, len(groups)))), dtype=float)[0]
+        large_enough = all((groups == group).sum() >= FEWEST for group in np.unique(groups))
+        without = statistic(1 - np.eye(len(groups))) if large_enough else np.full(len(groups), nan)
+        return cls(float(value), np.asarray(without, dtype=float), groups)
+
+    @classmethod
+    def of_mean(cls, values: Sequence[float]) -> Estimate:
+        """The estimate of the mean of one value per network (N,)."""
+        values = np.asarray(values, dtype=float)
+        return cls.of(lambda weights: weights @ values / weights.sum(axis=1), np.zeros(len(values)))
+
+    def map(self, function: Callable[[np.ndarray], np.ndarray]) -> Estimate:
+        """The estimate of a smooth function of the statistic, for example its Fisher transform."""
+        return Estimate(float(function(np.float64(self.value))), function(self.without), self.groups)
+
+    def __sub__(self, other: Estimate) -> Estimate:
+        """The difference of two statistics of the same networks."""
+        return Estimate(self.value - other.value, self.without - other.without, self.groups)
+
+    def _variance_and_freedom(self) -> tuple[float, float]:
+        """Squared standard error, and its degrees of freedom."""
+        variances, freedoms = [], []
+        for group in np.unique(self.groups):
+            without = self.without[self.groups == group]
+            variances.append((len(without) - 1) / len(without) * ((without - without.mean()) ** 2).sum())
+            freedoms.append(len(without) - 1)
+        variances, freedoms = np.array(variances), np.array(freedoms)
+        total = variances.sum()
+        if not total > 0:
+            return float(total), float(freedoms.min())
+        return float(total), float(total**2 / (variances**2 / freedoms).sum())
+
+    def interval(self, level: float = 0.95) -> tuple[float, float]:
+        """Confidence interval; nan where a group has fewer than FEWEST networks."""
+        from scipy.stats import t
+
+        variance, freedom = self._variance_and_freedom()
+        if np.isnan(variance) or np.isnan(self.value):
+            return nan, nan
+        half = float(t.ppf((1 + level) / 2, freedom)) * variance**0.5
+        return self.value - half, self.value + half
+
+    def p_at_most(self, threshold: float) -> float:
+        """One-sided p value of the hypothesis that the statistic is at most a threshold; nan without an interval."""
+        from scipy.stats import t
+
+        variance, freedom = self._variance_and_freedom()
+        if np.isnan(variance) or np.isnan(self.value):
+            return nan
+        if variance == 0:
+            return float(self.value <= threshold)
+        return float(t.sf((self.value - threshold) / variance**0.5, freedom))
+
+    def p_outside(self, margin: float) -> float:
+        """p value of the hypothesis that the statistic lies outside ±margin: the larger of two one-sided tests."""
+        return max(self.map(np.negative).p_at_most(-margin), self.p_at_most(-margin))
+
+
+def correlation_interval(correlation: Estimate, level: float = 0.95) -> tuple[float, float]:
+    """Interval of a correlation coefficient, by way of Fisher's transform, so that it stays within [-1, 1]."""
+    low, high = correlation.map(lambda r: np.arctanh(np.clip(r, -1 + 1e-12, 1 - 1e-12))).interval(level)
+    return float(np.tanh(low)), float(np.tanh(high))
 
 
 def mean_within(distances: np.ndarray, weights: np.ndarray) -> np.ndarray:
@@ -127,22 +191,6 @@ def mean_between(distances: np.ndarray, weights_a: np.ndarray, weights_b: np.nda
     """
     symmetric = (distances + distances.T) / 2
     return ((weights_a @ symmetric) * weights_b).sum(axis=-1) / (weights_a.sum(axis=-1) * weights_b.sum(axis=-1))
-
-
-def interval(samples: np.ndarray, level: float = 0.95) -> tuple[float, float]:
-    """Percentile interval of bootstrap samples (B,)."""
-    tail = (1 - level) / 2
-    low, high = np.quantile(samples, [tail, 1 - tail])
-    return float(low), float(high)
-
-
-def bootstrap_mean(values: np.ndarray, seed: int, level: float = 0.95) -> tuple[float, float]:
-    """Percentile interval of the mean of one value per network (N,); nan for fewer than FEWEST networks."""
-    values = np.asarray(values, dtype=float)
-    if len(values) < FEWEST:
-        return float("nan"), float("nan")
-    draws = np.random.default_rng(seed).integers(len(values), size=(RESAMPLES, len(values)))
-    return interval(values[draws].mean(axis=1), level)
 
 
 def relabelling_p(
@@ -275,15 +323,6 @@ def holm(p_values: Sequence[float]) -> np.ndarray:
     result = np.empty_like(p)
     result[order] = np.minimum(adjusted, 1)
     return result
-
-
-def equivalence_p(samples: np.ndarray, margin: float) -> float:
-    """Two one-sided tests from bootstrap samples (B,) of a difference: p that it lies outside ±margin; nan for nan."""
-    if np.isnan(samples).any():
-        return float("nan")
-    above = (1 + np.sum(samples >= margin)) / (1 + len(samples))
-    below = (1 + np.sum(samples <= -margin)) / (1 + len(samples))
-    return float(max(above, below))
 
 
 def pearson(x: np.ndarray, y: np.ndarray) -> np.ndarray:
