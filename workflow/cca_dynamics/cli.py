@@ -148,7 +148,7 @@ def manifest(options: argparse.Namespace) -> None:
     """Record what a finished study consists of: config, code, versions, hardware, checksums."""
     from cca_dynamics.report import manifest
 
-    manifest.write(options.config, options.protocol, options.out)
+    manifest.write(options.config, options.out, options.protocol)
 
 
 def report(options: argparse.Namespace) -> None:

@@ -128,11 +128,11 @@ def read(path: str) -> Protocol:
     Raises:
         ConfigError: the file is missing or is no protocol; one line with the remedy.
     """
-    file = _file(path)
     try:
+        file = _file(path)
         stamp = file.stat()
-    except OSError as problem:
-        raise _unreadable(path, problem.strerror) from None
+    except (OSError, ValueError) as problem:
+        raise _unreadable(path, getattr(problem, "strerror", problem)) from None
     return _read(path, file, stamp.st_mtime_ns, stamp.st_size)
 
 
@@ -184,8 +184,8 @@ def _read(path: str, file: Path, *_stamp: int) -> Protocol:
 
 
 def _unreadable(path: str, problem: object) -> ConfigError:
-    reason = " ".join(str(problem).split())
-    return ConfigError(KEY, f"{path} cannot be read ({reason}); correct the path or the file, or give null for none")
+    name, reason = path if path.isprintable() else repr(path), " ".join(str(problem).split())
+    return ConfigError(KEY, f"{name} cannot be read ({reason}); correct the path or the file, or give null for none")
 
 
 def _exploratory(seeds: Sequence[int]) -> str:

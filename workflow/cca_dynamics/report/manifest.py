@@ -36,15 +36,15 @@ class Difference:
     output: str = ""
 
 
-def write(config: dict, protocol: dict | None, out: Path) -> None:
+def write(config: dict, out: Path, protocol: dict | None = None) -> None:
     """Describe a finished study.
 
     Args:
         config: the validated config as JSON, see `study.Study.config`.
-        protocol: path, sha256 and date of the study's protocol, and what the run says of it; None if there is none.
         out: results/<study>/manifest.json. Its keys are study, seed, config, protocol, code (commit, checksum of the
             package's sources), packages (versions), hardware, and files (path → sha256 of every output of the study
             below results/<study> and figures/<study>, without its variants).
+        protocol: path, sha256 and date of the study's protocol, and what the run says of it; None if there is none.
     """
     root = out.parent.parent.parent
     content = {

@@ -73,7 +73,7 @@ def replace_block(text: str, name: str, block: str) -> str:
 
 
 def claims_table(table: pd.DataFrame, of_seeds: pd.DataFrame | None = None) -> str:
-    """Every claim of a study, as Markdown; with its verdicts under fresh seeds (`replicates.read`), if there are any."""
+    """Every claim of a study, as Markdown; with verdicts under fresh seeds (`replicates.read`), how often it holds."""
     holds = {} if of_seeds is None else {row.claim: row for row in replicates.summary(of_seeds).itertuples()}
     rows = [
         [
