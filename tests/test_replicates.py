@@ -18,7 +18,7 @@ from cca_dynamics.results.claims import VERDICTS
 from cca_dynamics.study import Study, read_config
 from cca_dynamics.variants import fresh_seeds
 
-from tests.builders import ROOT, SMOKE, snakemake
+from tests.builders import ROOT, SMOKE, copy_workflow, snakemake
 
 PROTOCOL = """
 date: 2026-11-20
@@ -82,12 +82,12 @@ def test_seeds_that_are_no_replicates_are_refused_by_key(config, seeds, remedy):
 @pytest.mark.parametrize(
     ("seeds", "line"),
     [
-        ([100], r"seed 100 was used while the protocol of 2026-11-20 .* was being chosen: read its verdicts as explor"),
-        ([0], r"seed 0 was first used on 2026-11-18, before the protocol of 2026-11-20 .* read its verdicts as explor"),
-        ([3], r"seed 3 was first used on 2026-11-20, before"),
-        ([1003], r"the protocol of 2026-11-20 \(sha256 [0-9a-f]{8}\) is older than the first use of seed 1003"),
+        ([100], r"Seed 100 was used while the protocol of 2026-11-20 .* was being chosen: read its verdicts as explor"),
+        ([0], r"Seed 0 was first used on 2026-11-18, before the protocol of 2026-11-20 .* read its verdicts as explor"),
+        ([3], r"Seed 3 was first used on 2026-11-20, before"),
+        ([1003], r"The protocol of 2026-11-20 \(sha256 [0-9a-f]{8}\) is older than the first use of seed 1003"),
         ([8, 9], r"is older than the first use of the seeds 8, 9"),
-        ([8, 0, 3], r"the seeds 0, 3 were first used on 2026-11-18 and 2026-11-20, .* read their verdicts"),
+        ([8, 0, 3], r"The seeds 0, 3 were first used on 2026-11-18 and 2026-11-20, .* read their verdicts"),
     ],
 )
 def test_a_run_says_whether_its_protocol_is_older_than_its_seeds(config, seeds, line):
@@ -102,7 +102,7 @@ def test_a_run_says_when_its_config_differs_from_its_protocol(config):
     same = {"study": "other", "seed": 8, "device": "cpu", "networks_per_job": 2, "seeds": 7, "keep_activations": False}
     assert len(lines(same)) == len(lines({"targets": ["width"]})) == 1
     (_, told) = lines({"results": {"width": {"filters": 9}}})
-    assert told.startswith(f"the config differs from its protocol, {config['protocol']}")
+    assert told.startswith(f"The config differs from its protocol, {config['protocol']}")
 
 
 def test_renewing_a_protocol_changes_its_checksum_alone(config, tmp_path):
@@ -225,6 +225,39 @@ def test_published_tables_say_in_how_many_seeds_claims_hold(rng):
 # The target.
 
 
+def planned(folder, *arguments: str) -> dict[str, int]:
+    """How many jobs of each rule a dry run of the smoke study would start."""
+    run = snakemake(folder, *SMOKE, "--dry-run", *arguments)
+    assert run.returncode == 0, run.stdout + run.stderr
+    return {rule: int(count) for rule, count in re.findall(r"^(\w+) +(\d+) ", run.stdout + run.stderr, re.MULTILINE)}
+
+
+def test_replicates_share_what_the_seed_does_not_enter_and_nothing_else_pays_for_them(tmp_path):
+    folder = copy_workflow(tmp_path)
+    one, three = (planned(folder, *arguments) for arguments in ((), ("--config", "seeds=3", "--", "replicates")))
+    assert three["corpus"] == one["corpus"] == 1
+    of_each_seed = {"dataset", "train", "ablation", "compute", "test_claims", "claims"}
+    assert {rule: three[rule] for rule in of_each_seed} == {rule: 3 * one[rule] for rule in of_each_seed}
+    assert three["activations_of_variants"] == 3 * one["activations"] and "activations" not in three
+    assert three["replicates"] == 1 and "plot" not in three
+    assert "activations_of_variants" not in one and "replicates" not in one
+    assert planned(folder, "--", "results/smoke/replicates/seed-1001/width.parquet")["train"] == 3
+
+
+@pytest.mark.parametrize(
+    ("seeds", "problem"),
+    [
+        ("1", "config key seeds: 1 is too small; the least is 2"),
+        ("[5,0]", "config key seeds: 0 is the study's own seed"),
+        ("[5,5]", "config key seeds: .* repeats an entry"),
+    ],
+)
+def test_snakemake_refuses_seeds_before_any_job(tmp_path, seeds, problem):
+    run = snakemake(copy_workflow(tmp_path), *SMOKE, "--config", f"seeds={seeds}", "--", "replicates")
+    assert run.returncode != 0 and re.search(problem, run.stdout + run.stderr)
+    assert not (tmp_path / "results").exists()
+
+
 @pytest.fixture(scope="module")
 def replicated(finished, tmp_path_factory, programs):
     """A copy of the finished smoke study with two replicates of two of its results, and what the run printed."""
@@ -264,7 +297,7 @@ def test_activations_of_replicates_are_dropped_and_the_study_is_untouched(replic
 
 def test_the_run_ends_with_how_often_claims_hold(replicated):
     _, printed = replicated
-    assert "Holds" in printed and "width.trend" in printed and "fresh seeds: 1000, 1001" in printed
+    assert "Holds in" in printed and "width.trend" in printed and "verdicts: 1000, 1001" in printed
     assert "figures/smoke/replicates.png" in printed and "nan" not in printed
 
 
@@ -275,4 +308,4 @@ def test_the_report_shows_replicates(replicated):
     page = (folder / "figures/smoke/report.html").read_text()
     section = page[page.index('<section id="replicates"') : page.index('<section id="stability"')]
     assert "1000, 1001" in section and "width.trend" in section and ">nan<" not in section
-    assert re.search(r"holds in [012] of [12]", section)
+    assert re.search(r">[012] of 2<", section)

@@ -80,19 +80,19 @@ class Protocol:
         return before | {*self.content.chosen_on}
 
     def standing(self, seeds: Sequence[int]) -> str:
-        """Whether the protocol is older than the first use of some seeds of one run, in one line.
+        """Whether the protocol is older than the first use of some seeds of one run, as a sentence.
 
         A seed that the file does not list was first used after it was written.
         """
         name = f"protocol of {self.content.date} (sha256 {self.sha256[:8]})"
         if chosen := [seed for seed in seeds if seed in self.content.chosen_on]:
-            return f"{_seeds(chosen)} used while the {name} was being chosen: {_exploratory(chosen)}"
+            return f"{_seeds(chosen)} used while the {name} was being chosen: {_exploratory(chosen)}."
         if used := [seed for seed in seeds if seed in self.used]:
             days = sorted({self.content.used_seeds[seed].isoformat() for seed in used})
             first = f"first used on {' and '.join(days)}, before the {name} was settled"
-            return f"{_seeds(used)} {first}: {_exploratory(used)}"
+            return f"{_seeds(used)} {first}: {_exploratory(used)}."
         plain = f"seed {seeds[0]}" if len(seeds) == 1 else f"the seeds {', '.join(map(str, seeds))}"
-        return f"the {name} is older than the first use of {plain}"
+        return f"The {name} is older than the first use of {plain}."
 
     def fits(self, config: StudyConfig) -> bool:
         """Whether the config still makes the choices that the protocol gives reasons for."""
@@ -103,7 +103,7 @@ class Protocol:
         lines = [self.standing(seeds)]
         if not self.fits(config):
             lines.append(
-                f"the config differs from its protocol, {self.path}, which gives no reasons for the difference"
+                f"The config differs from its protocol, {self.path}, which gives no reasons for the difference."
             )
         return lines
 
@@ -193,5 +193,5 @@ def _exploratory(seeds: Sequence[int]) -> str:
 
 
 def _seeds(seeds: Sequence[int]) -> str:
-    """The subject of a sentence, e.g. "seed 0 was" or "the seeds 0, 1 were"."""
-    return f"seed {seeds[0]} was" if len(seeds) == 1 else f"the seeds {', '.join(map(str, seeds))} were"
+    """The subject of a sentence, e.g. "Seed 0 was" or "The seeds 0, 1 were"."""
+    return f"Seed {seeds[0]} was" if len(seeds) == 1 else f"The seeds {', '.join(map(str, seeds))} were"

@@ -98,9 +98,9 @@ def _replicates(study: Study, all_claims: pd.DataFrame, root: Path) -> dict | No
     rows = [
         {
             "claim": row.claim,
-            "result": result_of(row.claim),
+            "result": result_of(row.claim) if result_of(row.claim) in study.targets else "",
             "statement": statements.get(row.claim, ""),
-            "holds": replicates.holds_in_words(row),
+            "holds": replicates.share_in_words(row),
             "holds_key": "" if not row.seeds else row.holds / row.seeds,
             "marks": " ".join(MARKS.get(verdict, "") for verdict in row.verdicts),
             "verdicts": ", ".join(verdict or "absent" for verdict in row.verdicts),

@@ -110,9 +110,14 @@ def summary(table: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def share_in_words(row) -> str:
+    """In how many seeds the claim of one row of a summary holds, e.g. "4 of 5"; "–" if no seed could test it."""
+    return f"{row.holds} of {row.seeds}" if row.seeds else "–"
+
+
 def holds_in_words(row) -> str:
-    """One row of a summary, e.g. "holds in 4 of 5"; "not testable" if no seed could test the claim."""
-    return f"holds in {row.holds} of {row.seeds}" if row.seeds else NOT_TESTABLE
+    """The same as part of a sentence, e.g. "holds in 4 of 5"; "not testable" if no seed could test the claim."""
+    return f"holds in {share_in_words(row)}" if row.seeds else NOT_TESTABLE
 
 
 def counts_in_words(table: pd.DataFrame) -> str:
@@ -180,7 +185,7 @@ def draw(table: pd.DataFrame):
         for number, verdict in enumerate(row.verdicts):
             if verdict:
                 _cell(page, NAMES + cell * number, at, cell, verdict, text)
-        numbers = (f"{row.holds} of {row.seeds}" if row.seeds else "–", row.mean, row.between, row.within)
+        numbers = (share_in_words(row), row.mean, row.between, row.within)
         for column, number in zip(columns, numbers, strict=True):
             words = number if isinstance(number, str) else number_in_words(number)
             page.text(column, at, words, ha="right", **text)

@@ -82,17 +82,17 @@ def _show_replicates(study: str, path: Path, notes: Sequence[str]) -> None:
 
     rows = replicates.read(path)
     table = Table(title=str(path), **STYLE)
-    table.add_column("Claim", ratio=1)
-    table.add_column("Under each fresh seed", no_wrap=True)
-    for heading in ("Holds", "Mean value", "SD between", "Half-width within"):
+    table.add_column("Claim", ratio=1, overflow="fold")
+    table.add_column("Verdicts", no_wrap=True)
+    for heading in ("Holds in", "Mean value", "SD between", "Half-width within"):
         table.add_column(heading, no_wrap=True, justify="right")
     for row in replicates.summary(rows).itertuples():
         marks = " ".join(f"[{COLOURS[verdict]}]{MARKS[verdict]}[/]" if verdict else " " for verdict in row.verdicts)
         numbers = map(replicates.number_in_words, (row.mean, row.between, row.within))
-        table.add_row(row.claim, marks, replicates.holds_in_words(row), *numbers)
+        table.add_row(row.claim, marks, replicates.share_in_words(row), *numbers)
     console = _console()
     console.print(table)
-    console.print(f"fresh seeds: {', '.join(map(str, sorted(rows['seed'].unique())))}", soft_wrap=True)
+    console.print(f"fresh seeds, in the order of the verdicts: {', '.join(map(str, sorted(rows['seed'].unique())))}")
     console.print(f"  {Path('figures', study, 'replicates.png')}", soft_wrap=True)
     for note in notes:
         console.print(note, soft_wrap=True, markup=False)
