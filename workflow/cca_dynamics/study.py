@@ -15,7 +15,7 @@ from typing import Any
 import yaml
 from pydantic import Field, create_model
 
-from cca_dynamics.config import models
+from cca_dynamics.config import models, protocol
 from cca_dynamics.config.base import as_argument, as_json, registry_entries, validate
 from cca_dynamics.config.cohorts import Cohort, merged
 from cca_dynamics.config.models import NetworkOptions, StudyConfig, Training
@@ -57,16 +57,18 @@ class Study:
     Attributes:
         config: the whole config.
         name, seed, targets: the keys of these names.
+        protocol: the file that the key of this name says; None if it is null.
 
     Raises:
-        ConfigError: a key is unknown or out of range, or two keys contradict each other.
+        ConfigError: a key is unknown or out of range, two keys contradict each other, or the protocol cannot be read.
     """
 
     def __init__(self, config: Mapping[str, Any]):
-        self.config: Config = validate(Config, _on_top_of(as_json(Config()), config))
+        self.config: Config = validate(Config, on_top_of(as_json(Config()), config))
         self.name: str = self.config.study
         self.seed: int = self.config.seed
         self.targets: tuple[str, ...] = self.config.targets
+        self.protocol = None if self.config.protocol is None else protocol.read(self.config.protocol)
         _check_network("network", self.config.network)
         self._problems: dict[str, ConfigError] = {}
         self._cohorts: dict[str, list[Cohort]] = {}
@@ -156,7 +158,10 @@ class Study:
             case "merge":
                 arguments, code = {}, self._code("results.claims:merge")
             case "manifest":
-                arguments, code = {"config": config}, self._code("report.manifest:write")
+                arguments = {"config": config, "protocol": self._record_of_protocol()}
+                code = self._code("report.manifest:write")
+            case "replicates":
+                arguments, code = {}, self._code("report.replicates:write")
             case "report":
                 arguments, code = {"config": config, "texts": texts_fingerprint()}, self._code("report.page:write")
             case _:
@@ -165,6 +170,17 @@ class Study:
             name: value if isinstance(value, (str, int)) else as_argument(value) for name, value in arguments.items()
         }
         return {**texts, "code": code}
+
+    def _record_of_protocol(self) -> dict[str, Any] | None:
+        """What the manifest says of the protocol."""
+        if self.protocol is None:
+            return None
+        return {
+            "path": self.protocol.path,
+            "sha256": self.protocol.sha256,
+            "date": self.protocol.content.date.isoformat(),
+            "says": self.protocol.lines(self.config, [self.seed]),
+        }
 
     def _options_and_seed(self, stage: str, result: str) -> dict[str, Any]:
         return {"options": self.options(result).read_by(stage), "seed": self.seed}
@@ -246,14 +262,14 @@ def _check_network(key: str, network: NetworkOptions) -> None:
     models.with_source(network, key)
 
 
-def _on_top_of(defaults: dict[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+def on_top_of(defaults: dict[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
     """Two configs merged key by key; a block that names another dataset, corpus or network replaces the default's."""
     result = dict(defaults)
     for key, value in changes.items():
         below = defaults.get(key)
         both = isinstance(below, dict) and isinstance(value, Mapping)
         same = both and value.get("name", below.get("name")) == below.get("name")
-        result[key] = _on_top_of(below, value) if same else value
+        result[key] = on_top_of(below, value) if same else value
     return result
 
 
