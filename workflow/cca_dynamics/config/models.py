@@ -84,6 +84,23 @@ class FashionMnist(TorchvisionImages):
     name: Literal["fashion_mnist"] = "fashion_mnist"
 
 
+DIGITS, TEST_DIGITS = 1797, 300
+"""Images that scikit-learn ships, and how many of them are for testing."""
+
+
+class Digits(ImageSubset):
+    """Handwritten digits that scikit-learn ships: grey images of 8 × 8 in ten classes."""
+
+    name: Literal["digits"] = "digits"
+    train_size: Annotated[Integer, Field(ge=50, le=DIGITS - TEST_DIGITS)] | None = Field(
+        None, description="A subset of so many images, the classes as frequent as in all; null: all 1,497."
+    )
+    test_size: Annotated[Integer, Field(ge=50, le=TEST_DIGITS)] | None = Field(
+        None, description="A subset of so many images, the classes as frequent as in all; null: all 300."
+    )
+    seed: Seed = Field(0, description="Draws which images are for testing, and the subsets.")
+
+
 class ImageFolder(ImageSubset):
     """Image files of the user's own."""
 
@@ -95,7 +112,7 @@ class ImageFolder(ImageSubset):
     cache: Text = option("data/cache", min_length=1, description="Folder that keeps the decoded images.")
 
 
-Dataset = Annotated[Mnist1d | Cifar10 | FashionMnist | ImageFolder, Field(discriminator="name")]
+Dataset = Annotated[Mnist1d | Digits | Cifar10 | FashionMnist | ImageFolder, Field(discriminator="name")]
 """Adding a dataset: its keys as a model here, its function and record in data/datasets.py."""
 
 
