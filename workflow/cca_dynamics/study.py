@@ -63,7 +63,7 @@ class Study:
     """
 
     def __init__(self, config: Mapping[str, Any]):
-        self.config: Config = validate(Config, _on_top_of(as_json(Config()), config))
+        self.config: Config = validate(Config, on_top_of(as_json(Config()), config))
         self.name: str = self.config.study
         self.seed: int = self.config.seed
         self.targets: tuple[str, ...] = self.config.targets
@@ -244,14 +244,14 @@ def _check_network(key: str, network: NetworkOptions) -> None:
     models.with_source(network, key)
 
 
-def _on_top_of(defaults: dict[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+def on_top_of(defaults: dict[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
     """Two configs merged key by key; a block that names another dataset, corpus or network replaces the default's."""
     result = dict(defaults)
     for key, value in changes.items():
         below = defaults.get(key)
         both = isinstance(below, dict) and isinstance(value, Mapping)
         same = both and value.get("name", below.get("name")) == below.get("name")
-        result[key] = _on_top_of(below, value) if same else value
+        result[key] = on_top_of(below, value) if same else value
     return result
 
 

@@ -1,23 +1,27 @@
-# Activations are the largest files of a study and quickly made again; large studies drop them once they are compared.
+# Activations are the largest files of a study and quickly made again; large studies, and all variants of a study, drop them
+# once they are compared.
 maybe_temporary = (lambda path: path) if study.config.keep_activations else temp
 
 
 rule activations:
     """Extract what the results need of each checkpoint: one file per checkpoint and split, one tensor per layer."""
     input:
-        data=data_of,
-        networks=rules.train.output.networks,
+        data=read_by("activations", "dataset", "corpus"),
+        networks=read_by("activations", "train"),
     output:
-        activations=maybe_temporary(directory(f"{RESULTS}/activations/{{cohort}}/{{part}}")),
+        activations=maybe_temporary(directory("results/{folder}/activations/{cohort}/{part}")),
     log:
-        f"{LOGS}/activations/{{cohort}}/{{part}}.log",
+        "logs/{folder}/activations/{cohort}/{part}.log",
     benchmark:
-        f"{RESULTS}/benchmarks/activations-{{cohort}}-{{part}}.tsv"
+        "results/{folder}/benchmarks/activations-{cohort}-{part}.tsv"
+    wildcard_constraints:
+        folder=re.escape(study.name),
     conda:
         "../../envs/environment.yaml"
     threads: 1
     resources:
         program=PROGRAM,
+        variant=variant,
         mem_mb=2000,
         runtime=60,
         gpu=GPU,
@@ -26,28 +30,36 @@ rule activations:
         device=param("activations", "device"),
         code=param("activations", "code"),
     message:
-        "activations {wildcards.cohort} {wildcards.part}"
+        "activations {wildcards.cohort} {wildcards.part}{resources.variant}"
     shell:
         "{resources.program} activations --data {input.data} --networks {input.networks} --requests {params.requests:q}"
         " --out {output.activations} --device {params.device} --threads {threads} &> {log}"
 
 
+use rule activations as activations_of_variants with:
+    output:
+        activations=temp(directory("results/{folder}/activations/{cohort}/{part}")),
+    wildcard_constraints:
+        folder=VARIANT_FOLDERS,
+
+
 rule ablation:
     """Measure how the trained networks do with ever more feature maps clamped to zero."""
     input:
-        data=rules.dataset.output.tensors,
-        networks=rules.train.output.networks,
+        data=read_by("ablation", "dataset"),
+        networks=read_by("ablation", "train"),
     output:
-        table=f"{RESULTS}/ablation/{{cohort}}/{{part}}.parquet",
+        table="results/{folder}/ablation/{cohort}/{part}.parquet",
     log:
-        f"{LOGS}/ablation/{{cohort}}/{{part}}.log",
+        "logs/{folder}/ablation/{cohort}/{part}.log",
     benchmark:
-        f"{RESULTS}/benchmarks/ablation-{{cohort}}-{{part}}.tsv"
+        "results/{folder}/benchmarks/ablation-{cohort}-{part}.tsv"
     conda:
         "../../envs/environment.yaml"
     threads: 1
     resources:
         program=PROGRAM,
+        variant=variant,
         mem_mb=2000,
         runtime=120,
         gpu=GPU,
@@ -58,7 +70,7 @@ rule ablation:
         device=param("ablation", "device"),
         code=param("ablation", "code"),
     message:
-        "ablation {wildcards.cohort} {wildcards.part}"
+        "ablation {wildcards.cohort} {wildcards.part}{resources.variant}"
     shell:
         "{resources.program} ablation --data {input.data} --networks {input.networks} --request {params.request:q}"
         " --out {output.table} --device {params.device} --threads {threads}"

@@ -1,4 +1,8 @@
-# What all rules share: the validated study, its paths, and how rules name the code they depend on.
+# What all rules share: the validated study and its variants, their paths, and how rules name the code they depend on.
+#
+# Rules that make a study's data, networks, tables, claims and figures serve its variants, too (the study under another
+# seed or with other options, see cca_dynamics.variants): {folder} is the study's name, or a folder below it. What a job
+# reads may lie in the folder of another of them, which has the same job.
 import re
 import shlex
 import shutil
@@ -13,21 +17,29 @@ from cca_dynamics.errors import UserError
 from cca_dynamics.report.captions import caption_of
 from cca_dynamics.results.language_models import tokens_needed
 from cca_dynamics.study import Study, check_output_folders
+from cca_dynamics.variants import Family, Job
+
+VARIANTS = {}  # name below the study's folder → the keys of the config that differ
 
 try:
     study = Study(config)
     check_output_folders(study)
+    family = Family(study, VARIANTS)
 except UserError as problem:
     raise WorkflowError(str(problem)) from None
 
 STARTED = time.time()
-RESULTS = f"results/{study.name}"
+RESULTS = f"results/{study.name}"  # of the study itself
 FIGURES = f"figures/{study.name}"
 LOGS = f"logs/{study.name}"
 
 
+VARIANT_FOLDERS = "|".join(map(re.escape, family.folders[1:])) or "none/"
+
+
 wildcard_constraints:
-    cohort="|".join(map(re.escape, study.cohorts)) or "none",
+    folder="|".join(map(re.escape, family.folders)),
+    cohort=r"[A-Za-z0-9][^/]*",
     part=r"\d+-\d+",
     result="|".join(study.results),
 
@@ -54,9 +66,36 @@ def program():
 PROGRAM = program()
 
 
+def of_family(method, *arguments):
+    """What the family of studies says; where it cannot be run, the run ends with the problem."""
+    try:
+        return method(*arguments)
+    except UserError as problem:
+        raise WorkflowError(str(problem)) from None
+
+
+def job_of(stage, wildcards):
+    """The job of a stage that some wildcards name."""
+    return Job(stage, **{name: value for name, value in wildcards.items() if name != "folder"})
+
+
 def param(stage, name):
     """One of a stage's arguments, or its fingerprint of "code"; a job runs again when its own changes."""
-    return lambda wildcards: study.params(stage, **wildcards)[name]
+
+    def value(wildcards):
+        return of_family(family.params, wildcards.get("folder", study.name), job_of(stage, wildcards))[name]
+
+    return value
+
+
+def read_by(stage, *stages):
+    """What a job of a stage reads of others, wherever it is made."""
+    return lambda wildcards: of_family(family.inputs, wildcards.folder, job_of(stage, wildcards), *stages)
+
+
+def variant(wildcards):
+    """Ends the message of a job of a variant, e.g. " (seed-1000)"; a resource, because it reruns nothing."""
+    return "" if wildcards.folder == study.name else f" ({wildcards.folder.rpartition('/')[2]})"
 
 
 TOLD = set()
@@ -64,42 +103,26 @@ TOLD = set()
 
 def options_of_claims(wildcards):
     """The options that a result's claims are tested with; the user is told, once, what makes them impossible to test."""
-    for obstacle in study.obstacles(wildcards.result):
+    for obstacle in of_family(family.study, wildcards.folder).obstacles(wildcards.result):
         if workflow.is_main_process and obstacle not in TOLD:
             TOLD.add(obstacle)
             logger.warning(f"config key {obstacle.key}: {obstacle.problem}")
-    return study.params("claims", result=wildcards.result)["options"]
+    return param("claims", "options")(wildcards)
 
 
-TOKENS_NEEDED = tokens_needed(study.config, list(study.cohorts.values()))
+def dataset_options(wildcards):
+    """All options of the dataset."""
+    return as_argument(of_family(family.study, wildcards.folder).config.dataset)
 
 
-def data_of(wildcards):
-    """What the networks of a cohort read."""
-    return f"{RESULTS}/data/{study.cohorts[wildcards.cohort].data}.safetensors"
+def tokens(split):
+    """How many tokens of a split of the text the language models need."""
 
+    def needed(wildcards):
+        reader = of_family(family.study, wildcards.folder)
+        return tokens_needed(reader.config, list(reader.cohorts.values()))[split]
 
-def cohorts_of(result):
-    """The cohorts of a result; where its options cannot be used, the run ends with their problem."""
-    try:
-        return study.cohorts_of(result)
-    except UserError as problem:
-        raise WorkflowError(str(problem)) from None
-
-
-def folders_of(result, kind):
-    """The folders ("networks" or "activations") of all parts of all cohorts of a result."""
-    return [f"{RESULTS}/{kind}/{c.name}/{part}" for c in cohorts_of(result) for part in study.parts(c.name)]
-
-
-def ablations_of(result):
-    """The ablation tables of all parts of those cohorts of a result that are ablated."""
-    return [
-        f"{RESULTS}/ablation/{c.name}/{part}.parquet"
-        for c in cohorts_of(result)
-        if c.ablation
-        for part in study.parts(c.name)
-    ]
+    return needed
 
 
 def figures_of(*results):

@@ -6,26 +6,27 @@ localrules:
 rule dataset:
     """Materialise the dataset once, true and permuted labels side by side."""
     output:
-        tensors=f"{RESULTS}/data/dataset.safetensors",
-        datasheet=f"{RESULTS}/data/datasheet.json",
+        tensors="results/{folder}/data/dataset.safetensors",
+        datasheet="results/{folder}/data/datasheet.json",
     log:
-        f"{LOGS}/dataset.log",
+        "logs/{folder}/dataset.log",
     benchmark:
-        f"{RESULTS}/benchmarks/dataset.tsv"
+        "results/{folder}/benchmarks/dataset.tsv"
     conda:
         "../../envs/environment.yaml"
     threads: 1
     resources:
         program=PROGRAM,
+        variant=variant,
         mem_mb=1000,
         runtime=10,
-        options=as_argument(study.config.dataset),  # all of them; the params lack those that only say where files lie
+        options=dataset_options,  # all of them; the params lack those that only say where files lie
     params:
         options=param("dataset", "options"),
         seed=param("dataset", "seed"),
         code=param("dataset", "code"),
     message:
-        "dataset"
+        "dataset{resources.variant}"
     shell:
         "{resources.program} dataset --options {resources.options:q} --seed {params.seed}"
         " --tensors {output.tensors} --datasheet {output.datasheet} &> {log}"
@@ -34,26 +35,27 @@ rule dataset:
 rule corpus:
     """Materialise the text that language models read."""
     output:
-        tensors=f"{RESULTS}/data/corpus.safetensors",
-        datasheet=f"{RESULTS}/data/corpus.json",
+        tensors="results/{folder}/data/corpus.safetensors",
+        datasheet="results/{folder}/data/corpus.json",
     log:
-        f"{LOGS}/corpus.log",
+        "logs/{folder}/corpus.log",
     benchmark:
-        f"{RESULTS}/benchmarks/corpus.tsv"
+        "results/{folder}/benchmarks/corpus.tsv"
     conda:
         "../../envs/environment.yaml"
     threads: 1
     resources:
         program=PROGRAM,
+        variant=variant,
         mem_mb=1000,
         runtime=10,
-        train_tokens=TOKENS_NEEDED["train"],  # resources, because changing them reruns nothing
-        valid_tokens=TOKENS_NEEDED["valid"],
+        train_tokens=tokens("train"),  # resources, because changing them reruns nothing
+        valid_tokens=tokens("valid"),
     params:
         options=param("corpus", "options"),
         code=param("corpus", "code"),
     message:
-        "corpus"
+        "corpus{resources.variant}"
     shell:
         "{resources.program} corpus --options {params.options:q} --tensors {output.tensors} --datasheet {output.datasheet}"
         " --train-tokens {resources.train_tokens} --valid-tokens {resources.valid_tokens} &> {log}"

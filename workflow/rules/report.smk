@@ -7,7 +7,7 @@ localrules:
 rule manifest:
     """Record what the finished study consists of."""
     input:
-        rules.claims.output,
+        f"{RESULTS}/claims.csv",
         figures_of(*study.targets),
     output:
         f"{RESULTS}/manifest.json",
@@ -34,7 +34,7 @@ rule manifest:
 rule report:
     """Put verdicts, figures, data, config, runtime and provenance on one page."""
     input:
-        rules.claims.output,
+        f"{RESULTS}/claims.csv",
         rules.manifest.output,
         figures_of(*study.targets),
     output:

@@ -7,21 +7,22 @@ localrules:
 rule compute:
     """The table of one result: exactly the data its figure draws."""
     input:
-        networks=lambda w: folders_of(w.result, "networks"),
-        activations=lambda w: folders_of(w.result, "activations"),
-        ablations=lambda w: ablations_of(w.result),
+        networks=read_by("compute", "train"),
+        activations=read_by("compute", "activations"),
+        ablations=read_by("compute", "ablation"),
     output:
-        table=f"{RESULTS}/{{result}}.parquet",
+        table="results/{folder}/{result}.parquet",
     log:
-        f"{LOGS}/compute/{{result}}.log",
+        "logs/{folder}/compute/{result}.log",
     benchmark:
-        f"{RESULTS}/benchmarks/compute-{{result}}.tsv"
+        "results/{folder}/benchmarks/compute-{result}.tsv"
     priority: 20  # above training, so that activations are used, and dropped if they are not kept, early
     conda:
         "../../envs/environment.yaml"
     threads: 1
     resources:
         program=PROGRAM,
+        variant=variant,
         mem_mb=2000,
         runtime=60,
         gpu=GPU,
@@ -31,7 +32,7 @@ rule compute:
         device=param("compute", "device"),
         code=param("compute", "code"),
     message:
-        "compute {wildcards.result}"
+        "compute {wildcards.result}{resources.variant}"
     shell:
         "{resources.program} compute {wildcards.result} --options {params.options:q} --seed {params.seed}"
         " --networks {input.networks} --activations {input.activations} --ablations {input.ablations} --out {output.table}"
@@ -41,18 +42,19 @@ rule compute:
 rule test_claims:
     """Test the paper's claims on the table of one result."""
     input:
-        table=rules.compute.output.table,
+        table=read_by("claims", "compute"),
     output:
-        claims=f"{RESULTS}/claims/{{result}}.csv",
+        claims="results/{folder}/claims/{result}.csv",
     log:
-        f"{LOGS}/test_claims/{{result}}.log",
+        "logs/{folder}/test_claims/{result}.log",
     benchmark:
-        f"{RESULTS}/benchmarks/test_claims-{{result}}.tsv"
+        "results/{folder}/benchmarks/test_claims-{result}.tsv"
     conda:
         "../../envs/environment.yaml"
     threads: 1
     resources:
         program=PROGRAM,
+        variant=variant,
         mem_mb=1000,
         runtime=10,
     params:
@@ -60,7 +62,7 @@ rule test_claims:
         seed=param("claims", "seed"),
         code=param("claims", "code"),
     message:
-        "test {wildcards.result}"
+        "test {wildcards.result}{resources.variant}"
     shell:
         "{resources.program} claims {wildcards.result} --options {params.options:q} --seed {params.seed}"
         " --table {input.table} --out {output.claims} &> {log}"
@@ -69,26 +71,27 @@ rule test_claims:
 rule plot:
     """The figure of one result, for screen, print and editing."""
     input:
-        table=rules.compute.output.table,
-        claims=rules.test_claims.output.claims,
+        table=read_by("plot", "compute"),
+        claims=read_by("plot", "claims"),
     output:
         png=report(
-            f"{FIGURES}/{{result}}.png",
+            "figures/{folder}/{result}.png",
             caption="../cca_dynamics/report/captions/figure.rst",  # shows params.caption: its name knows no wildcards
             category="Figures",
             labels={"result": "{result}"},
         ),
-        pdf=f"{FIGURES}/{{result}}.pdf",
-        svg=f"{FIGURES}/{{result}}.svg",
+        pdf="figures/{folder}/{result}.pdf",
+        svg="figures/{folder}/{result}.svg",
     log:
-        f"{LOGS}/plot/{{result}}.log",
+        "logs/{folder}/plot/{result}.log",
     benchmark:
-        f"{RESULTS}/benchmarks/plot-{{result}}.tsv"
+        "results/{folder}/benchmarks/plot-{result}.tsv"
     conda:
         "../../envs/environment.yaml"
     threads: 1
     resources:
         program=PROGRAM,
+        variant=variant,
         mem_mb=1000,
         runtime=10,
     params:
@@ -96,7 +99,7 @@ rule plot:
         caption=lambda w: caption_of(w.result),
         code=param("plot", "code"),
     message:
-        "plot {wildcards.result}"
+        "plot {wildcards.result}{resources.variant}"
     shell:
         "{resources.program} plot {wildcards.result} --options {params.options:q} --table {input.table} --claims {input.claims}"
         " --out {output.png} {output.pdf} {output.svg} &> {log}"
@@ -105,24 +108,25 @@ rule plot:
 rule claims:
     """Every claim of the study with its verdict."""
     input:
-        [f"{RESULTS}/claims/{result}.csv" for result in study.targets],
+        read_by("merge", "claims"),
     output:
-        report(f"{RESULTS}/claims.csv", caption="../cca_dynamics/report/captions/claims.rst", category="Claims"),
+        report("results/{folder}/claims.csv", caption="../cca_dynamics/report/captions/claims.rst", category="Claims"),
     log:
-        f"{LOGS}/claims.log",
+        "logs/{folder}/claims.log",
     benchmark:
-        f"{RESULTS}/benchmarks/claims.tsv"
+        "results/{folder}/benchmarks/claims.tsv"
     conda:
         "../../envs/environment.yaml"
     threads: 1
     resources:
         program=PROGRAM,
+        variant=variant,
         mem_mb=500,
         runtime=5,
     params:
         code=param("merge", "code"),
     message:
-        "claims"
+        "claims{resources.variant}"
     shell:
         "{resources.program} merge {input} --out {output} &> {log}"
 

@@ -1,19 +1,20 @@
 rule train:
     """Train one part of a cohort in lockstep: checkpoints, history table, recipe."""
     input:
-        data=data_of,
+        data=read_by("train", "dataset", "corpus"),
     output:
-        networks=directory(f"{RESULTS}/networks/{{cohort}}/{{part}}"),
+        networks=directory("results/{folder}/networks/{cohort}/{part}"),
     log:
-        f"{LOGS}/train/{{cohort}}/{{part}}.log",
+        "logs/{folder}/train/{cohort}/{part}.log",
     benchmark:
-        f"{RESULTS}/benchmarks/train-{{cohort}}-{{part}}.tsv"
+        "results/{folder}/benchmarks/train-{cohort}-{part}.tsv"
     priority: 10
     conda:
         "../../envs/environment.yaml"
     threads: 1
     resources:
         program=PROGRAM,
+        variant=variant,
         mem_mb=2000,
         runtime=240,
         gpu=GPU,
@@ -24,7 +25,7 @@ rule train:
         device=param("train", "device"),
         code=param("train", "code"),
     message:
-        "train {wildcards.cohort} {wildcards.part}"
+        "train {wildcards.cohort} {wildcards.part}{resources.variant}"
     shell:
         "{resources.program} train --data {input.data} --recipe {params.recipe:q} --out {output.networks}"
         " --device {params.device} --threads {threads}"

@@ -20,7 +20,8 @@ CHATTER = re.compile(
     "|DAG of jobs will be|Elapsed time:|Exiting because a job execution failed|Group jobs: inactive|Reasons:"
     "|Removing temporary output|Rules with provenance triggered jobs|Select jobs to execute|Shutting down"
     "|Singularity containers: ignored|Some jobs were triggered by provenance|This was a dry-run|Touching output"
-    "|Updating checkpoint dependencies|Using shell:|WorkflowError:\nAt least one job did not complete successfully"
+    "|Updating checkpoint dependencies|Using shell:|Would remove temporary output"
+    "|WorkflowError:\nAt least one job did not complete successfully"
 )
 # Snakemake's reasons to run a job, short enough for a table.
 REASONS = {

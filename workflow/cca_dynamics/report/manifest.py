@@ -16,6 +16,7 @@ from cca_dynamics.results.inputs import extracted_from
 from cca_dynamics.runtime.fingerprints import PACKAGE
 from cca_dynamics.runtime.machine import commit, hardware
 from cca_dynamics.runtime.storage import missing_files, replacing
+from cca_dynamics.variants import KINDS
 
 NAME = "manifest.json"
 PACKAGES = ("snakemake", "torch", "torchvision", "numpy", "scipy", "pandas", "matplotlib", "mnist1d")
@@ -147,12 +148,13 @@ def _output_of(name: str, study: str) -> str:
 
 
 def _outputs(root: Path, study: str) -> Iterator[str]:
-    """Files of a study, relative to root, except unfinished ones (hidden) and the benchmarks, manifest and report."""
+    """Files of a study, relative to root, without unfinished ones (hidden), benchmarks, manifest, report, variants."""
     for folder in (root / "results" / study, root / "figures" / study):
         for path in sorted(folder.rglob("*")):
             inside = path.relative_to(folder).parts
             hidden = any(part.startswith(".") for part in inside)
-            if path.is_file() and not hidden and inside[0] not in ("benchmarks", NAME, "report.html"):
+            of_variants = inside[0].partition(".")[0] in KINDS
+            if path.is_file() and not (hidden or of_variants) and inside[0] not in ("benchmarks", NAME, "report.html"):
                 yield path.relative_to(root).as_posix()
 
 
