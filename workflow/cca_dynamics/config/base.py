@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cache
 from math import isfinite
 from typing import Annotated, Any, ClassVar, Literal, Union, get_args, get_origin
@@ -353,6 +353,26 @@ def _kind_at(kind: Any, location: Iterable[str | int]) -> Any:
     """The type at a location."""
     kinds = [kind, *(kind_there for _, kind_there in _walk(location, kind))]
     return kinds[-1]
+
+
+def fields_along(kind: Any, path: Sequence[str]) -> list[FieldInfo]:
+    """The fields of a key and of the blocks around it, from the top of a type on.
+
+    Args:
+        kind: a model, or an annotated union of models; of a union, a key of any member will do.
+        path: the parts of a dotted key.
+
+    Raises:
+        KeyError: there is no such key; its arguments are the keys of the last block, and the closest of them or None.
+    """
+    fields = []
+    for part in path:
+        known = {name: field for model in _members(kind) for name, field in getattr(model, "model_fields", {}).items()}
+        if part not in known:
+            raise KeyError(sorted(known), next(iter(difflib.get_close_matches(part, known, n=1)), None))
+        fields.append(known[part])
+        kind = known[part].annotation
+    return fields
 
 
 def _walk(location: Iterable[str | int], kind: Any):

@@ -401,6 +401,14 @@ class Results(Model):
     """The options of every result; `study.Results` has them."""
 
 
+class Multiverse(Model):
+    """Other values of the keys of every result; `study.Multiverse` has them."""
+
+
+Alternatives = dict[Text, tuple[Any, ...]]
+"""Key of a result, or of a block that it reads → values that the paper's words allow, too."""
+
+
 class StudyConfig(Model):
     """The whole config; `study.Config` adds the options of the results."""
 
@@ -465,6 +473,9 @@ class StudyConfig(Model):
     )
 
     results: Results = Field(Results(), description="The options of each result.")
+    multiverse: Multiverse = option(
+        Multiverse(), description="Other readings of what the paper leaves open, for the target multiverse."
+    )
 
     def network_of(self, result: str) -> NetworkOptions:
         """The architecture of one result: the base with the result's changes, multipliers multiplied out.

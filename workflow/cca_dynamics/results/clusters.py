@@ -93,6 +93,10 @@ class Options(TrainedResultOptions):
     measures: Measures = option(("pwcca",), "compute", description=MEASURES_DESCRIPTION)
 
 
+ALTERNATIVES = {"layer": ("conv3", "conv5")}
+"""Other values that the paper's words allow, the default of multiverse.clusters."""
+
+
 def check(config: StudyConfig, options: Options) -> None:
     """Refuse a layer the network does not have, and networks too shallow to ablate."""
     if "learning_rate" in options.training.given():

@@ -87,6 +87,10 @@ class Options(TrainedResultOptions):
     margin: Number = option(0.05, "claims", gt=0, le=0.5, description='Distances that differ by less are "alike".')
 
 
+ALTERNATIVES = {"margin": (0.02, 0.1), "dataset": ({"name": "digits"},)}
+"""Other values that the paper's words allow, the default of multiverse.generalization."""
+
+
 def check(config: StudyConfig, options: Options) -> None:
     """Refuse layers the network does not have."""
     network = config.network_of("generalization")

@@ -42,6 +42,10 @@ class Options(ResultOptions):
     )
 
 
+ALTERNATIVES = {"language_training.schedule": ("constant",)}
+"""Other values that the paper's words allow, the default of multiverse.recurrent_training."""
+
+
 def check(config: StudyConfig, options: Options) -> None:
     """Refuse fewer layers than have an order, and fewer data points than CCA needs."""
     sizes = config.language_model.sizes

@@ -71,6 +71,10 @@ class Options(TrainedResultOptions):
     )
 
 
+ALTERNATIVES = {"filters": (8,), "training.weight_decay": (0,), "dataset": ({"name": "digits"},)}
+"""Other values that the paper's words allow, the default of multiverse.width."""
+
+
 def check(config: StudyConfig, options: Options) -> None:
     """Refuse more filters than the narrowest network has."""
     for multiplier in options.multipliers:
