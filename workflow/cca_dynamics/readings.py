@@ -63,7 +63,10 @@ def readings(study: Study) -> dict[str, list[Reading]]:
     """
     listed = {result: getattr(study.config.multiverse, result) for result in study.targets}
     choices = {result: [_choice(study, result, *entry) for entry in listed[result].items()] for result in listed}
-    return {result: _readings_of_result(result, of_result) for result, of_result in choices.items()}
+    return {
+        result: _readings_of_result(result, [choice for choice in of_result if choice.others])
+        for result, of_result in choices.items()
+    }
 
 
 def changes_of(of_results: Mapping[str, list[Reading]]) -> dict[str, dict[str, Any]]:
@@ -147,8 +150,8 @@ def _choice(study: Study, result: str, key: str, values: tuple) -> _Choice:
     given = _given(study, result, path)
     others = [value for value in values if not _is(value, given)]
     if isinstance(given, dict):  # of a block, what the others state
-        stated = {name for value in others if isinstance(value, dict) for name in value}
-        given = {name: value for name, value in given.items() if name in stated}
+        stated = [name for value in others if isinstance(value, dict) for name in value]
+        given = {name: given[name] for name in dict.fromkeys(stated) if name in given}
     return _Choice(key, path, given, others, any(stage in NEEDS_NETWORKS for stage in stages))
 
 

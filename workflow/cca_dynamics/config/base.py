@@ -389,6 +389,8 @@ def _walk(location: Iterable[str | int], kind: Any):
             kind = fields[0].annotation
         elif isinstance(part, int):
             kind = next(iter(get_args(kind)), None)
+        elif get_origin(kind) is dict:
+            kind = get_args(kind)[1]
         elif not any(hasattr(model, "model_fields") for model in members):
             yield None, kind  # the branch of a union of plain types
             continue

@@ -117,7 +117,7 @@ class Options(TrainedResultOptions):
 
 
 ALTERNATIVES = {
-    "early_epoch": (1, 4),
+    "early_epoch": (4, 6),
     "directions": (15,),
     "unconverged_below": (0.8, 0.95),
     "training.schedule": ("constant",),
