@@ -103,7 +103,7 @@ def test_values_that_look_alike_have_different_names():
             "no such reading",
         ),
         ({"width": {"training.learning_rat": [1]}}, "width.training.learning_rat", "did you mean learning_rate"),
-        ({"width": {"filters": list(range(1, 600))}}, "width", "asks for 599 readings, more than 500"),
+        ({"toy_rnn": {"networks": list(range(2, 601))}}, "toy_rnn", "asks for 599 readings, more than 500"),
         ({"width": {"filters": 3}}, "width.filters", "3 is not of type array"),
         ({"widht": {}}, "widht", "did you mean width"),
     ],

@@ -158,12 +158,14 @@ class RegistryKey:
     The keys are read from the source, so that a schema does not import PyTorch.
     """
 
-    def __init__(self, *registries: str):
-        self.registries = registries
+    def __init__(self, *registries: str, prefix: str = ""):
+        """Of the registries' keys, those that begin with a prefix."""
+        self.registries, self.prefix = registries, prefix
 
     def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> core_schema.CoreSchema:
         """A literal of the registry's keys."""
-        return core_schema.literal_schema([key for registry in self.registries for key in registry_keys(registry)])
+        keys = (key for registry in self.registries for key in registry_keys(registry))
+        return core_schema.literal_schema([key for key in keys if key.startswith(self.prefix)])
 
 
 def registry_entries(value: Any) -> set[str]:

@@ -349,6 +349,8 @@ Measures = Annotated[
     AfterValidator(each_once),
     AfterValidator(_has_pwcca),
 ]
+Pwcca = Annotated[str, RegistryKey("similarity.measures:MEASURES", prefix="pwcca")]
+PWCCA_DESCRIPTION = "How PWCCA is read: the measure whose distances are called pwcca."
 MEASURES_DESCRIPTION = "Dissimilarities to compute; pwcca, which the claims are about, is among them."
 
 

@@ -48,11 +48,11 @@ SHADE = {"color": "#eeeeee", "linewidth": 0, "zorder": 0}
 """What lies behind the study's own reading."""
 SMALL = 6.5
 """Points of the letters."""
-LONGEST_LABEL = 30
-"""Letters of a value that fit beside its row."""
+LONGEST_LABEL = 26
+"""Letters of a value that fit beside its row, and of a claim's name above its curve."""
 
 # Inches of a page of curves.
-LABELS, TICKS, CURVE, MATRIX_ROW, HEADING, GAP, LEGEND = 1.55, 0.36, 1.05, 0.115, 0.4, 0.12, 0.32
+TICKS, CURVE, MATRIX_ROW, HEADING, GAP, LEGEND, LETTER = 0.36, 1.05, 0.115, 0.4, 0.12, 0.32, 0.047
 CELLS_PER_ROW = 3
 
 
@@ -238,7 +238,8 @@ def draw_curves(table: pd.DataFrame):
     lines = sum(map(len, levels.values()))
     across = min(CELLS_PER_ROW, len(shown))
     down = -(-len(shown) // across)
-    cell = (figures.WIDTH - LABELS - 0.05) / CELLS_PER_ROW
+    labels = _width_of_labels(levels)
+    cell = (figures.WIDTH - labels - 0.05) / CELLS_PER_ROW
     cell_height = HEADING + CURVE + 0.05 + MATRIX_ROW * lines + GAP
     width, height = figures.WIDTH, cell_height * down + LEGEND
     figure, (first,) = figures.panels(1, 1, height)
@@ -251,14 +252,16 @@ def draw_curves(table: pd.DataFrame):
 
     for index, (claim, rows) in enumerate(shown.items()):
         row, column = divmod(index, across)
-        left, top = LABELS + cell * column + TICKS, cell_height * row + HEADING
+        left, top = labels + cell * column + TICKS, cell_height * row + HEADING
         curve = axes_at(left, top, CURVE)
         matrix = axes_at(left, top + CURVE + 0.05, MATRIX_ROW * lines)
         ordered = rows.sort_values("value", kind="stable", na_position="last")
         _draw_curve(curve, ordered)
-        _draw_matrix(matrix, ordered, levels, labelled=column == 0)
+        _draw_matrix(matrix, ordered, levels)
+        if column == 0:
+            _label_rows(matrix, levels, labels)
         (counted,) = summary(rows.assign(claim=claim)).to_dict("records")
-        curve.text(0, 1.17, name_of(claim), transform=curve.transAxes, fontsize=SMALL, fontweight="bold")
+        curve.text(0, 1.17, _shortened(name_of(claim)), transform=curve.transAxes, fontsize=SMALL, fontweight="bold")
         holds = f"reproduced in {share_in_words(counted)}"
         curve.text(0, 1.05, holds, transform=curve.transAxes, fontsize=SMALL, color=figures.GREY)
     _legend_of_verdicts(figure, set(table["verdict"]))
@@ -308,7 +311,7 @@ def _limits(values: np.ndarray, low: np.ndarray, high: np.ndarray) -> tuple[floa
     return float(ends.min() - 0.06 * room), float(ends.max() + 0.06 * room)
 
 
-def _draw_matrix(axis, rows: pd.DataFrame, levels: dict[str, list[str]], labelled: bool) -> None:
+def _draw_matrix(axis, rows: pd.DataFrame, levels: dict[str, list[str]]) -> None:
     """One column per reading, one row per value, marks where a reading has the value."""
     lines = [(key, value) for key, values in levels.items() for value in values]
     places = np.arange(len(rows))
@@ -319,26 +322,41 @@ def _draw_matrix(axis, rows: pd.DataFrame, levels: dict[str, list[str]], labelle
     for number, (key, value) in enumerate(lines):
         chosen = np.array([choices.get(key) == value for choices in rows["choices"]])
         axis.scatter(places[chosen], np.full(chosen.sum(), number), s=size, c=colours[chosen], marker="s", linewidths=0)
-        first_of_choice = number == 0 or lines[number - 1][0] != key
-        if first_of_choice and number:
+        if number and lines[number - 1][0] != key:
             axis.axhline(number - 0.5, color="#cccccc", linewidth=0.4)
-        if labelled:
-            _label(axis, number, key if first_of_choice else "", value)
     axis.set(xlim=(-0.7, len(rows) - 0.3), ylim=(len(lines) - 0.5, -0.5), xticks=[], yticks=[])
     for side in ("left", "bottom"):
         axis.spines[side].set_visible(False)
 
 
-def _label(axis, number: int, key: str, value: str) -> None:
-    """The name of a choice at the left edge of the page, and a value right beside its row."""
+def _label_rows(axis, levels: dict[str, list[str]], width: float) -> None:
+    """The names of the choices, so many inches left of the curves, and their values beside the rows."""
     from matplotlib.transforms import ScaledTranslation, blended_transform_factory
 
     text = {"fontsize": 6, "va": "center", "clip_on": False}
     beside = blended_transform_factory(axis.transAxes, axis.transData)
-    words = value if len(value) <= LONGEST_LABEL else f"{value[: LONGEST_LABEL - 1]}…"
-    axis.text(0, number, f"{words} ", ha="right", transform=beside, **text)
-    edge = beside + ScaledTranslation(-(LABELS + TICKS - 0.08), 0, axis.figure.dpi_scale_trans)
-    axis.text(0, number, key.rpartition(".")[2].replace("_", " "), transform=edge, color=figures.GREY, **text)
+    edge = beside + ScaledTranslation(0.08 - width - TICKS, 0, axis.figure.dpi_scale_trans)
+    number = 0
+    for key, values in levels.items():
+        axis.text(0, number, _name_of_choice(key), transform=edge, color=figures.GREY, **text)
+        for value in values:
+            axis.text(0, number, f"{_shortened(value)} ", ha="right", transform=beside, **text)
+            number += 1
+
+
+def _width_of_labels(levels: dict[str, list[str]]) -> float:
+    """Inches that the names of the choices and their values need beside each other, without the ticks of the curves."""
+    names = (len(_name_of_choice(key)) + len(_shortened(values[0])) + 4 for key, values in levels.items())
+    alone = (len(_shortened(value)) + 2 for values in levels.values() for value in values)
+    return max(LETTER * max([*names, *alone], default=0) - TICKS, 0.3) + 0.08
+
+
+def _name_of_choice(key: str) -> str:
+    return _shortened(key.rpartition(".")[2].replace("_", " "))
+
+
+def _shortened(words: str) -> str:
+    return words if len(words) <= LONGEST_LABEL else f"{words[: LONGEST_LABEL - 1]}…"
 
 
 def _legend_of_verdicts(figure, verdicts: set[str], own: bool = True) -> None:

@@ -18,9 +18,11 @@ from cca_dynamics.config.base import Number
 from cca_dynamics.config.cohorts import Cohort, LayerRequest
 from cca_dynamics.config.models import (
     MEASURES_DESCRIPTION,
+    PWCCA_DESCRIPTION,
     Layers,
     Measures,
     Networks,
+    Pwcca,
     StageOptions,
     StudyConfig,
     TrainedResultOptions,
@@ -49,7 +51,7 @@ from cca_dynamics.results.claims import (
 )
 from cca_dynamics.results.inputs import Inputs, final_performance
 from cca_dynamics.results.layers import require_layer
-from cca_dynamics.results.tables import CONTROLS, distance_matrix, distance_table, select, tidy
+from cca_dynamics.results.tables import CONTROLS, distance_matrix, distance_table, measures_of, select, tidy
 
 KEY = "results.generalization"
 GROUPS = ("generalizing", "memorizing")
@@ -78,6 +80,7 @@ class Options(TrainedResultOptions):
         "plot",
         description=MEASURES_DESCRIPTION,
     )
+    pwcca: Pwcca = option("pwcca", "compute", description=PWCCA_DESCRIPTION)
     early_layers: Layers = option(
         ("conv1", "conv2"), "claims", min_length=1, description="Layers that are as similar in all three comparisons."
     )
@@ -87,7 +90,7 @@ class Options(TrainedResultOptions):
     margin: Number = option(0.05, "claims", gt=0, le=0.5, description='Distances that differ by less are "alike".')
 
 
-ALTERNATIVES = {"margin": (0.02, 0.1), "dataset": ({"name": "digits"},)}
+ALTERNATIVES = {"pwcca": ("pwcca_squared",), "margin": (0.02, 0.1), "dataset": ({"name": "digits"},)}
 """Other values that the paper's words allow, the default of multiverse.generalization."""
 
 
@@ -145,7 +148,7 @@ def compute(inputs: Inputs, options: StageOptions) -> pd.DataFrame:
             stacked = [inputs.representations(group, layer, steps[group], split) for group in GROUPS]
             kind = np.repeat(GROUPS, [len(networks) for networks in stacked])
             networks = list(np.concatenate(stacked))
-            rows = distance_table(networks, options.measures, inputs.device, inputs.finished_blocks)
+            rows = distance_table(networks, measures_of(options), inputs.device, inputs.finished_blocks)
             a, b = kind[rows["network_a"]], kind[rows["network_b"]]
             tables.append(rows.assign(split=split, layer=layer, layer_index=index, group=np.where(a == b, a, "inter")))
     tables += [final_performance(inputs, group, group=group) for group in GROUPS]

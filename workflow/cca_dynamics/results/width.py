@@ -17,10 +17,12 @@ from cca_dynamics.config.base import Count, each_once
 from cca_dynamics.config.cohorts import Cohort, LayerRequest
 from cca_dynamics.config.models import (
     MEASURES_DESCRIPTION,
+    PWCCA_DESCRIPTION,
     Layer,
     Measures,
     Multiplier,
     Networks,
+    Pwcca,
     StageOptions,
     StudyConfig,
     TrainedResultOptions,
@@ -41,7 +43,7 @@ from cca_dynamics.results.claims import (
 )
 from cca_dynamics.results.inputs import Inputs, final_performance
 from cca_dynamics.results.layers import require_layer
-from cca_dynamics.results.tables import CONTROLS, distance_matrix, distance_table, select, tidy
+from cca_dynamics.results.tables import CONTROLS, distance_matrix, distance_table, measures_of, select, tidy
 
 KEY = "results.width"
 PUBLISHED_CORRELATION = -0.96
@@ -69,9 +71,15 @@ class Options(TrainedResultOptions):
     measures: Measures = option(
         ("pwcca", "cosine", "euclidean"), "compute", "claims", "plot", description=MEASURES_DESCRIPTION
     )
+    pwcca: Pwcca = option("pwcca", "compute", description=PWCCA_DESCRIPTION)
 
 
-ALTERNATIVES = {"filters": (8,), "training.weight_decay": (0,), "dataset": ({"name": "digits"},)}
+ALTERNATIVES = {
+    "pwcca": ("pwcca_squared",),
+    "filters": (8,),
+    "training.weight_decay": (0,),
+    "dataset": ({"name": "digits"},),
+}
 """Other values that the paper's words allow, the default of multiverse.width."""
 
 
@@ -133,7 +141,7 @@ def compute(inputs: Inputs, options: StageOptions) -> pd.DataFrame:
                 states[:, _filters(options, multiplier, network, filters)]
                 for network, states in zip(inputs.trained(cohort), networks, strict=True)
             ]
-            rows = distance_table(subsets, options.measures, inputs.device, inputs.finished_blocks)
+            rows = distance_table(subsets, measures_of(options), inputs.device, inputs.finished_blocks)
             tables.append(rows.assign(multiplier=multiplier, filters=filters, state=state))
         tables.append(final_performance(inputs, cohort, multiplier=multiplier, filters=filters))
     return tidy(tables)
