@@ -80,7 +80,7 @@ class Options(TrainedResultOptions):
         "plot",
         description=MEASURES_DESCRIPTION,
     )
-    pwcca: Pwcca = option("pwcca", "compute", description=PWCCA_DESCRIPTION)
+    pwcca: Pwcca = option("pwcca", "compute", "plot", description=PWCCA_DESCRIPTION)
     early_layers: Layers = option(
         ("conv1", "conv2"), "claims", min_length=1, description="Layers that are as similar in all three comparisons."
     )

@@ -61,7 +61,7 @@ class Options(ResultOptions):
     measures: Measures = option(
         ("pwcca", "cosine", "euclidean"), "compute", "claims", "plot", description=MEASURES_DESCRIPTION
     )
-    pwcca: Pwcca = option("pwcca", "compute", description=PWCCA_DESCRIPTION)
+    pwcca: Pwcca = option("pwcca", "compute", "plot", description=PWCCA_DESCRIPTION)
 
 
 ALTERNATIVES = {"pwcca": ("pwcca_squared",)}

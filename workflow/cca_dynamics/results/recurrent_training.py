@@ -49,7 +49,7 @@ class Options(ResultOptions):
     measures: Measures = option(
         ("pwcca", "mean_cca", "cosine", "euclidean"), "compute", "claims", "plot", description=MEASURES_DESCRIPTION
     )
-    pwcca: Pwcca = option("pwcca", "compute", description=PWCCA_DESCRIPTION)
+    pwcca: Pwcca = option("pwcca", "compute", "plot", description=PWCCA_DESCRIPTION)
 
 
 ALTERNATIVES = {"pwcca": ("pwcca_squared",), "language_training.schedule": ("constant",)}

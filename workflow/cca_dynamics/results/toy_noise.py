@@ -51,7 +51,7 @@ class Options(ResultOptions):
     measures: Measures = option(
         ("mean_cca", "svcca", "pwcca"), "compute", "claims", "plot", description=MEASURES_DESCRIPTION
     )
-    pwcca: Pwcca = option("pwcca", "compute", description=PWCCA_DESCRIPTION)
+    pwcca: Pwcca = option("pwcca", "compute", "plot", description=PWCCA_DESCRIPTION)
 
 
 ALTERNATIVES = {"pwcca": ("pwcca_squared",)}
