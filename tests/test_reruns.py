@@ -38,6 +38,7 @@ OTHERS = {
     "dataset.name": "fashion_mnist",
     "device": "cuda",
     "networks_per_job": 1,
+    "protocol": "protocols/cifar10.yaml",
     "results.generalization.late_layers": ["conv3", "conv5"],
     "results.recurrent_sequence.starts": [0.1, 0.5],
     "results.stability.recurrent.early_epoch": 2,

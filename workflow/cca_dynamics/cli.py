@@ -130,6 +130,13 @@ def merge(options: argparse.Namespace) -> None:
     claims.merge(options.tables, options.out)
 
 
+def replicates(options: argparse.Namespace) -> None:
+    """Put the claims of a study's replicates into one table, and draw in how many of them each holds."""
+    from cca_dynamics.report import replicates
+
+    replicates.write(options.tables, options.seeds, options.table, options.out)
+
+
 def multiverse(options: argparse.Namespace) -> None:
     """Put the claims of a study under every reading of what the paper leaves open into one table, and draw them."""
     from cca_dynamics.report import multiverse
@@ -141,14 +148,14 @@ def verdicts(options: argparse.Namespace) -> None:
     """Print the table of claims of a study and where its figures are."""
     from cca_dynamics.report import terminal
 
-    terminal.show(options.study, options.since)
+    terminal.show(options.study, options.since, options.note, options.note_of_replicates)
 
 
 def manifest(options: argparse.Namespace) -> None:
     """Record what a finished study consists of: config, code, versions, hardware, checksums."""
     from cca_dynamics.report import manifest
 
-    manifest.write(options.config, options.out)
+    manifest.write(options.config, options.out, options.protocol)
 
 
 def report(options: argparse.Namespace) -> None:
@@ -173,6 +180,27 @@ def plan(options: argparse.Namespace) -> None:
 
     config = options.config if options.config is not None else read_config(options.configfile)
     cost.show(Study(config), device, cost.parallel_jobs(device, options.cores))
+
+
+def protocol(options: argparse.Namespace) -> None:
+    """Say what the protocol of a study is, whether its config fits it, and which seeds are fresh."""
+    from cca_dynamics.config.protocol import renew
+    from cca_dynamics.study import Study, read_config
+    from cca_dynamics.variants import fresh_seeds
+
+    config = read_config(options.configfile)
+    study = Study(config)
+    if study.protocol is None:
+        raise UserError(f"the study {study.name} has no protocol; name one under the config key protocol")
+    if options.renew and renew(study.protocol.path, study.config):
+        print(
+            f"renewed the checksum of the config in {study.protocol.path}; date the file anew, and list the seeds used"
+        )
+        study = Study(config)
+    for seeds in ([study.seed], fresh_seeds(study)):
+        print(study.protocol.standing(seeds))
+    if not study.protocol.fits(study.config):
+        raise UserError(study.protocol.lines(study.config, [study.seed])[-1])
 
 
 def schema(options: argparse.Namespace) -> None:
@@ -337,6 +365,12 @@ def _parser() -> argparse.ArgumentParser:
     argument("tables", type=Path, nargs="+", help="claims of single results")
     argument("--out", **out("CSV"))
 
+    argument = add(replicates)
+    argument("tables", type=Path, nargs="+", help="claims of each replicate")
+    argument("--seeds", type=int, nargs="+", required=True, help="of the replicates, in the same order")
+    argument("--table", **out("CSV"))
+    argument("--out", type=Path, nargs="+", required=True, help="outputs, .png .pdf .svg")
+
     argument = add(multiverse)
     argument("tables", type=Path, nargs="+", help="claims of one result under each reading, in their order")
     argument("--config", **config)
@@ -347,9 +381,12 @@ def _parser() -> argparse.ArgumentParser:
     argument = add(verdicts)
     argument("study", help="name of a finished study, or the path of its claims.csv")
     argument("--since", type=float, help="only what was made after this time, in seconds since the epoch")
+    argument("--note", nargs="*", default=[], metavar="LINE", help="lines to print below the verdicts")
+    argument("--note-of-replicates", nargs="*", default=[], metavar="LINE", help="and below those of the replicates")
 
     argument = add(manifest)
     argument("--config", **config)
+    argument("--protocol", type=json.loads, metavar="JSON", help="what to record of the protocol; default: null")
     argument("--out", **out("JSON"))
 
     argument = add(report)
@@ -363,6 +400,10 @@ def _parser() -> argparse.ArgumentParser:
     argument("--configfile", type=Path, nargs="*", default=[], help="overlays on config.yaml, in order")
     argument("--config", type=json.loads, metavar="JSON", help="a whole config instead")
     argument("--cores", type=int, help="jobs side by side on a CPU; default: all cores")
+
+    argument = add(protocol)
+    argument("--configfile", type=Path, nargs="*", default=[], help="overlays on config.yaml, in order")
+    argument("--renew", action="store_true", help="write the config's checksum into the file")
 
     argument = add(schema)
     argument("--out", **out("YAML"))

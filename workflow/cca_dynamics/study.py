@@ -15,7 +15,7 @@ from typing import Any
 import yaml
 from pydantic import Field, create_model
 
-from cca_dynamics.config import models
+from cca_dynamics.config import models, protocol
 from cca_dynamics.config.base import as_argument, as_json, registry_entries, validate
 from cca_dynamics.config.cohorts import Cohort, merged
 from cca_dynamics.config.models import NetworkOptions, StudyConfig, Training, option
@@ -72,9 +72,10 @@ class Study:
     Attributes:
         config: the whole config.
         name, seed, targets: the keys of these names.
+        protocol: the file that the key of this name says; None if it is null.
 
     Raises:
-        ConfigError: a key is unknown or out of range, or two keys contradict each other.
+        ConfigError: a key is unknown or out of range, two keys contradict each other, or the protocol cannot be read.
     """
 
     def __init__(self, config: Mapping[str, Any]):
@@ -82,6 +83,7 @@ class Study:
         self.name: str = self.config.study
         self.seed: int = self.config.seed
         self.targets: tuple[str, ...] = self.config.targets
+        self.protocol = None if self.config.protocol is None else protocol.read(self.config.protocol)
         _check_network("network", self.config.network)
         self._problems: dict[str, ConfigError] = {}
         self._cohorts: dict[str, list[Cohort]] = {}
@@ -173,7 +175,10 @@ class Study:
             case "merge":
                 arguments, code = {}, self._code("results.claims:merge")
             case "manifest":
-                arguments, code = {"config": config}, self._code("report.manifest:write")
+                arguments = {"config": config, "protocol": self._record_of_protocol()}
+                code = self._code("report.manifest:write")
+            case "replicates":
+                arguments, code = {}, self._code("report.replicates:write")
             case "report":
                 arguments, code = {"config": config, "texts": texts_fingerprint()}, self._code("report.page:write")
             case _:
@@ -182,6 +187,17 @@ class Study:
             name: value if isinstance(value, (str, int)) else as_argument(value) for name, value in arguments.items()
         }
         return {**texts, "code": code}
+
+    def _record_of_protocol(self) -> dict[str, Any] | None:
+        """What the manifest says of the protocol."""
+        if self.protocol is None:
+            return None
+        return {
+            "path": self.protocol.path,
+            "sha256": self.protocol.sha256,
+            "date": self.protocol.content.date.isoformat(),
+            "says": self.protocol.lines(self.config, [self.seed]),
+        }
 
     def _options_and_seed(self, stage: str, result: str) -> dict[str, Any]:
         return {"options": self.options(result).read_by(stage), "seed": self.seed}

@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Mapping
 from functools import cached_property
+from itertools import islice
 from typing import Any, NamedTuple
 
 from cca_dynamics.config.base import as_argument, as_json
@@ -33,6 +34,10 @@ OUTPUTS = {
 
 KINDS = ("replicates", "readings", "multiverse")
 """First parts of the names of variants, and of the files that tell of all of them; no files of the study itself."""
+
+
+FIRST_FRESH_SEED = 1000
+"""Fresh seeds are counted up from it: small numbers are what people try first."""
 
 
 class Job(NamedTuple):
@@ -165,6 +170,38 @@ class Family:
             raise UserError(f"the study {folder} has no networks {job.cohort}/{job.part}; correct the path")
         if job.result:
             study.cohorts_of(job.result)
+
+
+def replicates(study: Study) -> dict[str, dict[str, Any]]:
+    """The variants of a study under the seeds that its config asks for, see `Family`.
+
+    Raises:
+        ConfigError: a seed that is listed is no fresh one.
+    """
+    return {f"replicates/seed-{seed}": {"seed": seed} for seed in fresh_seeds(study)}
+
+
+def fresh_seeds(study: Study) -> tuple[int, ...]:
+    """The seeds of the replicates: those that the config lists, or the first from `FIRST_FRESH_SEED` on that are fresh.
+
+    A seed is fresh if it is not the study's own, and if its protocol does not say that it was used before.
+
+    Raises:
+        ConfigError: a seed that is listed is no fresh one.
+    """
+    used = {study.seed} | (study.protocol.used if study.protocol else set())
+    seeds = study.config.seeds
+    if isinstance(seeds, int):
+        counted = (seed for seed in range(FIRST_FRESH_SEED, FIRST_FRESH_SEED + seeds + len(used)) if seed not in used)
+        return tuple(islice(counted, seeds))
+    for seed in seeds:
+        if seed == study.seed:
+            raise ConfigError("seeds", f"{seed} is the study's own seed, of which it would be a copy; leave it out")
+        if seed in used:
+            raise ConfigError(
+                "seeds", f"{seed} is used up: {study.config.protocol} lists it; give seeds that nobody has looked at"
+            )
+    return seeds
 
 
 def inputs_of(study: Study, job: Job) -> list[Job]:

@@ -3,6 +3,7 @@
 # Rules that make a study's data, networks, tables, claims and figures serve its variants, too (the study under another
 # seed or with other options, see cca_dynamics.variants): {folder} is the study's name, or a folder below it. What a job
 # reads may lie in the folder of another of them, which has the same job.
+import hashlib
 import re
 import shlex
 import shutil
@@ -18,15 +19,15 @@ from cca_dynamics.report.captions import caption_of
 from cca_dynamics.readings import changes_of, paths_of_claims, readings
 from cca_dynamics.results.language_models import tokens_needed
 from cca_dynamics.study import Study, check_output_folders
-from cca_dynamics.variants import Family, Job
+from cca_dynamics.variants import Family, Job, fresh_seeds, replicates
 
 try:
     study = Study(config)
     check_output_folders(study)
+    fresh = fresh_seeds(study)
     readings_of = readings(study)
-    family = Family(
-        study, changes_of(readings_of)
-    )  # name below the study's folder → the keys of the config that differ
+    # Name below the study's folder → the keys of the config that differ.
+    family = Family(study, {**replicates(study), **changes_of(readings_of)})
 except UserError as problem:
     raise WorkflowError(str(problem)) from None
 
@@ -34,6 +35,8 @@ STARTED = time.time()
 RESULTS = f"results/{study.name}"  # of the study itself
 FIGURES = f"figures/{study.name}"
 LOGS = f"logs/{study.name}"
+NOTES = study.protocol.lines(study.config, [study.seed]) if study.protocol else []  # the last lines of a run
+NOTES_OF_REPLICATES = study.protocol.lines(study.config, fresh) if study.protocol else []
 
 
 VARIANT_FOLDERS = "|".join(map(re.escape, family.folders[1:])) or "none/"
@@ -103,6 +106,17 @@ def variant(wildcards):
 def claims_of_readings(wildcards):
     """The claims of each result under each of its readings."""
     return of_family(paths_of_claims, family, readings_of)
+
+
+def checksum_if_made(path):
+    """Checksum of a file that the report shows if it is there, but that it does not ask for; "" if it is not."""
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest()[:16] if Path(path).exists() else ""
+
+
+def claims_of_replicates(wildcards):
+    """The tables of claims of the study under each of the fresh seeds."""
+    folders = [f"{study.name}/replicates/seed-{seed}" for seed in fresh]
+    return [of_family(family.path, folder, Job("merge")) for folder in folders]
 
 
 TOLD = set()

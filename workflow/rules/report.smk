@@ -24,11 +24,12 @@ rule manifest:
         runtime=60,
     params:
         config=param("manifest", "config"),
+        protocol=param("manifest", "protocol"),
         code=param("manifest", "code"),
     message:
         "manifest"
     shell:
-        "{resources.program} manifest --config {params.config:q} --out {output} &> {log}"
+        "{resources.program} manifest --config {params.config:q} --protocol {params.protocol:q} --out {output} &> {log}"
 
 
 rule report:
@@ -59,6 +60,7 @@ rule report:
         config=param("report", "config"),
         code=param("report", "code"),
         texts=param("report", "texts"),
+        replicates=lambda w: checksum_if_made(f"{RESULTS}/replicates.csv"),
     message:
         "report"
     shell:
@@ -88,4 +90,6 @@ rule plan:
 
 onsuccess:
     # Print the verdicts of what this run made, all of them or those of single targets.
-    shell("{PROGRAM} verdicts {study.name} --since {STARTED}")
+    shell(
+        "{PROGRAM} verdicts {study.name} --since {STARTED} --note {NOTES:q} --note-of-replicates {NOTES_OF_REPLICATES:q}"
+    )

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, Tag
 from pydantic_core import PydanticCustomError
 
 from cca_dynamics.config.base import (
@@ -411,6 +411,15 @@ Alternatives = dict[Text, tuple[Any, ...]]
 """Key of a result, or of a block that it reads → values that the paper's words allow, too."""
 
 
+Seeds = Annotated[
+    Annotated[Annotated[Integer, Field(ge=2, le=100)], Tag("count")]
+    | Annotated[
+        Annotated[tuple[Seed, ...], Field(min_length=2, max_length=100), AfterValidator(each_once)], Tag("list")
+    ],
+    Discriminator(lambda value: "list" if isinstance(value, (list, tuple)) else "count"),
+]
+
+
 class StudyConfig(Model):
     """The whole config; `study.Config` adds the options of the results."""
 
@@ -423,6 +432,14 @@ class StudyConfig(Model):
     )
     seed: Seed = option(
         0, "dataset", "train", "compute", "claims", description="Seed of everything random but the dataset."
+    )
+    seeds: Seeds = option(
+        5,
+        description="How many fresh seeds, or a list of them, the target replicates runs the study under.",
+    )
+    protocol: Annotated[Text, Field(min_length=1)] | None = option(
+        "protocols/mnist1d.yaml",
+        description="File of the choices and of the seeds they were made on, here or in the package; null: none.",
     )
     device: Literal["auto", "cpu", "cuda"] = option(
         "auto", "train", "activations", "ablation", "compute", description="Where networks train and are compared."

@@ -36,20 +36,22 @@ class Difference:
     output: str = ""
 
 
-def write(config: dict, out: Path) -> None:
+def write(config: dict, out: Path, protocol: dict | None = None) -> None:
     """Describe a finished study.
 
     Args:
         config: the validated config as JSON, see `study.Study.config`.
-        out: results/<study>/manifest.json. Its keys are study, seed, config, code (commit, checksum of the package's
-            sources), packages (versions), hardware, and files (path → sha256 of every output below results/<study> and
-            figures/<study>).
+        out: results/<study>/manifest.json. Its keys are study, seed, config, protocol, code (commit, checksum of the
+            package's sources), packages (versions), hardware, and files (path → sha256 of every output of the study
+            below results/<study> and figures/<study>, without its variants).
+        protocol: path, sha256 and date of the study's protocol, and what the run says of it; None if there is none.
     """
     root = out.parent.parent.parent
     content = {
         "study": config["study"],
         "seed": config["seed"],
         "config": config,
+        "protocol": protocol,
         "code": {"commit": commit(), "sha256": _checksum_of_sources()},
         "packages": {"python": platform.python_version(), **_installed_versions()},
         "hardware": f"{hardware()}, {platform.system()} {platform.machine()}",

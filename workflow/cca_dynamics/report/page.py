@@ -17,6 +17,7 @@ import yaml
 
 from cca_dynamics.config.base import as_json
 from cca_dynamics.errors import DamagedFile
+from cca_dynamics.report import replicates
 from cca_dynamics.report.captions import caption_of
 from cca_dynamics.report.summary import (
     MARKS,
@@ -73,6 +74,8 @@ def write(config: dict, out: Path, root: Path = Path()) -> None:
         family=family_in_words(all_claims),
         counts=[(verdict, MARKS[verdict], count) for verdict, count in counted_verdicts(all_claims).items()],
         results=sections,
+        replicates=_replicates(study, all_claims, root),
+        protocol=manifest.get("protocol"),
         charts=_embedded(charts),
         plotly=get_plotlyjs() if charts else "",
         manifest={key: manifest[key] for key in ("code", "packages", "hardware")},
@@ -82,6 +85,46 @@ def write(config: dict, out: Path, root: Path = Path()) -> None:
     )
     with replacing(out) as temporary:
         temporary.write_text(page, encoding="utf-8")
+
+
+def _replicates(study: Study, all_claims: pd.DataFrame, root: Path) -> dict | None:
+    """What the page shows of the study's replicates; None if none were run."""
+    table = replicates.read_if_made(study.name, root)
+    if table is None:
+        return None
+    image = _read(root / "figures" / study.name / "replicates.png", Path.read_bytes)
+    statements = dict(zip(all_claims["claim"], all_claims["statement"], strict=True))
+    seeds = sorted(table["seed"].unique())
+    rows = [
+        {
+            "claim": row.claim,
+            "result": result_of(row.claim),
+            "statement": statements.get(row.claim, ""),
+            "holds": replicates.holds_in_words(row),
+            "holds_key": "" if not row.seeds else row.holds / row.seeds,
+            "marks": " ".join(MARKS.get(verdict, "") for verdict in row.verdicts),
+            "verdicts": ", ".join(verdict or "absent" for verdict in row.verdicts),
+            "numbers": [
+                (replicates.number_in_words(number), "" if isnan(number) else number)
+                for number in (row.mean, row.between, row.within)
+            ],
+        }
+        for row in replicates.summary(table).itertuples()
+    ]
+    return {
+        "seeds": ", ".join(map(str, seeds)),
+        "notes": study.protocol.lines(study.config, seeds) if study.protocol else [],
+        "rows": rows,
+        "image": _uri("image/png", image),
+        "size": _size(image),
+        "caption": _html(caption_of("replicates")),
+        "data": _uri("text/csv", table.to_csv(index=False).encode()),
+    }
+
+
+def _size(png: bytes) -> list[int]:
+    """Width and height of a PNG, so that nothing on the page moves when it is decoded."""
+    return [int.from_bytes(png[start : start + 4], "big") for start in (16, 20)]
 
 
 def _section(study: Study, result: str, all_claims: pd.DataFrame, root: Path) -> dict:
@@ -101,8 +144,7 @@ def _section(study: Study, result: str, all_claims: pd.DataFrame, root: Path) ->
         "figures": ", ".join(claims_of_result["figure"].unique()),
         "verdicts": verdicts,
         "image": _uri("image/png", image),
-        # Width and height of the PNG, so that nothing on the page moves when it is decoded.
-        "size": [int.from_bytes(image[start : start + 4], "big") for start in (16, 20)],
+        "size": _size(image),
         "pdf": _uri("application/pdf", pdf),
         "alt": f"Figure: {title}. {verdicts}. The caption below explains its panels; its data can be downloaded.",
         "caption": _html(caption_of(result)),

@@ -12,16 +12,18 @@ from pathlib import Path
 import pandas as pd
 
 from cca_dynamics.errors import DamagedFile
+from cca_dynamics.report import replicates
 from cca_dynamics.report.summary import WHOLE_RUN, claims_of, runtime_rows, title_of, value_in_words, verdicts_in_words
 from cca_dynamics.results import claims
 from cca_dynamics.results.registry import RESULTS
 from cca_dynamics.runtime.machine import commit, hardware
 from cca_dynamics.runtime.storage import replacing
+from cca_dynamics.variants import KINDS
 
 
 def publish(study: str, command: str, note: str = "") -> Path:
-    """Copy a study's figures and claims to figures/reference/<study>/, describe the run there, and bring the README's
-    tables up to date.
+    """Copy a study's figures, claims and verdicts under fresh seeds, if there are any, to figures/reference/<study>/,
+    describe the run there, and bring the README's tables up to date.
 
     Args:
         study: name of a finished study.
@@ -32,27 +34,31 @@ def publish(study: str, command: str, note: str = "") -> Path:
         The folder.
 
     Raises:
-        DamagedFile: the study's claims, figures or measurements are missing.
+        DamagedFile: the study's claims, figures or measurements are missing, or its replicates cannot be read.
     """
     results = Path("results", study)
     table = claims.read(results / "claims.csv")
+    of_seeds = replicates.read_if_made(study)
     figures = sorted(Path("figures", study).glob("*.png"))
     if not figures:
         raise DamagedFile(Path("figures", study), "there is no figure")
     runtime, today = runtime_table(study), datetime.date.today().isoformat()
     out = Path("figures/reference", study)
     out.mkdir(parents=True, exist_ok=True)
-    for path in (*figures, results / "claims.csv"):
+    tables = [results / "claims.csv"] + ([] if of_seeds is None else [results / "replicates.csv"])
+    for path in (*figures, *tables):
         shutil.copyfile(path, out / path.name)
     machine = f"{hardware()}, Python {platform.python_version()}"
     origin = f"`{command}`, {commit()}, {today}, on {machine}. {note}".strip()
-    text = [f"# {study}", origin, claims_table(table), "## Time and memory", runtime]
+    text = [f"# {study}", origin, claims_table(table, of_seeds), "## Time and memory", runtime]
     images = [f"## {figure.stem}\n\n![{figure.stem}]({figure.name})" for figure in figures]
     with replacing(out / "README.md") as temporary:
         temporary.write_text("\n\n".join([*text, *images]) + "\n", encoding="utf-8")
     readme = Path("README.md")
     if readme.exists():
-        content = replace_block(readme.read_text(encoding="utf-8"), f"{study} results", results_table(study, table))
+        content = replace_block(
+            readme.read_text(encoding="utf-8"), f"{study} results", results_table(study, table, of_seeds)
+        )
         measured = f"{runtime}\n\nMeasured on {hardware()}, {today}."
         content = replace_block(content, f"{study} runtime", measured)
         with replacing(readme) as temporary:
@@ -66,8 +72,9 @@ def replace_block(text: str, name: str, block: str) -> str:
     return re.sub(pattern, lambda match: f"{match[1]}{block}\n{match[2]}", text, flags=re.DOTALL)
 
 
-def claims_table(table: pd.DataFrame) -> str:
-    """Every claim of a study, as Markdown."""
+def claims_table(table: pd.DataFrame, of_seeds: pd.DataFrame | None = None) -> str:
+    """Every claim of a study, as Markdown; with verdicts under fresh seeds (`replicates.read`), how often it holds."""
+    holds = {} if of_seeds is None else {row.claim: row for row in replicates.summary(of_seeds).itertuples()}
     rows = [
         [
             row.figure,
@@ -77,14 +84,19 @@ def claims_table(table: pd.DataFrame) -> str:
             "" if isnan(row.p_value) else f"{row.p_value:.2g}",
             "" if isnan(row.paper_value) else f"{row.paper_value:.3g}",
             f"**{row.verdict}**",
+            *([] if of_seeds is None else [replicates.holds_in_words(holds[row.claim]) if row.claim in holds else "–"]),
         ]
         for row in table.itertuples()
     ]
-    return _markdown(["Figure", "Claim", "Statistic", "Value [interval]", "p", "Paper", "Verdict"], rows)
+    header = ["Figure", "Claim", "Statistic", "Value [interval]", "p", "Paper", "Verdict"]
+    return _markdown(header + ([] if of_seeds is None else ["Under fresh seeds"]), rows)
 
 
-def results_table(study: str, table: pd.DataFrame) -> str:
-    """One row per result, as Markdown: what it is about, its target, its figure, the paper's figures, its verdicts."""
+def results_table(study: str, table: pd.DataFrame, of_seeds: pd.DataFrame | None = None) -> str:
+    """One row per result, as Markdown: what it is about, its target, its figure, the paper's figures, its verdicts.
+
+    With verdicts under fresh seeds (`replicates.read`) also how many of its claims hold in how many of the seeds.
+    """
     rows = []
     for result in RESULTS:
         claims_of_result = claims_of(result, table)
@@ -92,14 +104,23 @@ def results_table(study: str, table: pd.DataFrame) -> str:
             continue
         figure = f"[figure](figures/reference/{study}/{result}.png)"
         papers_figures = ", ".join(claims_of_result["figure"].unique())
-        rows.append([title_of(result), f"`{result}`", figure, papers_figures, verdicts_in_words(claims_of_result)])
-    return _markdown(["The paper's result", "Target", "Ours", "Paper's figures", "Verdicts of its claims here"], rows)
+        row = [title_of(result), f"`{result}`", figure, papers_figures, verdicts_in_words(claims_of_result)]
+        if of_seeds is not None:
+            row.append(replicates.counts_in_words(claims_of(result, of_seeds)))
+        rows.append(row)
+    header = ["The paper's result", "Target", "Ours", "Paper's figures", "Verdicts of its claims here"]
+    if of_seeds is not None:
+        count = of_seeds["seed"].nunique()
+        header.append(f"[Under {count} fresh seeds](figures/reference/{study}/replicates.png)")
+    return _markdown(header, rows)
 
 
 def runtime_table(study: str) -> str:
     """What each rule took, as Markdown; see `runtime_rows`."""
     rows = [[f"**{name}**" if name == WHOLE_RUN else f"`{name}`", *rest] for name, *rest in runtime_rows(study)]
-    megabytes = sum(path.stat().st_size for path in Path("results", study).rglob("*") if path.is_file()) / 1e6
+    folder = Path("results", study)
+    files = [path for path in folder.rglob("*") if path.is_file() and path.relative_to(folder).parts[0] not in KINDS]
+    megabytes = sum(path.stat().st_size for path in files) / 1e6
     table = _markdown(["Rule", "Jobs", "Time", "Peak memory of a job"], rows)
     return f"{table}\n\nIts results take {megabytes:,.0f} MB."
 
