@@ -16,6 +16,7 @@ import pandas as pd
 
 from cca_dynamics.errors import DamagedFile
 from cca_dynamics.readings import Reading, readings
+from cca_dynamics.report.replicates import name_of
 from cca_dynamics.report.summary import result_of
 from cca_dynamics.results import claims, figures
 from cca_dynamics.results.claims import (
@@ -112,6 +113,16 @@ def read(path: Path) -> pd.DataFrame:
     return table
 
 
+def read_if_made(study: str, root: Path = Path()) -> pd.DataFrame | None:
+    """The table of the readings of a study; None if the target was not made.
+
+    Raises:
+        DamagedFile: it cannot be read.
+    """
+    path = root / "results" / study / "multiverse.csv"
+    return read(path) if path.exists() else None
+
+
 def by_claim(table: pd.DataFrame) -> dict[str, pd.DataFrame]:
     """The rows of each claim, under the name that it has without readings, with their choices spelled out.
 
@@ -164,12 +175,6 @@ def share_in_words(row: Mapping[str, object]) -> str:
     return f"{row['holds']} of {row['readings']}" if row["readings"] else "–"
 
 
-def name_of(claim: str) -> str:
-    """A claim's name within its result for a reader: "late layers" of "generalization.late_layers"."""
-    words = claim.partition(".")[2].replace("_", " ").split(" ")
-    return " ".join(word.upper() if word.endswith("cca") else word for word in words)
-
-
 def draw_overview(table: pd.DataFrame):
     """The claims with more than one reading: how many readings have which verdict, and the range of the value.
 
@@ -210,15 +215,15 @@ def draw_overview(table: pd.DataFrame):
                 linewidth=0.4,
             )
             left += row[verdict] * unit
-        own, lowest, highest = (_number(value) for value in (row["own"], row["lowest"], row["highest"]))
+        own, lowest, highest = (number_in_words(value) for value in (row["own"], row["lowest"], row["highest"]))
         for column, words in zip(columns, (share_in_words(row), own, f"{lowest} … {highest}"), strict=True):
             page.text(column, at, words, ha="right", **text)
     _legend_of_verdicts(figure, set(table["verdict"]), own=False)
     return figure
 
 
-def _number(value: float) -> str:
-    """Two digits; "–" if there is none."""
+def number_in_words(value: float) -> str:
+    """Two digits of a value; "–" if there is none."""
     return "–" if np.isnan(value) else f"{value:.2g}".replace("-", "−")
 
 
