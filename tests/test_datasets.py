@@ -5,9 +5,11 @@ import json
 
 import numpy as np
 import pytest
-from cca_dynamics.config.models import Cifar10, ImageFolder, Mnist1d
+from cca_dynamics.config.base import validate
+from cca_dynamics.config.models import Cifar10, Digits, ImageFolder, Mnist1d, StudyConfig
 from cca_dynamics.data import datasets
-from cca_dynamics.errors import DamagedFile, UserError
+from cca_dynamics.errors import ConfigError, DamagedFile, UserError
+from cca_dynamics.networks.architectures import describe
 from cca_dynamics.runtime.storage import replacing
 
 OPTIONS = Mnist1d(train_size=400, test_size=100, seed=42)
@@ -54,6 +56,46 @@ def test_mnist1d_has_any_size(train, test):
     (train_x, train_y), (test_x, test_y) = datasets.mnist1d(Mnist1d(train_size=train, test_size=test))
     assert train_x.shape == (train, 1, 40) and test_x.shape == (test, 1, 40)
     assert len(train_y) == train and len(test_y) == test and set(train_y) | set(test_y) == set(range(10))
+
+
+def test_digits_are_scikit_learn_s_each_on_one_side():
+    from sklearn.datasets import load_digits
+
+    (train_x, train_y), (test_x, test_y) = datasets.digits(Digits(seed=3))
+    assert train_x.shape == (1497, 1, 8, 8) and test_x.shape == (300, 1, 8, 8) and train_x.dtype == np.uint8
+    made = sorted(
+        (label, *image.ravel()) for image, label in zip([*train_x, *test_x], [*train_y, *test_y], strict=True)
+    )
+    data = load_digits()
+    assert made == sorted((label, *image) for image, label in zip(data.data, data.target, strict=True))
+    expected = 300 * np.bincount(data.target) / 1797
+    assert (np.abs(np.bincount(test_y) - expected) < 1).all()
+
+
+def test_the_dataset_s_seed_draws_which_digits_are_for_testing():
+    (_, one), (_, again), (_, other) = (datasets.digits(Digits(seed=seed)) for seed in (1, 1, 2))
+    assert (one[0] == again[0]).all() and not (one[0] == other[0]).all()
+
+
+def test_a_subset_of_the_digits_is_drawn_from_its_split():
+    (all_x, _), (all_test_x, _) = datasets.digits(Digits())
+    (x, y), (test_x, _) = datasets.digits(Digits(train_size=200, test_size=100))
+    assert x.shape == (200, 1, 8, 8) and test_x.shape == (100, 1, 8, 8) and set(np.bincount(y)) <= {19, 20, 21}
+    assert {image.tobytes() for image in x} <= {image.tobytes() for image in all_x}
+    assert {image.tobytes() for image in test_x} <= {image.tobytes() for image in all_test_x}
+    assert datasets.shape_of(Digits(test_size=100)) == ((1497, 100), (1, 8, 8), 10)
+
+
+@pytest.mark.parametrize(("key", "size", "most"), [("train_size", 1498, 1497), ("test_size", 301, 300)])
+def test_more_digits_than_there_are_are_refused_by_key(key, size, most):
+    with pytest.raises(ConfigError, match=rf"dataset\.{key}: {size} is too large; the most is {most}"):
+        validate(StudyConfig, {"dataset": {"name": "digits", key: size}})
+
+
+def test_the_default_network_takes_digits():
+    options = StudyConfig()
+    described = describe(options.network, 1, (8, 8), 10)
+    assert list(described.widths) == ["conv1", "conv2", "conv3", "conv4", "conv5", "softmax"]
 
 
 def test_generating_leaves_the_global_generator_alone():

@@ -137,6 +137,13 @@ def replicates(options: argparse.Namespace) -> None:
     replicates.write(options.tables, options.seeds, options.table, options.out)
 
 
+def multiverse(options: argparse.Namespace) -> None:
+    """Put the claims of a study under every reading of what the paper leaves open into one table, and draw them."""
+    from cca_dynamics.report import multiverse
+
+    multiverse.write(options.config, options.tables, options.table, options.out, options.curves)
+
+
 def verdicts(options: argparse.Namespace) -> None:
     """Print the table of claims of a study and where its figures are."""
     from cca_dynamics.report import terminal
@@ -363,6 +370,13 @@ def _parser() -> argparse.ArgumentParser:
     argument("--seeds", type=int, nargs="+", required=True, help="of the replicates, in the same order")
     argument("--table", **out("CSV"))
     argument("--out", type=Path, nargs="+", required=True, help="outputs, .png .pdf .svg")
+
+    argument = add(multiverse)
+    argument("tables", type=Path, nargs="+", help="claims of one result under each reading, in their order")
+    argument("--config", **config)
+    argument("--table", **out("CSV"))
+    argument("--out", type=Path, nargs="+", required=True, help="outputs, .png .pdf .svg, of the overview")
+    argument("--curves", **out("a folder with the curves of each result"))
 
     argument = add(verdicts)
     argument("study", help="name of a finished study, or the path of its claims.csv")

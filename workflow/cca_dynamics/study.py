@@ -18,7 +18,7 @@ from pydantic import Field, create_model
 from cca_dynamics.config import models, protocol
 from cca_dynamics.config.base import as_argument, as_json, registry_entries, validate
 from cca_dynamics.config.cohorts import Cohort, merged
-from cca_dynamics.config.models import NetworkOptions, StudyConfig, Training
+from cca_dynamics.config.models import NetworkOptions, StudyConfig, Training, option
 from cca_dynamics.errors import ConfigError, UserError
 from cca_dynamics.networks.architectures import widths
 from cca_dynamics.results.claims import Obstacle
@@ -35,6 +35,18 @@ Results = create_model(
 )
 
 
+Multiverse = create_model(
+    "Multiverse",
+    __base__=models.Multiverse,
+    **{
+        name: (
+            models.Alternatives,
+            Field(getattr(module, "ALTERNATIVES", {}), description=f"Keys of results.{name} → values."),
+        )
+        for name, module in RESULTS.items()
+    },
+)
+
 TRAIN = {"dataset": "training.classifiers:train", "corpus": "training.language_models:train"}
 EXTRACT = {"dataset": "representations.extraction:extract", "corpus": "representations.language_models:extract"}
 """The functions behind two stages, which differ with what the networks of a cohort read."""
@@ -44,6 +56,9 @@ class Config(StudyConfig):
     """A study, key by key."""
 
     results: Results = Field(Results(), description="The options of each result.")
+    multiverse: Multiverse = option(
+        Multiverse(), description="Other readings of what the paper leaves open, for the target multiverse."
+    )
 
 
 class Study:
@@ -155,6 +170,8 @@ class Study:
             case "plot":
                 arguments = {"options": self.options(result).read_by(stage)}
                 code = self._code_of_result(stage, result, "results.stages:plot")
+            case "multiverse":
+                arguments, code = {"config": config}, self._code("report.multiverse:write")
             case "merge":
                 arguments, code = {}, self._code("results.claims:merge")
             case "manifest":

@@ -16,6 +16,7 @@ from snakemake.resources import Resource
 from cca_dynamics.config.base import as_argument
 from cca_dynamics.errors import UserError
 from cca_dynamics.report.captions import caption_of
+from cca_dynamics.readings import changes_of, paths_of_claims, readings
 from cca_dynamics.results.language_models import tokens_needed
 from cca_dynamics.study import Study, check_output_folders
 from cca_dynamics.variants import Family, Job, fresh_seeds, replicates
@@ -24,7 +25,9 @@ try:
     study = Study(config)
     check_output_folders(study)
     fresh = fresh_seeds(study)
-    family = Family(study, replicates(study))  # name below the study's folder → the keys of the config that differ
+    readings_of = readings(study)
+    # Name below the study's folder → the keys of the config that differ.
+    family = Family(study, {**replicates(study), **changes_of(readings_of)})
 except UserError as problem:
     raise WorkflowError(str(problem)) from None
 
@@ -98,6 +101,11 @@ def read_by(stage, *stages):
 def variant(wildcards):
     """Ends the message of a job of a variant, e.g. " (seed-1000)"; a resource, because it reruns nothing."""
     return "" if wildcards.folder == study.name else f" ({wildcards.folder.rpartition('/')[2]})"
+
+
+def claims_of_readings(wildcards):
+    """The claims of each result under each of its readings."""
+    return of_family(paths_of_claims, family, readings_of)
 
 
 def checksum_if_made(path):

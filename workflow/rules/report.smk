@@ -61,6 +61,7 @@ rule report:
         code=param("report", "code"),
         texts=param("report", "texts"),
         replicates=lambda w: checksum_if_made(f"{RESULTS}/replicates.csv"),
+        readings=lambda w: checksum_if_made(f"{RESULTS}/multiverse.csv"),
     message:
         "report"
     shell:

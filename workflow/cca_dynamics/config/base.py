@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cache
 from math import isfinite
 from typing import Annotated, Any, ClassVar, Literal, Union, get_args, get_origin
@@ -158,12 +158,14 @@ class RegistryKey:
     The keys are read from the source, so that a schema does not import PyTorch.
     """
 
-    def __init__(self, *registries: str):
-        self.registries = registries
+    def __init__(self, *registries: str, prefix: str = ""):
+        """Of the registries' keys, those that begin with a prefix."""
+        self.registries, self.prefix = registries, prefix
 
     def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> core_schema.CoreSchema:
         """A literal of the registry's keys."""
-        return core_schema.literal_schema([key for registry in self.registries for key in registry_keys(registry)])
+        keys = (key for registry in self.registries for key in registry_keys(registry))
+        return core_schema.literal_schema([key for key in keys if key.startswith(self.prefix)])
 
 
 def registry_entries(value: Any) -> set[str]:
@@ -355,6 +357,26 @@ def _kind_at(kind: Any, location: Iterable[str | int]) -> Any:
     return kinds[-1]
 
 
+def fields_along(kind: Any, path: Sequence[str]) -> list[FieldInfo]:
+    """The fields of a key and of the blocks around it, from the top of a type on.
+
+    Args:
+        kind: a model, or an annotated union of models; of a union, a key of any member will do.
+        path: the parts of a dotted key.
+
+    Raises:
+        KeyError: there is no such key; its arguments are the keys of the last block, and the closest of them or None.
+    """
+    fields = []
+    for part in path:
+        known = {name: field for model in _members(kind) for name, field in getattr(model, "model_fields", {}).items()}
+        if part not in known:
+            raise KeyError(sorted(known), next(iter(difflib.get_close_matches(part, known, n=1)), None))
+        fields.append(known[part])
+        kind = known[part].annotation
+    return fields
+
+
 def _walk(location: Iterable[str | int], kind: Any):
     """(key or None, type there) along a location; None for the name of a union's member."""
     for part in location:
@@ -369,6 +391,8 @@ def _walk(location: Iterable[str | int], kind: Any):
             kind = fields[0].annotation
         elif isinstance(part, int):
             kind = next(iter(get_args(kind)), None)
+        elif get_origin(kind) is dict:
+            kind = get_args(kind)[1]
         elif not any(hasattr(model, "model_fields") for model in members):
             yield None, kind  # the branch of a union of plain types
             continue

@@ -84,6 +84,23 @@ class FashionMnist(TorchvisionImages):
     name: Literal["fashion_mnist"] = "fashion_mnist"
 
 
+DIGITS, TEST_DIGITS = 1797, 300
+"""Images that scikit-learn ships, and how many of them are for testing."""
+
+
+class Digits(ImageSubset):
+    """Handwritten digits that scikit-learn ships: grey images of 8 × 8 in ten classes."""
+
+    name: Literal["digits"] = "digits"
+    train_size: Annotated[Integer, Field(ge=50, le=DIGITS - TEST_DIGITS)] | None = Field(
+        None, description="A subset of so many images, the classes as frequent as in all; null: all 1,497."
+    )
+    test_size: Annotated[Integer, Field(ge=50, le=TEST_DIGITS)] | None = Field(
+        None, description="A subset of so many images, the classes as frequent as in all; null: all 300."
+    )
+    seed: Seed = Field(0, description="Draws which images are for testing, and the subsets.")
+
+
 class ImageFolder(ImageSubset):
     """Image files of the user's own."""
 
@@ -95,7 +112,7 @@ class ImageFolder(ImageSubset):
     cache: Text = option("data/cache", min_length=1, description="Folder that keeps the decoded images.")
 
 
-Dataset = Annotated[Mnist1d | Cifar10 | FashionMnist | ImageFolder, Field(discriminator="name")]
+Dataset = Annotated[Mnist1d | Digits | Cifar10 | FashionMnist | ImageFolder, Field(discriminator="name")]
 """Adding a dataset: its keys as a model here, its function and record in data/datasets.py."""
 
 
@@ -339,6 +356,8 @@ Measures = Annotated[
     AfterValidator(each_once),
     AfterValidator(_has_pwcca),
 ]
+Pwcca = Annotated[str, RegistryKey("similarity.measures:MEASURES", prefix="pwcca")]
+PWCCA_DESCRIPTION = "How PWCCA is read: the measure whose distances are called pwcca."
 MEASURES_DESCRIPTION = "Dissimilarities to compute; pwcca, which the claims are about, is among them."
 
 
@@ -389,6 +408,14 @@ class TrainedResultOptions(ResultOptions):
 
 class Results(Model):
     """The options of every result; `study.Results` has them."""
+
+
+class Multiverse(Model):
+    """Other values of the keys of every result; `study.Multiverse` has them."""
+
+
+Alternatives = dict[Text, tuple[Any, ...]]
+"""Key of a result, or of a block that it reads → values that the paper's words allow, too."""
 
 
 Seeds = Annotated[
@@ -472,6 +499,9 @@ class StudyConfig(Model):
     )
 
     results: Results = Field(Results(), description="The options of each result.")
+    multiverse: Multiverse = option(
+        Multiverse(), description="Other readings of what the paper leaves open, for the target multiverse."
+    )
 
     def network_of(self, result: str) -> NetworkOptions:
         """The architecture of one result: the base with the result's changes, multipliers multiplied out.

@@ -35,6 +35,7 @@ NOT_CHOICES = {
     "save_steps",
     "keep_activations",
     "targets",
+    "multiverse",
 }
 """Keys of the config that say which runs are made, and where, and change no verdict on a seed."""
 

@@ -140,6 +140,28 @@ def fashion_mnist(options: models.FashionMnist) -> tuple[Split, Split]:
     )
 
 
+def digits(options: models.Digits) -> tuple[Split, Split]:
+    """Handwritten digits (Alpaydin & Kaynak 1998): 1,797 grey images of 8 × 8 in ten classes, from scikit-learn.
+
+    They are the test set of the UCI repository's dataset. The seed draws 300 of them to test on, the classes as
+    frequent as in the rest.
+    """
+    from sklearn.datasets import load_digits  # here, because it takes seconds
+
+    data = load_digits()
+    x, y = data.images[:, None].astype(np.uint8), data.target.astype(np.int64)  # 17 shades of grey, from 0 to 16
+    for_test = np.zeros(len(y), dtype=bool)
+    for_test[_stratified(y, DIGITS[1], options.seed)] = True
+    return tuple(
+        _subset((x[chosen], y[chosen]), size, options.seed, "scikit-learn")
+        for chosen, size in ((~for_test, options.train_size), (for_test, options.test_size))
+    )
+
+
+DIGITS = (models.DIGITS - models.TEST_DIGITS, models.TEST_DIGITS)
+"""Digits to train and to test on."""
+
+
 def image_folder(options: models.ImageFolder) -> tuple[Split, Split]:
     """Images in <folder>/{train,test}/<class>/*.{png,jpg,jpeg}, in colour."""
     folder, seed = options.folder, options.seed
@@ -170,14 +192,19 @@ def _subset(split: Split, size: int | None, seed: int, location: str) -> Split:
             f"dataset: {size} images are asked for and {location} has {len(y)}; lower train_size or test_size, or drop "
             "it"
         )
+    drawn = _stratified(y, size, seed)
+    return x[drawn], y[drawn]
+
+
+def _stratified(y: np.ndarray, size: int, seed: int) -> np.ndarray:
+    """Indices of so many examples, drawn at random, each class as frequent as in the labels to within one, in order."""
     rng = np.random.default_rng([seed, *b"subset"])
     shares = np.bincount(y) * size / len(y)
     counts = np.floor(shares).astype(int)
     order = np.lexsort((rng.permutation(len(shares)), counts - shares))  # the largest remainders first
     counts[order[: size - counts.sum()]] += 1
     drawn = [rng.permutation(np.flatnonzero(y == label))[:count] for label, count in enumerate(counts)]
-    drawn = np.sort(np.concatenate(drawn))
-    return x[drawn], y[drawn]
+    return np.sort(np.concatenate(drawn))
 
 
 DATASETS: dict[str, DatasetSource] = {
@@ -186,6 +213,7 @@ DATASETS: dict[str, DatasetSource] = {
     ),
     "cifar10": DatasetSource(cifar10, shape=lambda options: Shape((50_000, 10_000), (3, 32, 32), 10)),
     "fashion_mnist": DatasetSource(fashion_mnist, shape=lambda options: Shape((60_000, 10_000), (1, 28, 28), 10)),
+    "digits": DatasetSource(digits, shape=lambda options: Shape(DIGITS, (1, 8, 8), 10)),
     "image_folder": DatasetSource(
         image_folder, shape=lambda options: Shape(*images.shape_of_folder(Path(options.folder), options.resize))
     ),

@@ -17,7 +17,7 @@ import yaml
 
 from cca_dynamics.config.base import as_json
 from cca_dynamics.errors import DamagedFile
-from cca_dynamics.report import replicates
+from cca_dynamics.report import multiverse, replicates
 from cca_dynamics.report.captions import caption_of
 from cca_dynamics.report.summary import (
     MARKS,
@@ -76,6 +76,7 @@ def write(config: dict, out: Path, root: Path = Path()) -> None:
         counts=[(verdict, MARKS[verdict], count) for verdict, count in counted_verdicts(all_claims).items()],
         results=sections,
         replicates=_replicates(study, all_claims, root),
+        readings=_readings(study, root),
         protocol=manifest.get("protocol"),
         charts=_embedded(charts),
         plotly=get_plotlyjs() if charts else "",
@@ -119,6 +120,23 @@ def _replicates(study: Study, all_claims: pd.DataFrame, root: Path) -> dict | No
         "image": _uri("image/png", image),
         "size": _size(image),
         "caption": _html(caption_of("replicates")),
+        "data": _uri("text/csv", table.to_csv(index=False).encode()),
+    }
+
+
+def _readings(study: Study, root: Path) -> dict | None:
+    """What the page shows of the readings of what the paper leaves open; None if the target was not made."""
+    table = multiverse.read_if_made(study.name, root)
+    if table is None:
+        return None
+    folder = root / "figures" / study.name
+    overview = _read(folder / "multiverse.png", Path.read_bytes)
+    curves = {path.stem: _read(path, Path.read_bytes) for path in sorted((folder / "multiverse").glob("*.png"))}
+    return {
+        "image": _uri("image/png", overview),
+        "size": _size(overview),
+        "caption": _html(caption_of("multiverse")),
+        "curves": [(result, _uri("image/png", image), _size(image)) for result, image in curves.items()],
         "data": _uri("text/csv", table.to_csv(index=False).encode()),
     }
 

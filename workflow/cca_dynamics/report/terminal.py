@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from cca_dynamics.report import replicates
+from cca_dynamics.report import multiverse, replicates
 from cca_dynamics.report.summary import MARKS, counted_verdicts, family_in_words, numbers_in_words, result_of
 from cca_dynamics.results import claims
 from cca_dynamics.results.claims import INCONCLUSIVE, NOT_REPRODUCED, NOT_TESTABLE, REPRODUCED, REVERSED
@@ -32,7 +32,7 @@ def show(
     Args:
         study: a study's name, or the path of its claims.csv.
         since: if given, print only claims that were made after this time (in seconds since the epoch), be they of all
-            results, of single ones or of replicates, and nothing if there are none.
+            results, of single ones, of replicates or of readings, and nothing if there are none.
         notes: lines to print below the claims, about the protocol.
         notes_of_replicates: lines to print below the claims under fresh seeds.
 
@@ -46,6 +46,9 @@ def show(
     of_replicates = path.with_name("replicates.csv")
     if since is not None and _is_new(of_replicates, since):
         _show_replicates(path.parent.name, of_replicates, notes_of_replicates)
+    of_readings = path.with_name("multiverse.csv")
+    if since is not None and _is_new(of_readings, since):
+        _show_readings(path.parent.name, of_readings)
 
 
 def _show_claims(study: str, paths: Sequence[Path], notes: Sequence[str]) -> None:
@@ -96,6 +99,24 @@ def _show_replicates(study: str, path: Path, notes: Sequence[str]) -> None:
     console.print(f"  {Path('figures', study, 'replicates.png')}", soft_wrap=True)
     for note in notes:
         console.print(note, soft_wrap=True, markup=False)
+
+
+def _show_readings(study: str, path: Path) -> None:
+    """Print in how many readings each claim is reproduced, and where the figures are."""
+    from rich.table import Table
+
+    table = Table(title=str(path), **STYLE)
+    table.add_column("Claim", ratio=1)
+    for heading in ("Reproduced in", "This study", "Lowest", "Highest"):
+        table.add_column(heading, no_wrap=True, justify="right")
+    for row in multiverse.summary(multiverse.read(path)).to_dict("records"):
+        numbers = (multiverse.number_in_words(row[column]) for column in ("own", "lowest", "highest"))
+        table.add_row(row["claim"], multiverse.share_in_words(row), *numbers)
+    console = _console()
+    console.print(table)
+    folder = Path("figures", study, "multiverse")
+    for figure in (folder.with_suffix(".png"), *sorted(folder.glob("*.png"))):
+        console.print(f"  {figure}", soft_wrap=True)
 
 
 def _console():

@@ -18,6 +18,10 @@ and, if some settings make a claim impossible to test,
 
     obstacles(config, options)   these settings (Obstacle), of which users are told before the first job
 
+and, if the paper leaves some of the options open,
+
+    ALTERNATIVES                 key → other values, the default of the config key multiverse.<result>
+
 Check and cohorts run whenever the DAG is built, so modules import torch and matplotlib only inside the other functions.
 Every room above may import this one; it imports the rooms below it and `similarity`.
 """

@@ -22,10 +22,12 @@ from cca_dynamics.config.base import MANY, Count, Integer, Number, each_once
 from cca_dynamics.config.cohorts import AblationRequest, Cohort, LayerRequest, SweepTraining
 from cca_dynamics.config.models import (
     MEASURES_DESCRIPTION,
+    PWCCA_DESCRIPTION,
     Layer,
     Measures,
     NetworkOptions,
     NetworkOverrides,
+    Pwcca,
     ResultOptions,
     StageOptions,
     StudyConfig,
@@ -53,7 +55,7 @@ from cca_dynamics.results.claims import (
 from cca_dynamics.results.inputs import Inputs, final_performance
 from cca_dynamics.results.layers import require_layer
 from cca_dynamics.results.statistics import Estimate, correlation_interval
-from cca_dynamics.results.tables import by_network, distance_matrix, distance_table, select, tidy
+from cca_dynamics.results.tables import by_network, distance_matrix, distance_table, measures_of, select, tidy
 
 KEY = "results.clusters"
 COHORT = "sweep"
@@ -114,6 +116,11 @@ class Options(TrainedResultOptions):
     )
     ablation: Ablation = option(Ablation(), "ablation", description="Of the last three layers.")
     measures: Measures = option(("pwcca",), "compute", description=MEASURES_DESCRIPTION)
+    pwcca: Pwcca = option("pwcca", "compute", description=PWCCA_DESCRIPTION)
+
+
+ALTERNATIVES = {"pwcca": ("pwcca_squared",), "linkage": ("complete", "average"), "layer": ("conv3", "conv5")}
+"""Other values that the paper's words allow, the default of multiverse.clusters."""
 
 
 def check(config: StudyConfig, options: Options) -> None:
@@ -199,7 +206,7 @@ def compute(inputs: Inputs, options: StageOptions) -> pd.DataFrame:
     """
     step = inputs.checkpoints(COHORT)[-1][0]
     networks = inputs.representations(COHORT, options.layer, step)
-    distances = distance_table(list(networks), options.measures, inputs.device, inputs.finished_blocks)
+    distances = distance_table(list(networks), measures_of(options), inputs.device, inputs.finished_blocks)
     matrix = distance_matrix(select(distances, measure="pwcca"))
     performance = final_performance(inputs, COHORT)
     rates = np.repeat(options.learning_rates, options.networks)[inputs.trained(COHORT)]

@@ -20,9 +20,11 @@ from cca_dynamics.config.base import MANY, Integer, Number, each_once
 from cca_dynamics.config.cohorts import Cohort, LayerRequest
 from cca_dynamics.config.models import (
     MEASURES_DESCRIPTION,
+    PWCCA_DESCRIPTION,
     Layers,
     Measures,
     Networks,
+    Pwcca,
     StageOptions,
     StudyConfig,
     TrainedResultOptions,
@@ -52,7 +54,7 @@ from cca_dynamics.results.inputs import Inputs, final_performance
 from cca_dynamics.results.layers import require_layer
 from cca_dynamics.results.published import combined, published, published_value
 from cca_dynamics.results.statistics import Estimate
-from cca_dynamics.results.tables import CONTROLS, distance_matrix, distance_table, select, tidy
+from cca_dynamics.results.tables import CONTROLS, distance_matrix, distance_table, measures_of, select, tidy
 
 KEY = "results.generalization"
 GROUPS = ("generalizing", "memorizing")
@@ -81,6 +83,7 @@ class Options(TrainedResultOptions):
         "plot",
         description=MEASURES_DESCRIPTION,
     )
+    pwcca: Pwcca = option("pwcca", "compute", "plot", description=PWCCA_DESCRIPTION)
     early_layers: Layers = option(
         ("conv1", "conv2"), "claims", min_length=1, description="Layers that are as similar in all three comparisons."
     )
@@ -100,6 +103,14 @@ class Options(TrainedResultOptions):
     data_size_networks: Networks = option(
         3, "train", "claims", description="Networks of each kind and each of train_sizes."
     )
+
+
+ALTERNATIVES = {
+    "pwcca": ("pwcca_squared", "pwcca_thresholded"),
+    "margin": (0.02, 0.1),
+    "dataset": ({"name": "digits"},),
+}
+"""Other values that the paper's words allow, the default of multiverse.generalization."""
 
 
 def check(config: StudyConfig, options: Options) -> None:
@@ -180,7 +191,7 @@ def compute(inputs: Inputs, options: StageOptions) -> pd.DataFrame:
     tables = []
     for split in SPLITS:
         for index, layer in enumerate(names):
-            rows = _distances(inputs, _stacked(inputs, None, layer, split), options.measures)
+            rows = _distances(inputs, _stacked(inputs, None, layer, split), measures_of(options))
             tables.append(rows.assign(split=split, layer=layer, layer_index=index))
     smaller = [size for size in sorted(options.train_sizes) if _cohort(GROUPS[0], size) in inputs.networks]
     for size in (*smaller, None) if smaller else ():
@@ -191,7 +202,7 @@ def compute(inputs: Inputs, options: StageOptions) -> pd.DataFrame:
             stacked = {group: states[:, np.sort(points)] for group, states in stacked.items()}
             columns = {"split": "train", "layer": layer, "layer_index": index, "neurons": neurons}
             columns |= {"quantity": "distance_by_size", "examples": inputs.examples(_cohort(GROUPS[0], size))}
-            tables.append(_distances(inputs, stacked, ["pwcca"]).assign(**columns))
+            tables.append(_distances(inputs, stacked, {"pwcca": options.pwcca}).assign(**columns))
     for size in (*smaller, None):
         for group in GROUPS:
             cohort = _cohort(group, size)

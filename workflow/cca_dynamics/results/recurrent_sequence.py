@@ -18,14 +18,23 @@ from pydantic import AfterValidator, Field
 
 from cca_dynamics.config.base import MANY, Integer, Number, each_once
 from cca_dynamics.config.cohorts import Cohort, HeldOutRequest, RepeatsRequest, tokens_before
-from cca_dynamics.config.models import MEASURES_DESCRIPTION, Measures, ResultOptions, StageOptions, StudyConfig, option
+from cca_dynamics.config.models import (
+    MEASURES_DESCRIPTION,
+    PWCCA_DESCRIPTION,
+    Measures,
+    Pwcca,
+    ResultOptions,
+    StageOptions,
+    StudyConfig,
+    option,
+)
 from cca_dynamics.errors import ConfigError, UserError
 from cca_dynamics.results import figures, language_models, statistics
 from cca_dynamics.results.claims import MISSED, Claim, Obstacle, mean_claim, missed_claims, too_few
 from cca_dynamics.results.inputs import Inputs
 from cca_dynamics.results.layers import require_data_points
 from cca_dynamics.results.statistics import Estimate
-from cca_dynamics.results.tables import CONTROLS, distance_rows, select, tidy
+from cca_dynamics.results.tables import CONTROLS, distance_rows, measures_of, select, tidy
 
 KEY = "results.recurrent_sequence"
 NONE = -1.0
@@ -57,6 +66,11 @@ class Options(ResultOptions):
     measures: Measures = option(
         ("pwcca", "cosine", "euclidean"), "compute", "claims", "plot", description=MEASURES_DESCRIPTION
     )
+    pwcca: Pwcca = option("pwcca", "compute", "plot", description=PWCCA_DESCRIPTION)
+
+
+ALTERNATIVES = {"pwcca": ("pwcca_squared",), "length": (5000,)}
+"""Other values that the paper's words allow, the default of multiverse.recurrent_sequence."""
 
 
 def check(config: StudyConfig, options: Options) -> None:
@@ -123,7 +137,7 @@ def compute(inputs: Inputs, options: StageOptions) -> pd.DataFrame:
                 _require_distinct(by_position[0], network, name)
                 *earlier, last = (factorize(x, device=inputs.device) for x in by_position)
                 for position, factors in enumerate(earlier):
-                    rows += distance_rows(factors, last, options.measures, network=network, position=position)
+                    rows += distance_rows(factors, last, measures_of(options), network=network, position=position)
             columns = {"layer": layer, "layer_index": int(layer.removeprefix("lstm")) - 1, "input": kind}
             columns["start"] = float(start) if start not in ("", "none") else NONE
             tables.append(pd.DataFrame(rows).assign(**columns))

@@ -18,7 +18,16 @@ from pydantic import Field
 
 from cca_dynamics.config.base import MANY, Integer
 from cca_dynamics.config.cohorts import Cohort
-from cca_dynamics.config.models import MEASURES_DESCRIPTION, Measures, ResultOptions, StageOptions, StudyConfig, option
+from cca_dynamics.config.models import (
+    MEASURES_DESCRIPTION,
+    PWCCA_DESCRIPTION,
+    Measures,
+    Pwcca,
+    ResultOptions,
+    StageOptions,
+    StudyConfig,
+    option,
+)
 from cca_dynamics.errors import ConfigError
 from cca_dynamics.results import figures, language_models, statistics
 from cca_dynamics.results.claims import Claim, Obstacle, estimate_claim, mean_claim, too_few
@@ -26,7 +35,7 @@ from cca_dynamics.results.inputs import Inputs, performance
 from cca_dynamics.results.layers import require_data_points
 from cca_dynamics.results.published import published
 from cca_dynamics.results.statistics import Estimate
-from cca_dynamics.results.tables import CONTROLS, distance_rows, select, tidy
+from cca_dynamics.results.tables import CONTROLS, distance_rows, measures_of, select, tidy
 
 KEY = "results.recurrent_training"
 TITLES = {language_models.SHALLOW: "", language_models.DEEPER: "deeper "}
@@ -47,6 +56,11 @@ class Options(ResultOptions):
     measures: Measures = option(
         ("pwcca", "mean_cca", "cosine", "euclidean"), "compute", "claims", "plot", description=MEASURES_DESCRIPTION
     )
+    pwcca: Pwcca = option("pwcca", "compute", "plot", description=PWCCA_DESCRIPTION)
+
+
+ALTERNATIVES = {"pwcca": ("pwcca_squared",), "language_training.schedule": ("linear",)}
+"""Other values that the paper's words allow, the default of multiverse.recurrent_training."""
 
 
 def check(config: StudyConfig, options: Options) -> None:
@@ -104,7 +118,7 @@ def compute(inputs: Inputs, options: StageOptions) -> pd.DataFrame:
             for step, epoch in steps:
                 for network, states in enumerate(inputs.representations(cohort, layer, step, "valid")):
                     factors, columns = factorize(states, device=inputs.device), {"step": step, "epoch": epoch}
-                    rows += distance_rows(factors, last[network], options.measures, network=network, **columns)
+                    rows += distance_rows(factors, last[network], measures_of(options), network=network, **columns)
             tables.append(pd.DataFrame(rows).assign(cohort=cohort, layer=layer, layer_index=index))
         tables.append(performance(inputs, cohort).assign(cohort=cohort))
     return tidy(tables)

@@ -137,6 +137,15 @@ class Options(TrainedResultOptions):
     )
 
 
+ALTERNATIVES = {
+    "early_epoch": (1, 4),
+    "directions": (15,),
+    "unconverged_below": (0.8, 0.95),
+    "training.schedule": ("cosine",),
+}
+"""Other values that the paper's words allow, the default of multiverse.stability."""
+
+
 def options_of(options: StageOptions, kind: str) -> StageOptions:
     """The options of one kind of network: layer, early_epoch, directions, converged_within."""
     return options.recurrent if kind == "recurrent" else options

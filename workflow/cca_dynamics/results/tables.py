@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,6 +12,7 @@ import pandas as pd
 from cca_dynamics.results.block_cache import BlocksInFolder
 
 if TYPE_CHECKING:
+    from cca_dynamics.config.models import StageOptions
     from cca_dynamics.similarity import Factors, Measure
 
 DIVERGED = "diverged"
@@ -34,9 +35,18 @@ COUNTS = (
 )
 
 
+def measures_of(options: StageOptions) -> dict[str, str]:
+    """What a result calls its measures → the keys of `similarity.MEASURES`, by its options `measures` and `pwcca`."""
+    return {name: options.pwcca if name == "pwcca" else name for name in options.measures}
+
+
+def _by_name(measures: Sequence[str] | Mapping[str, str]) -> Mapping[str, str]:
+    return measures if isinstance(measures, Mapping) else {measure: measure for measure in measures}
+
+
 def distance_table(
     representations: Sequence[np.ndarray],
-    measures: Sequence[str],
+    measures: Sequence[str] | Mapping[str, str],
     device: str = "cpu",
     finished_blocks: Path | None = None,
 ) -> pd.DataFrame:
@@ -44,7 +54,7 @@ def distance_table(
 
     Args:
         representations: N arrays (n, d).
-        measures: keys of `similarity.MEASURES`.
+        measures: keys of `similarity.MEASURES`; with other names for the table, name → key.
         device: "cpu" or "cuda".
         finished_blocks: a folder from which a killed comparison resumes, see `block_cache`.
 
@@ -61,7 +71,7 @@ def distance_table(
     ranks = np.array([factor.rank for factor in factors])
     a, b = np.nonzero(~np.eye(len(factors), dtype=bool))
     tables = []
-    for measure in measures:
+    for name, measure in _by_name(measures).items():
         seen = [factor.rank for factor in MEASURES[measure].compared(factors)]
         floors = {(p, q): null_floor(p, q, factors[0].n, measure) for p in set(seen) for q in set(seen)}
         cache = BlocksInFolder(finished_blocks, measure) if finished_blocks else None
@@ -72,7 +82,7 @@ def distance_table(
                     "network_a": a,
                     "network_b": b,
                     "quantity": "distance",
-                    "measure": measure,
+                    "measure": name,
                     "value": distances[a, b],
                     "rank_a": ranks[a],
                     "rank_b": ranks[b],
@@ -86,13 +96,13 @@ def distance_table(
 
 
 def distance_rows(
-    x: Factors, reference: Factors, measures: Sequence[str], **columns: object
+    x: Factors, reference: Factors, measures: Sequence[str] | Mapping[str, str], **columns: object
 ) -> list[dict[str, object]]:
     """Distances from one representation to another, one row per measure.
 
     Args:
         x, reference: the representations.
-        measures: keys of `similarity.MEASURES`.
+        measures: keys of `similarity.MEASURES`; with other names for the table, name → key.
         columns: of every row, beside measure, quantity "distance", value, rank_a, rank_b, n, forced and floor (see
             `distance_table`).
 
@@ -102,12 +112,12 @@ def distance_rows(
     from cca_dynamics.similarity import MEASURES, null_floor
 
     rows = []
-    for measure in measures:
+    for name, measure in _by_name(measures).items():
         result = MEASURES[measure].function(x, reference)
         numbers = {"value": result.distance, "rank_a": result.rank_x, "rank_b": result.rank_y, "n": result.n}
         numbers["forced"] = _forced(result.rank_x + result.rank_y, result.n, MEASURES[measure])
         numbers["floor"] = null_floor(result.rank_x, result.rank_y, result.n, measure)
-        rows.append({**columns, "measure": measure, "quantity": "distance", **numbers})
+        rows.append({**columns, "measure": name, "quantity": "distance", **numbers})
     return rows
 
 

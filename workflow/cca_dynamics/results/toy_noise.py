@@ -15,7 +15,16 @@ from pydantic import AfterValidator
 
 from cca_dynamics.config.base import MANY, Count, Integer, Number, each_once
 from cca_dynamics.config.cohorts import Cohort
-from cca_dynamics.config.models import MEASURES_DESCRIPTION, Measures, ResultOptions, StageOptions, StudyConfig, option
+from cca_dynamics.config.models import (
+    MEASURES_DESCRIPTION,
+    PWCCA_DESCRIPTION,
+    Measures,
+    Pwcca,
+    ResultOptions,
+    StageOptions,
+    StudyConfig,
+    option,
+)
 from cca_dynamics.errors import ConfigError
 from cca_dynamics.results import figures
 from cca_dynamics.results.claims import (
@@ -30,7 +39,7 @@ from cca_dynamics.results.claims import (
 )
 from cca_dynamics.results.inputs import Inputs
 from cca_dynamics.results.statistics import Estimate, holm
-from cca_dynamics.results.tables import distance_rows, select, tidy
+from cca_dynamics.results.tables import distance_rows, measures_of, select, tidy
 
 KEY = "results.toy_noise"
 READINGS = {"standard deviation": 0.1, "variance": 0.1**0.5}
@@ -55,6 +64,11 @@ class Options(ResultOptions):
     measures: Measures = option(
         ("mean_cca", "svcca", "pwcca"), "compute", "claims", "plot", description=MEASURES_DESCRIPTION
     )
+    pwcca: Pwcca = option("pwcca", "compute", "plot", description=PWCCA_DESCRIPTION)
+
+
+ALTERNATIVES = {"pwcca": ("pwcca_squared",)}
+"""Other values that the paper's words allow, the default of multiverse.toy_noise."""
 
 
 def check(config: StudyConfig, options: Options) -> None:
@@ -102,7 +116,7 @@ def compute(inputs: Inputs, options: StageOptions) -> pd.DataFrame:
             for signal in options.signal:
                 rng = np.random.default_rng([options.seed, draw, signal, *reading.encode()])
                 x, y = (factorize(layer, device=inputs.device) for layer in layers(signal, deviation, options, rng))
-                rows += distance_rows(x, y, options.measures, reading=reading, draw=draw, signal=signal)
+                rows += distance_rows(x, y, measures_of(options), reading=reading, draw=draw, signal=signal)
     return tidy([pd.DataFrame(rows)])
 
 

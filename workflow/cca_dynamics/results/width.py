@@ -19,10 +19,12 @@ from cca_dynamics.config.base import Count, Number, each_once
 from cca_dynamics.config.cohorts import Cohort, LayerRequest
 from cca_dynamics.config.models import (
     MEASURES_DESCRIPTION,
+    PWCCA_DESCRIPTION,
     Layer,
     Measures,
     Multiplier,
     Networks,
+    Pwcca,
     StageOptions,
     StudyConfig,
     TrainedResultOptions,
@@ -48,7 +50,7 @@ from cca_dynamics.results.inputs import Inputs, final_performance
 from cca_dynamics.results.layers import require_layer
 from cca_dynamics.results.published import combined, published, published_value
 from cca_dynamics.results.statistics import Estimate
-from cca_dynamics.results.tables import CONTROLS, distance_matrix, distance_table, select, tidy
+from cca_dynamics.results.tables import CONTROLS, distance_matrix, distance_table, measures_of, select, tidy
 
 KEY = "results.width"
 
@@ -81,6 +83,16 @@ class Options(TrainedResultOptions):
     measures: Measures = option(
         ("pwcca", "cosine", "euclidean"), "compute", "claims", "plot", description=MEASURES_DESCRIPTION
     )
+    pwcca: Pwcca = option("pwcca", "compute", "plot", description=PWCCA_DESCRIPTION)
+
+
+ALTERNATIVES = {
+    "pwcca": ("pwcca_squared",),
+    "filters": (8,),
+    "training.weight_decay": (0.0005,),
+    "dataset": ({"name": "digits"},),
+}
+"""Other values that the paper's words allow, the default of multiverse.width."""
 
 
 def check(config: StudyConfig, options: Options) -> None:
@@ -156,7 +168,7 @@ def _distances_over_draws(
             states[:, _filters(options, multiplier, number, draw, networks.shape[2])]
             for number, states in zip(numbers, networks, strict=True)
         ]
-        of_draws.append(distance_table(subsets, options.measures, inputs.device, inputs.finished_blocks))
+        of_draws.append(distance_table(subsets, measures_of(options), inputs.device, inputs.finished_blocks))
     rows = of_draws[0]
     means = [np.mean([table[column] for table in of_draws], axis=0) for column in ("value", "floor")]
     by_draw = pd.DataFrame([table.groupby("measure", sort=False)["value"].mean() for table in of_draws])
