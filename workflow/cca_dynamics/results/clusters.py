@@ -610,6 +610,8 @@ def _draw_gradient(axis, sweep: Sweep) -> None:
         **{name: boxes for name in ("boxprops", "whiskerprops", "capprops")},
     )
     axis.set(xlabel="Difference in log₁₀ learning rate", ylabel=RESIDUAL_LABEL)
+    if len(steps) <= 10:
+        axis.set_xticks(steps, [f"{step:.2g}" for step in steps])
 
 
 def _draw_matrix(figure, axis, sweep: Sweep, rate_index: np.ndarray, colours: list) -> None:
