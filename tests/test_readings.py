@@ -72,7 +72,7 @@ def test_a_block_reads_as_what_the_readings_state_of_it():
         {"recurrent_training": {"language_training": [{"schedule": "constant", "learning_rate": 0.002}]}}
     )
     own, other = readings(study)["recurrent_training"]
-    assert own.choices == {"language_training": "schedule linear, learning_rate 0.004"}
+    assert own.choices == {"language_training": "schedule constant, learning_rate 0.004"}
     assert other.choices == {"language_training": "schedule constant, learning_rate 0.002"}
     base, variant = (
         Family(study, changes_of(readings(study))).study(folder) for folder in ("smoke", f"smoke/{other.name}")
@@ -252,7 +252,7 @@ def test_the_table_has_a_row_for_each_claim_and_reading(collected):
         **{f"toy_noise.{name}": 2 for name in NAMES["toy_noise"]},
     }
     row = collected[collected["variant"] == "readings/width-filters-3"].iloc[0]
-    assert json.loads(row["reading"]) == {"filters": "3", "training.weight_decay": "0.005"}
+    assert json.loads(row["reading"]) == {"filters": "3", "training.weight_decay": "0"}
 
 
 def test_the_last_words_of_a_claim_s_name_are_a_reading_too(collected):
