@@ -373,7 +373,7 @@ def test_all_measures_at_once(tmp_path, rng):
         upper = np.triu_indices(4, k=1)
         np.testing.assert_allclose(rows[rows["measure"] == measure]["distance"], ((expected + expected.T) / 2)[upper])
     floors = rows.groupby("measure")["floor"].apply(lambda floor: floor.notna().all())
-    assert set(floors[floors].index) == {"pwcca", "pwcca_squared", "mean_cca", "svcca"}
+    assert set(floors[floors].index) == {"pwcca", "pwcca_squared", "pwcca_thresholded", "mean_cca", "svcca"}
     first = rows[rows["measure"] == "svcca"].iloc[0]
     assert first["floor"] == pytest.approx(svcca(layers["layer0"], layers["layer1"]).floor)
 

@@ -33,6 +33,24 @@ def test_mnist1d_is_the_package_s_own(tmp_path):
     np.testing.assert_array_equal(data.test_y, expected["y_test"])
 
 
+def test_subsets_of_training_examples_are_nested_and_keep_their_order(tmp_path):
+    data, _, _ = materialise(tmp_path)
+    assert data.subset(None, seed=1) is data
+    few, more = data.subset(50, seed=1), data.subset(200, seed=1)
+
+    def rows(subset) -> list[int]:
+        matches = (subset.train_x[:, None] == data.train_x[None]).flatten(2).all(dim=2)
+        assert (matches.sum(dim=1) == 1).all()
+        return matches.int().argmax(dim=1).tolist()
+
+    assert len(few.train_y) == 50 and rows(few) == sorted(rows(few)) and set(rows(few)) < set(rows(more))
+    for name in ("train_y", "train_y_permuted"):
+        np.testing.assert_array_equal(getattr(few, name), getattr(data, name)[rows(few)])
+    assert rows(data.subset(50, seed=2)) != rows(few) and few.test_x is data.test_x
+    with pytest.raises(UserError, match="401 training examples are asked for and the dataset has 400"):
+        data.subset(401, seed=1)
+
+
 @pytest.mark.parametrize(("train", "test"), [(1800, 1700), (101, 53), (100, 50)])
 def test_mnist1d_has_any_size(train, test):
     (train_x, train_y), (test_x, test_y) = datasets.mnist1d(Mnist1d(train_size=train, test_size=test))

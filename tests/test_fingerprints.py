@@ -145,6 +145,26 @@ def test_a_log_line_and_the_words_of_an_error_change_nothing(package):
     assert changed(package, "cca", source.replace("ValueError", "TypeError")) == {"compute"}
 
 
+def test_a_data_file_that_a_definition_names_counts_with_its_content(package):
+    source = """
+        FILE = "values.csv"
+        SCALE = 2
+        def read(): return open(FILE)
+        def core(x): return SCALE * x * len(read().read())
+        """
+    assert changed(package, "cca", source) == {"compute"}
+    file = fingerprints.PACKAGE / "values.csv"
+    for content in ("1", "2"):
+        before = of_stages()
+        file.write_text(content)
+        fingerprints.forget()
+        after = of_stages()
+        assert {stage for stage in before if before[stage] != after[stage]} == {"compute"}
+    assert changed(package, "cca", source.replace("values.csv", "others.csv")) == {"compute"}
+    file.write_text("3")
+    assert changed(package, "cca", source.replace("values.csv", "others.csv")) == set()
+
+
 def test_a_variable_is_not_the_definition_of_its_name(package):
     package("other", "def plot(x): return x\ndef size(x): return x\n")
     source = """

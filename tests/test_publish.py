@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 from cca_dynamics.errors import DamagedFile
 from cca_dynamics.report import publish
-from cca_dynamics.report.summary import numbers_in_words, value_in_words
+from cca_dynamics.report.summary import difference_in_words, numbers_in_words, paper_in_words, value_in_words
 from cca_dynamics.results import claims
 from cca_dynamics.runtime.machine import hardware
 
@@ -76,7 +76,8 @@ def test_publish_keeps_figures_claims_and_what_the_run_took(finished):
     assert (out / "claims.csv").read_bytes() == (finished / "results/small/claims.csv").read_bytes()
     text = (out / "README.md").read_text()
     assert "`snakemake`" in text and "A note." in text and hardware() in text
-    assert "| 4 | Wider is closer. | ρ \\| n = 5 | -0.9 [-1, -0.8] | 0.008 |  | **reproduced** |" in text
+    assert "| 4 | Wider is closer. | ρ \\| n = 5 | -0.9 [-1, -0.8] | 0.008 |  |  | **reproduced** |" in text
+    assert "| 0.4 | -0.96 | +1.06 [+0.76, +1.26] | **inconclusive** |" in text
     assert "| `train` | 2 | 1 min 50 s | 300 MB |" in text
     assert "| **the whole run** | 3 | 1 min 35 s | 300 MB |" in text  # from 1000 to 1090, and 5 s
 
@@ -115,3 +116,15 @@ def test_a_claim_without_a_value_has_a_dash():
     """Not "nan": with two clusters, for example, none can be far from the others."""
     claim = SimpleNamespace(value=nan, ci_low=nan, ci_high=nan, p_value=nan, paper_value=5.0)
     assert value_in_words(claim, ".3g") == "–" and numbers_in_words(claim) == ("–", "", "5.00")
+
+
+def test_the_difference_from_the_paper_allows_for_the_error_of_its_value():
+    numbers = {"value": 0.4, "ci_low": 0.3, "ci_high": 0.45, "p_value": nan}
+    read_off = SimpleNamespace(**numbers, paper_value=0.25, paper_error=0.02)
+    assert difference_in_words(read_off) == "+0.15 [+0.03, +0.22]" and paper_in_words(read_off) == "0.25 ± 0.02"
+    printed = SimpleNamespace(**numbers, paper_value=0.25, paper_error=nan)
+    assert difference_in_words(printed) == "+0.15 [+0.05, +0.20]" and paper_in_words(printed) == "0.25"
+    absent = SimpleNamespace(**numbers, paper_value=nan, paper_error=nan)
+    assert difference_in_words(absent) == paper_in_words(absent) == ""
+    without_interval = SimpleNamespace(**{**numbers, "ci_low": nan, "ci_high": nan}, paper_value=1.0, paper_error=nan)
+    assert difference_in_words(without_interval) == ""

@@ -36,10 +36,12 @@ OVERLAYS = {
 }
 OTHERS = {
     "dataset.name": "fashion_mnist",
+    "dataset.train_size": 300,  # still more than results.generalization.train_sizes, else cohorts disappear
     "device": "cuda",
     "networks_per_job": 1,
     "protocol": "protocols/cifar10.yaml",
     "results.generalization.late_layers": ["conv3", "conv5"],
+    "results.generalization.train_sizes": [100, 150],
     "results.recurrent_sequence.starts": [0.1, 0.5],
     "results.stability.recurrent.early_epoch": 2,
     "results.stability.recurrent.layer": "lstm1",
@@ -194,6 +196,7 @@ def package(tmp_path, monkeypatch):
 
 
 CLASSIFIERS = {"stability/0-1", "generalizing/0-1", "memorizing/0-1", "width-0.5/0-1", "width-1/0-1", "width-2/0-1"}
+CLASSIFIERS |= {f"{group}-{size}/0-1" for group in ("generalizing", "memorizing") for size in (100, 200)}
 CLASSIFIERS |= {"sweep/0-9"}
 MODELS = {"lstm/0-1", "lstm-deeper/0-1"}
 RESULTS = set(Study(SMOKE).results)
@@ -240,6 +243,10 @@ EDITS = {
     ),
     "rows of networks left out": ("results/inputs.py", "float(index)", "float(index + 1)", {"compute": RESULTS}),
     "level of all tests": ("results/claims.py", "ALPHA = 0.05", "ALPHA = 0.01", {"claims": RESULTS}),
+    "a value of the paper": (
+        *("results/published.csv", "0.47,0.02", "0.48,0.02"),
+        {"claims": {"width", "generalization"}, "plot": {"width", "generalization"}},
+    ),
     "statement of a claim": ("results/width.py", "Wider networks", "Wide networks", {"claims": {"width"}}),
     "colour of figures": ("results/figures.py", '"#0072B2"', '"#0072B3"', {"plot": RESULTS}),
     "a docstring": ("similarity/cca.py", "Args:", "Arguments:", {}),

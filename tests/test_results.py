@@ -7,13 +7,11 @@ from cca_dynamics.config.models import StageOptions
 from cca_dynamics.results import (
     clustering,
     clusters,
-    generalization,
     recurrent_sequence,
     recurrent_training,
     stability,
     toy_noise,
     toy_rnn,
-    width,
 )
 from cca_dynamics.results.claims import COLUMNS, INCONCLUSIVE, NOT_REPRODUCED, NOT_TESTABLE, REPRODUCED
 from cca_dynamics.results.inputs import Inputs
@@ -22,8 +20,7 @@ from cca_dynamics.results.tables import tidy
 from cca_dynamics.study import Study
 
 from tests.builders import changed
-
-LAYERS = ["conv1", "conv2", "conv3", "conv4", "conv5", "softmax"]
+from tests.test_results_groups import AS_PUBLISHED, FALLING, FLAT, RISING, generalization_table, width_table
 
 
 @pytest.fixture
@@ -54,88 +51,7 @@ def check(result: dict[str, str], claim: str | None, verdict: str, count: int) -
         assert result[claim] == verdict
 
 
-def generalization_table(means: dict[str, list[float]], networks: int = 5, noise: float = 0.004) -> pd.DataFrame:
-    """A table whose distances are a mean per group and layer (and measure and split) plus a little noise."""
-    rng = np.random.default_rng(0)
-    tables = []
-    for split in ("train", "test"):
-        for measure in ("pwcca", "mean_cca", "svcca", "cosine", "euclidean"):
-            for index, layer in enumerate(LAYERS):
-                a, b = np.nonzero(~np.eye(2 * networks, dtype=bool))
-                kind = np.repeat(["generalizing", "memorizing"], networks)
-                group = np.where(kind[a] == kind[b], kind[a], "inter")
-                level = np.array([means.get(f"{g}/{measure}/{split}", means[g])[index] for g in group])
-                value = np.abs(level + noise * rng.normal(size=len(a)))
-                tables.append(pd.DataFrame({
-                    "quantity": "distance", "measure": measure, "split": split, "layer": layer, "layer_index": index,
-                    "group": group, "network_a": a, "network_b": b, "value": value, "floor": 0.9,
-                }))  # fmt: skip
-    for quantity, value in (("train_accuracy", 1.0), ("test_accuracy", 0.9), ("loss", 0.0)):
-        tables += [
-            pd.DataFrame({"quantity": quantity, "group": g, "network": range(networks), "value": value})
-            for g in ("generalizing", "memorizing")
-        ]
-    return pd.concat(tables, ignore_index=True)
-
-
-AS_PUBLISHED = {
-    "generalizing": [0.04, 0.18, 0.26, 0.34, 0.30, 0.0],
-    "memorizing": [0.04, 0.19, 0.38, 0.58, 0.63, 0.0],
-    "inter": [0.04, 0.20, 0.38, 0.59, 0.64, 0.9],
-    "generalizing/mean_cca/train": [0.1, 0.2, 0.3, 0.4, 0.5, 0.0],
-    "memorizing/svcca/train": [0.3, 0.3, 0.4, 0.5, 0.5, 0.0],
-    "memorizing/mean_cca/train": [0.3, 0.3, 0.4, 0.5, 0.5, 0.0],
-    "memorizing/pwcca/test": [0.04, 0.19, 0.38, 0.58, 0.63, 0.8],
-    **{
-        f"{group}/{raw}/train": [0.3] * 6 for group in ("generalizing", "memorizing") for raw in ("cosine", "euclidean")
-    },
-}
-
-
-def test_the_published_pattern_is_reproduced(options):
-    result = verdicts(generalization, generalization_table(AS_PUBLISHED), options["generalization"])
-    assert set(result.values()) == {REPRODUCED}, result
-
-
-@pytest.mark.parametrize(
-    ("key", "change", "claim", "verdict"),
-    [
-        ("memorizing", [0.04, 0.40, 0.38, 0.58, 0.63, 0.0], "early_layers", NOT_REPRODUCED),
-        ("memorizing", [0.04, 0.19, 0.26, 0.34, 0.30, 0.0], "late_layers", INCONCLUSIVE),
-        ("memorizing", [0.04, 0.19, 0.26, 0.20, 0.20, 0.0], "late_layers", NOT_REPRODUCED),
-        ("inter", [0.04, 0.20, 0.38, 0.75, 0.80, 0.9], "memorizing_as_inter", NOT_REPRODUCED),
-        ("memorizing", [0.04, 0.19, 0.38, 0.58, 0.63, 0.5], "softmax_train", NOT_REPRODUCED),
-        ("generalizing/pwcca/test", [0.04, 0.18, 0.26, 0.34, 0.30, 0.9], "softmax_test", NOT_REPRODUCED),
-        ("generalizing", [0.04, 0.18, 0.26, 0.30, 0.36, 0.0], "closer_again", NOT_REPRODUCED),
-        ("generalizing/mean_cca/train", [0.1, 0.2, 0.3, 0.5, 0.2, 0.0], "mean_cca_misses_it", NOT_REPRODUCED),
-        ("memorizing/svcca/train", [0.0, 0.0, 0.3, 0.5, 0.48, 0.0], "others_overestimate", NOT_REPRODUCED),
-        ("generalizing/mean_cca/train", [0.1, 0.2, 0.3, 0.5, 0.48, 0.0], "mean_cca_misses_it", INCONCLUSIVE),
-        ("memorizing/euclidean/train", [0.3, 0.3, 0.3, 0.5, 0.5, 0.3], "raw_miss_it", NOT_REPRODUCED),
-    ],
-)
-def test_another_pattern_is_not(options, key, change, claim, verdict):
-    table = generalization_table({**AS_PUBLISHED, key: change})
-    assert verdicts(generalization, table, options["generalization"])[claim] == verdict
-
-
-def test_one_network_that_did_not_fit_spoils_the_precondition(options):
-    table = generalization_table(AS_PUBLISHED)
-    table.loc[table["quantity"].eq("train_accuracy").idxmax(), "value"] = 0.97
-    assert verdicts(generalization, table, options["generalization"])["fitted"] == NOT_REPRODUCED
-
-
-def test_two_networks_settle_nothing(options):
-    few = options["generalization"].with_changes({"networks": 2})
-    result = verdicts(generalization, generalization_table(AS_PUBLISHED, networks=2), few)
-    assert {verdict for claim, verdict in result.items() if claim != "fitted"} == {NOT_TESTABLE}
-
-
 def test_what_no_data_could_reproduce_is_not_testable_and_says_why(options):
-    three = options["width"].with_changes({"multipliers": options["width"].multipliers[:3]})
-    table = width_table(FALLING, FLAT, RISING)
-    claims = claims_of(width, table[table["multiplier"] <= max(three.multipliers)], three)
-    assert [claim.verdict for claim in claims] == [NOT_TESTABLE, NOT_TESTABLE, REPRODUCED, REPRODUCED]
-    assert all("; not testable: its p cannot be below 0.17" in claim.statistic for claim in claims[:2])
     table = stability_table()
     few = table[table["network"] < 4]
     assert {claim.verdict for claim in claims_of(stability, few, options["stability"])} == {NOT_TESTABLE}
@@ -148,10 +64,11 @@ def test_what_no_data_could_reproduce_is_not_testable_and_says_why(options):
 
 OBSTACLES = {
     "results.width.multipliers": [0.25, 0.5, 1],
-    "results.width.networks": 3,
+    "results.width.networks": 2,
     "results.stability.networks": 4,
     "results.stability.checkpoint_every": 20,
     "results.generalization.networks": 3,
+    "results.generalization.data_size_networks": 2,
     "results.generalization.late_layers": ["conv2", "conv3", "conv4", "conv5"],
     "results.clusters.most_clusters": 4,
     "results.toy_noise.draws": 4,
@@ -175,40 +92,6 @@ def test_settings_that_no_data_could_reproduce_are_named_beforehand(default_conf
         "results.generalization.late_layers": "results.generalization.networks",
     }.get(key, key)
     assert named(changed(default_config, key, OBSTACLES[key])) == {expected}
-
-
-def width_table(distances, untrained, accuracies, networks=5, raw=None) -> pd.DataFrame:
-    rng = np.random.default_rng(1)
-    a, b = np.nonzero(~np.eye(networks, dtype=bool))
-    tables = []
-    for multiplier, *values, accuracy in zip(
-        [0.125, 0.1875, 0.25, 0.5, 1], distances, untrained, accuracies, strict=True
-    ):
-        for state, value in zip(("trained", "untrained"), values, strict=True):
-            for measure, level in (("pwcca", value), ("cosine", raw or 0.4), ("euclidean", 0.8)):
-                level = level * (1 - multiplier / 2) if raw and measure == "cosine" else level
-                tables.append(pd.DataFrame({
-                    "quantity": "distance", "measure": measure, "state": state, "multiplier": multiplier,
-                    "network_a": a, "network_b": b, "value": level + 0.003 * rng.normal(size=len(a)),
-                    "filters": 128 * multiplier,
-                }))  # fmt: skip
-        tables.append(pd.DataFrame({
-            "quantity": "test_accuracy", "multiplier": multiplier, "network": range(networks),
-            "value": accuracy + 0.002 * rng.normal(size=networks), "filters": 128 * multiplier,
-        }))  # fmt: skip
-    return pd.concat(tables, ignore_index=True)
-
-
-FALLING, FLAT, RISING = [0.23, 0.17, 0.13, 0.1, 0.07], [0.6] * 5, [0.92, 0.94, 0.96, 0.97, 0.99]
-
-
-def test_width_claims_follow_the_data(options):
-    result = verdicts(width, width_table(FALLING, FLAT, RISING), options["width"])
-    assert result == dict.fromkeys(["trend", "accuracy", "not_initialisation", "raw_miss_it"], REPRODUCED)
-    result = verdicts(width, width_table(FALLING[::-1], FLAT, RISING, raw=0.8), options["width"])
-    assert set(result.values()) == {NOT_REPRODUCED}
-    result = verdicts(width, width_table(FALLING, [0.8, 0.5, 0.3, 0.2, 0.1], RISING), options["width"])
-    assert result["trend"] == REPRODUCED and result["not_initialisation"] == NOT_REPRODUCED
 
 
 def stability_table(*, correlation=0.5, stable=0.1, unstable=0.8, spike=0.05) -> pd.DataFrame:
@@ -464,7 +347,7 @@ def test_figures_are_complete_legible_in_grey_and_embed_their_fonts(options, res
 
     tables = {
         "generalization": lambda: generalization_table(AS_PUBLISHED),
-        "width": lambda: width_table(FALLING, FLAT, RISING).assign(floor=0.9),
+        "width": lambda: width_table(FALLING, FLAT, RISING),
         "stability": stability_table,
         "clusters": lambda: sweep_table(*planted_rates(rng)),
         "toy_noise": lambda: compute(toy_noise, options["toy_noise"]),

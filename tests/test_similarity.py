@@ -23,6 +23,7 @@ from cca_dynamics.similarity import (
     procrustes,
     pwcca,
     pwcca_squared,
+    pwcca_thresholded,
     svcca,
 )
 from hypothesis import given, settings
@@ -117,6 +118,21 @@ def test_svcca_truncates_each_layer_by_its_variance(rng):
         assert (result.rank_x, result.rank_y) == (a.shape[1], b.shape[1])
         assert result.distance == pytest.approx(1 - np.linalg.svd(a.T @ b, compute_uv=False).mean(), abs=1e-10)
     assert svcca(x, y, keep=1).distance == pytest.approx(mean_cca(x, y).distance, abs=1e-12)
+
+
+def test_thresholded_pwcca_is_that_of_layers_without_weak_directions(rng):
+    x, y = related(rng, p=8, q=6)
+
+    def strong(layer):
+        u, s, vt = np.linalg.svd(centred(layer), full_matrices=False)
+        count = np.searchsorted(np.cumsum(s**2) / np.sum(s**2), 0.9) + 1
+        return (u[:, :count] * s[:count]) @ vt[:count]
+
+    result, expected = pwcca_thresholded(x, y, keep=0.9), pwcca(strong(x), strong(y))
+    assert (result.rank_x, result.rank_y) == (expected.rank_x, expected.rank_y) != (8, 6)
+    assert result.distance == pytest.approx(expected.distance, abs=1e-9)
+    assert result.reverse == pytest.approx(expected.reverse, abs=1e-9)
+    assert pwcca_thresholded(x, y, keep=1).distance == pytest.approx(pwcca(x, y).distance, abs=1e-12)
 
 
 def test_linear_cka_agrees_with_centred_gram_matrices(rng):

@@ -352,3 +352,24 @@ def test_jonckheere_counts_rising_pairs_and_permutes_levels_within_networks():
     assert statistics.matched_jonckheere_p(many, 0) < 0.001
     uniform = [statistics.matched_jonckheere_p(np.random.default_rng(i).normal(size=(3, 3)), 0) for i in range(200)]
     assert np.mean(np.array(uniform) <= 0.05) < 0.1
+
+
+def test_independent_estimates_combine_as_their_values_and_variances(rng):
+    """A contrast of the means of three groups: value, standard error, and every network in a group of its own study."""
+    samples = [rng.normal(loc, 1, size) for loc, size in ((0, 5), (1, 4), (3, 6))]
+    coefficients = [-1.0, 0.5, 2.0]
+    combined = statistics.Estimate.of_independent(coefficients, [statistics.Estimate.of_mean(s) for s in samples])
+    assert combined.value == pytest.approx(sum(c * s.mean() for c, s in zip(coefficients, samples, strict=True)))
+    variance = sum(c**2 * s.var(ddof=1) / len(s) for c, s in zip(coefficients, samples, strict=True))
+    assert combined._variance_and_freedom()[0] == pytest.approx(variance)
+    assert len(set(combined.groups)) == 3 and len(combined.without) == 15
+
+
+def test_weighted_correlation_and_slope(rng):
+    x, y = rng.normal(size=(2, 7))
+    weights = np.array([np.ones(7), [1, 1, 0, 1, 1, 0, 1]])
+    seen = weights[1] > 0
+    expected = [np.corrcoef(x, y)[0, 1], np.corrcoef(x[seen], y[seen])[0, 1]]
+    assert statistics.weighted_pearson(x, y, weights) == pytest.approx(expected)
+    assert statistics.weighted_pearson(np.ones(7), y, weights) == pytest.approx([0, 0])
+    assert statistics.slope(x, np.stack([y, 2 * y])) == pytest.approx([np.polyfit(x, row, 1)[0] for row in (y, 2 * y)])

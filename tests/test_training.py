@@ -22,7 +22,7 @@ from cca_dynamics.networks.convolutional import (
     channels_last,
 )
 from cca_dynamics.representations import ablation, extraction
-from cca_dynamics.runtime.storage import read_metadata, read_tensors, stream_tensors
+from cca_dynamics.runtime.storage import read_metadata, read_tensors, stream_tensors, write_tensors
 from cca_dynamics.training import checkpoints, classifiers
 from cca_dynamics.training.randomness import ORDER, WEIGHTS, generator
 from torch import nn
@@ -314,6 +314,26 @@ def test_permuted_labels_are_what_is_fitted(tmp_path, data_file):
     network = build(recipe.network, 2, (12,), 3)
     _, true_accuracy = network.evaluate(state, data.train_x, data.train_y)
     assert final["train_accuracy"].mean() > true_accuracy.mean().item() + 0.1
+
+
+def test_networks_that_see_some_examples_train_and_are_read_on_them_alone(tmp_path, data_file):
+    """As on a dataset that has no others; and a recipe that does not say how many reads as it always did."""
+    recipe = classifier_recipe(epochs=2)
+    assert "examples" not in recipe.model_dump(mode="json")
+    few = recipe.model_copy(update={"examples": 40})
+    assert few.model_dump(mode="json")["examples"] == 40
+    state, history, _ = train_classifiers(few, data_file, tmp_path / "networks")
+    assert history["step"].max() == 2 * (40 // 16)
+    tensors, metadata = read_tensors(data_file)
+    subset = datasets.load(data_file).subset(40, recipe.seed)
+    alone = {**tensors, **{name: getattr(subset, name) for name in ("train_x", "train_y", "train_y_permuted")}}
+    write_tensors(tmp_path / "alone.safetensors", alone, name="made", classes=metadata["classes"])
+    expected, _, _ = train_classifiers(recipe, tmp_path / "alone.safetensors", tmp_path / "expected")
+    assert all(torch.equal(state[name], expected[name]) for name in expected)
+    extract(tmp_path, data_file, epochs="final")
+    path = next((tmp_path / "out/train").glob("*.safetensors"))
+    assert extraction.load(path, "conv2").shape == (3, 40, 6) and read_metadata(path)["examples"] == 40
+    assert checkpoints.load_recipe(tmp_path / "networks").examples == 40
 
 
 @pytest.mark.parametrize("dimensions", [1, 2])

@@ -192,7 +192,8 @@ def _extractions(cohort: Cohort, data: Data, step: TrainingStep) -> Iterator[Ext
         neurons = [widths[layer] for layer in (widths if request.layers == "all" else request.layers)]
         if isinstance(request, LayerRequest):
             for split in request.splits:
-                n = min(request.points or math.inf, data.sizes[split])
+                size = _examples(cohort, data) if split == "train" else data.sizes[split]
+                n = min(request.points or math.inf, size)
                 yield Extraction(files, 1, n, neurons, read=n)
         elif isinstance(request, HeldOutRequest):
             n = request.points // request.positions
@@ -202,20 +203,25 @@ def _extractions(cohort: Cohort, data: Data, step: TrainingStep) -> Iterator[Ext
             yield Extraction(files, starts * request.repeats, n, neurons, read=starts * n * request.length)
 
 
+def _examples(cohort: Cohort, data: Data) -> int:
+    """Training examples or tokens that a cohort's networks see."""
+    return min(cohort.examples or math.inf, data.sizes["train"])
+
+
 def _comparisons(
     study: Study, result: str, steps: Mapping[str, TrainingStep], extractions: Mapping[str, list[Extraction]]
 ) -> list[tuple[int, int, int]]:
     """(how many, n, d) of the pairs of (n, d) layers that a result compares.
 
-    Classifiers are compared with all others of their architecture, a language model with itself at other times or
-    positions of the text.
+    Classifiers are compared with all others of their architecture and number of examples, a language model with itself
+    at other times or positions of the text.
     """
     options = study.options(result)
     if hasattr(RESULTS[result], "comparisons"):
         return RESULTS[result].comparisons(options)
-    groups: dict[Architecture | LanguageModel, list[Cohort]] = {}
+    groups: dict[tuple[Architecture | LanguageModel, int | None], list[Cohort]] = {}
     for cohort in study.cohorts_of(result):
-        groups.setdefault(steps[cohort.name].architecture, []).append(cohort)
+        groups.setdefault((steps[cohort.name].architecture, cohort.examples), []).append(cohort)
     comparisons = []
     for cohorts in groups.values():
         networks = sum(cohort.networks for cohort in cohorts)
@@ -232,9 +238,10 @@ def _jobs_of_cohort(
     """Training, extraction and ablation of the parts of a cohort."""
     training, network = cohort.training, step.architecture
     training_seconds, evaluation_seconds = machine.speeds[step]
-    trained = training.epochs * (data.sizes["train"] // training.batch_size) * training.batch_size
+    size = _examples(cohort, data)
+    trained = training.epochs * (size // training.batch_size) * training.batch_size
     evaluations = 1 + math.ceil(training.epochs / getattr(training, "evaluate_every", 1))  # the first before training
-    evaluated = evaluations * data.evaluated
+    evaluated = evaluations * (data.evaluated - (data.sizes["train"] - size))
     read = sum(request.files * request.read for request in extractions)
     extracted = sum(request.files * request.numbers for request in extractions)
     for part in study.parts(cohort.name):

@@ -250,6 +250,8 @@ class Study:
     def _check_data_points(self, cohort: Cohort) -> None:
         """Layers as wide as there are data points correlate with everything."""
         sizes = {"dataset.train_size": self.config.dataset.train_size, "data_points": self.config.data_points}
+        if cohort.examples is not None:  # its result names the key
+            return
         known = {key: size for key, size in sizes.items() if size is not None}
         if cohort.data != "dataset" or not known:
             return

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_serializer
 
 from cca_dynamics.config.base import Model
 from cca_dynamics.config.models import LanguageTraining, Network, Training
@@ -40,6 +40,7 @@ class ClassifierRecipe(Model):
         labels: "true", or "permuted" (one fixed random permutation of them).
         network, training: what they look like, how they are trained.
         checkpoints: epochs (fractions allowed) after which they are stored; the end is always stored.
+        examples: they see so many random training examples alone, see `datasets.Dataset.subset`; None: all.
     """
 
     cohort: str
@@ -50,6 +51,12 @@ class ClassifierRecipe(Model):
     network: Network
     training: Training | SweepTraining
     checkpoints: tuple[float, ...]
+    examples: int | None = None
+
+    @model_serializer(mode="wrap")
+    def _without_default(self, serialize: Any) -> dict[str, Any]:
+        """The number of examples is written only where it is given, so that other recipes read as they always did."""
+        return {key: value for key, value in serialize(self).items() if key != "examples" or value is not None}
 
 
 class LanguageRecipe(Model):
@@ -154,6 +161,7 @@ class Cohort:
         networks: how many.
         network, training: complete blocks; in a sweep training.learning_rate has one value per network.
         labels: "true" or "permuted".
+        examples: they see so many random training examples alone; None: all.
         checkpoints: epochs (fractions allowed) after which the networks are stored; the end is always stored.
         requests: which activations are extracted.
         ablation: how they are ablated at the end; None: not at all.
@@ -164,6 +172,7 @@ class Cohort:
     network: Network | LanguageNetwork
     training: Training | LanguageTraining
     labels: str = "true"
+    examples: int | None = None
     checkpoints: tuple[float, ...] = ()
     requests: tuple[LayerRequest | HeldOutRequest | RepeatsRequest, ...] = ()
     ablation: AblationRequest | None = None
@@ -193,7 +202,7 @@ class Cohort:
         training = self.training
         if isinstance(training.learning_rate, tuple):
             training = training.with_changes({"learning_rate": training.learning_rate[first : last + 1]})
-        return ClassifierRecipe(labels=self.labels, training=training, **shared)
+        return ClassifierRecipe(labels=self.labels, examples=self.examples, training=training, **shared)
 
 
 def merged(cohorts: Iterable[Cohort]) -> dict[str, Cohort]:

@@ -6,7 +6,7 @@ import hashlib
 import json
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -70,6 +70,26 @@ class Dataset:
     test_x: object
     test_y: object
     checksum: str = ""
+
+    def subset(self, examples: int | None, seed: int) -> Dataset:
+        """The dataset with some of its training examples, in their order; smaller subsets lie within larger ones.
+
+        Args:
+            examples: how many; None: all.
+            seed: the study's, which draws them.
+
+        Raises:
+            UserError: there are fewer.
+        """
+        if examples is None:
+            return self
+        if examples > len(self.train_y):
+            raise UserError(
+                f"{examples} training examples are asked for and the dataset has {len(self.train_y)}; lower train_sizes"
+            )
+        drawn = np.sort(np.random.default_rng([seed, *b"examples"]).permutation(len(self.train_y))[:examples])
+        names = ("train_x", "train_y", "train_y_permuted")
+        return replace(self, **{name: getattr(self, name)[drawn] for name in names})
 
 
 def mnist1d(options: models.Mnist1d) -> tuple[Split, Split]:

@@ -179,9 +179,9 @@ def _installed_versions() -> dict[str, str]:
 
 
 def _checksum_of_sources() -> str:
-    """Checksum of the package's source files."""
+    """Checksum of the package's source files and of the paper's values."""
     digest = hashlib.sha256()
-    for path in sorted(PACKAGE.rglob("*.py")):
+    for path in sorted((*PACKAGE.rglob("*.py"), *PACKAGE.rglob("*.csv"))):
         digest.update(f"{path.relative_to(PACKAGE).as_posix()}\n".encode() + path.read_bytes())
     return digest.hexdigest()
 

@@ -13,7 +13,16 @@ import pandas as pd
 
 from cca_dynamics.errors import DamagedFile
 from cca_dynamics.report import replicates
-from cca_dynamics.report.summary import WHOLE_RUN, claims_of, runtime_rows, title_of, value_in_words, verdicts_in_words
+from cca_dynamics.report.summary import (
+    WHOLE_RUN,
+    claims_of,
+    difference_in_words,
+    paper_in_words,
+    runtime_rows,
+    title_of,
+    value_in_words,
+    verdicts_in_words,
+)
 from cca_dynamics.results import claims
 from cca_dynamics.results.registry import RESULTS
 from cca_dynamics.runtime.machine import commit, hardware
@@ -82,13 +91,14 @@ def claims_table(table: pd.DataFrame, of_seeds: pd.DataFrame | None = None) -> s
             row.statistic,
             value_in_words(row, ".3g"),
             "" if isnan(row.p_value) else f"{row.p_value:.2g}",
-            "" if isnan(row.paper_value) else f"{row.paper_value:.3g}",
+            paper_in_words(row),
+            difference_in_words(row),
             f"**{row.verdict}**",
             *([] if of_seeds is None else [replicates.holds_in_words(holds[row.claim]) if row.claim in holds else "–"]),
         ]
         for row in table.itertuples()
     ]
-    header = ["Figure", "Claim", "Statistic", "Value [interval]", "p", "Paper", "Verdict"]
+    header = ["Figure", "Claim", "Statistic", "Value [interval]", "p", "Paper", "Ours − paper", "Verdict"]
     return _markdown(header + ([] if of_seeds is None else ["Under fresh seeds"]), rows)
 
 

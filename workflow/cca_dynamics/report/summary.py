@@ -64,8 +64,8 @@ def family_in_words(claims: pd.DataFrame) -> str:
     small, together = int((p_values < ALPHA).sum()), int((holm(p_values) < ALPHA).sum())
     return (
         f"{len(p_values)} of {len(claims)} claims have a p value; {small} are below {ALPHA:g}, where "
-        f"{ALPHA * len(p_values):.1f} would be expected if no effect existed, and {together} remain below it when all of "
-        "them are tested as one family (Holm)."
+        f"{ALPHA * len(p_values):.1f} would be expected if no effect existed, and {together} remain below it when all "
+        "of them are tested as one family (Holm)."
     )
 
 
@@ -79,6 +79,27 @@ def numbers_in_words(claim) -> tuple[str, str, str]:
     """The value with its interval, p and the paper's value of one row of claims; the last two are "" if absent."""
     p = "" if isnan(claim.p_value) else f"{claim.p_value:.3f}" if claim.p_value >= 0.001 else "<.001"
     return value_in_words(claim), p, "" if isnan(claim.paper_value) else f"{claim.paper_value:.2f}"
+
+
+def difference_in_words(claim) -> str:
+    """Our value minus the paper's, with the interval in which it lies; "" where the two cannot be compared.
+
+    Args:
+        claim: a row of claims. The interval is that of our value, widened on both sides by the error of the paper's,
+            which is 0 where the paper prints it.
+    """
+    if isnan(claim.value - claim.paper_value) or isnan(claim.ci_low):
+        return ""
+    error = 0.0 if isnan(claim.paper_error) else claim.paper_error
+    low, high = claim.ci_low - claim.paper_value - error, claim.ci_high - claim.paper_value + error
+    return f"{claim.value - claim.paper_value:+.2f} [{low:+.2f}, {high:+.2f}]"
+
+
+def paper_in_words(claim) -> str:
+    """The paper's value of one row of claims, with its error where it is read off an image; "" if absent."""
+    if isnan(claim.paper_value):
+        return ""
+    return f"{claim.paper_value:.3g}" + ("" if isnan(claim.paper_error) else f" ± {claim.paper_error:.2g}")
 
 
 def runtime_rows(study: str, root: Path = Path()) -> list[list]:

@@ -54,6 +54,7 @@ def ablate(
     """
     dataset = datasets.load(data)
     recipe = checkpoints.load_recipe(networks, dataset.checksum)
+    dataset = dataset.subset(recipe.examples, recipe.seed)
     network = build(recipe.network, dataset.train_x.shape[1], dataset.train_x.shape[2:], dataset.classes, device)
     state, metadata = read_tensors(checkpoints.stored(networks)[-1][1], device=device)
     labels = dataset.train_y if recipe.labels == "true" else dataset.train_y_permuted

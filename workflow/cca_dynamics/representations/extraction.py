@@ -35,8 +35,8 @@ def extract(
         networks: a folder written by `training.classifiers.train`.
         data: the dataset that they were trained on, written by `datasets.materialise`.
         out: folder to write, which appears whole or not at all: <split>/step-NNNNNN.safetensors with one (networks, n,
-            d) float32 tensor per layer, and as metadata step, epoch, cohort, networks, split and the checksums of the
-            checkpoint.
+            d) float32 tensor per layer, and as metadata step, epoch, cohort, networks, split, examples (on which the
+            networks were trained) and the checksums of the checkpoint.
         requests: which checkpoints, splits and layers; data points are as the first request says.
         device: "cpu" or "cuda".
         report: called with one line per file.
@@ -47,6 +47,7 @@ def extract(
     """
     dataset = datasets.load(data)
     recipe = checkpoints.load_recipe(networks, dataset.checksum)
+    dataset = dataset.subset(recipe.examples, recipe.seed)
     network = build(recipe.network, dataset.train_x.shape[1], dataset.train_x.shape[2:], dataset.classes, device)
     points = requests[0].points if requests else None
     inputs = {
@@ -72,7 +73,8 @@ def extract(
                 network.representations(state, x.to(device), list(layers))
                 for x in inputs[split].split(_points_at_a_time(shapes))
             )
-            stream_tensors(path, shapes, parts, **{**metadata, "split": split, "checkpoint": metadata["sha256"]})
+            facts = {"split": split, "examples": len(dataset.train_y), "checkpoint": metadata["sha256"]}
+            stream_tensors(path, shapes, parts, **{**metadata, **facts})
             report(f"checkpoint {count}/{len(layers_of_file)} · step {step} · {split}")
         write_contents(folder)
 

@@ -153,9 +153,11 @@ def floor_line(axis, rows: pd.DataFrame, x: str) -> None:
 
 
 def published_points(axis, x: Sequence, y: Sequence, colour: str, marker: str, label: str | None, size: float) -> None:
-    """Values of the paper, as hollow markers of so many square points."""
-    style = {"facecolors": "none", "edgecolors": colour, "marker": marker, "linewidths": 0.8}
-    axis.scatter(x, y, s=size, label=label, **style)
+    """Values of the paper, as hollow markers of so many square points, rimmed in white, on top of everything else."""
+    from matplotlib.patheffects import withStroke
+
+    style = {"facecolors": "none", "edgecolors": colour, "marker": marker, "linewidths": 1.1, "zorder": 6}
+    axis.scatter(x, y, s=size, label=label, path_effects=[withStroke(linewidth=2.6, foreground="white")], **style)
 
 
 def note(axis, text: str, at: tuple[float, float], offset: tuple[float, float], **style: object) -> None:

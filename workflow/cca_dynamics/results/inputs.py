@@ -84,6 +84,11 @@ class Inputs:
         trained = self.trained(cohort)
         return stacked if len(trained) == len(stacked) else stacked[trained]
 
+    def examples(self, cohort: str) -> int:
+        """On how many training examples the networks of a cohort were trained."""
+        file = next(iter(sorted(self.activations[cohort][0].glob("*/step-*.safetensors"))))
+        return int(read_metadata(file)["examples"])
+
     def file(self, cohort: str, step: int, split: str = "train") -> Path:
         """The file of activations of the first part of a cohort."""
         return self.activations[cohort][0] / split / f"step-{step:06d}.safetensors"

@@ -119,6 +119,19 @@ class Estimate:
         """The difference of two statistics of the same networks."""
         return Estimate(self.value - other.value, self.without - other.without, self.groups)
 
+    @classmethod
+    def of_independent(cls, coefficients: Sequence[float], estimates: Sequence[Estimate]) -> Estimate:
+        """The estimate of a sum of statistics of different networks, each times a coefficient, e.g. a slope."""
+        value = sum(c * estimate.value for c, estimate in zip(coefficients, estimates, strict=True))
+        parts = zip(coefficients, estimates, strict=True)
+        without = [value + c * (estimate.without - estimate.value) for c, estimate in parts]
+        groups, first = [], 0
+        for estimate in estimates:
+            _, number = np.unique(estimate.groups, return_inverse=True)
+            groups.append(first + number)
+            first += int(number.max()) + 1
+        return cls(float(value), np.concatenate(without), np.concatenate(groups))
+
     def _variance_and_freedom(self) -> tuple[float, float]:
         """Squared standard error, and its degrees of freedom."""
         variances, freedoms = [], []
@@ -331,6 +344,26 @@ def pearson(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     x, y = (values - values.mean(axis=-1, keepdims=True) for values in (x, y))
     norms = np.linalg.norm(x, axis=-1) * np.linalg.norm(y, axis=-1)
     return np.divide((x * y).sum(axis=-1), norms, out=np.zeros_like(norms), where=norms != 0)
+
+
+def weighted_pearson(x: np.ndarray, y: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Correlation of two series (P,) or (B, P) under each row of weights (B, P): (B,); 0 where a side is constant."""
+    shares = weights / weights.sum(axis=1, keepdims=True)
+    x, y = (values - (shares * values).sum(axis=1, keepdims=True) for values in (np.asarray(x), np.asarray(y)))
+    covariance, variance_x, variance_y = ((shares * product).sum(axis=1) for product in (x * y, x * x, y * y))
+    norms = np.sqrt(variance_x * variance_y)
+    return np.divide(covariance, norms, out=np.zeros_like(norms), where=norms > 0)
+
+
+def slope(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """Least-squares slope over the last axis of y (..., K) on x (K,)."""
+    return np.asarray(y) @ slope_coefficients(x)
+
+
+def slope_coefficients(x: np.ndarray) -> np.ndarray:
+    """Coefficients (K,) whose product with values at x (K,) is their least-squares slope."""
+    centred = np.asarray(x, dtype=float) - np.mean(x)
+    return centred / (centred**2).sum()
 
 
 def spearman(x: np.ndarray, y: np.ndarray) -> np.ndarray:

@@ -9,6 +9,7 @@ the syntax tree and hashed without comments, docstrings or layout. Rules pass th
 - editing a plot reruns plots, editing CCA reruns what follows CCA, and neither retrains a network;
 - in a registry (a module-level dict literal, such as `MEASURES`) only the entries that the stage's own options name
   count, so adding a dataset, network or measure reruns nothing, and neither does choosing another one elsewhere;
+- a file that a definition names, as "published.csv" beside the module, counts with its content;
 - the schema of the config (the room `config`) does not count, because a stage sees nothing of it but values, which
   stand in its params: a new key, bound or description reruns nothing, and neither do the words of `errors`.
 
@@ -33,6 +34,8 @@ from cca_dynamics.errors import UserError
 PACKAGE = Path(__file__).parents[1]
 TEXTS = PACKAGE / "report"
 """Holds the captions of the figures, captions/*.rst, and the template of the page, template.html."""
+DATA_FILES = (".csv",)
+"""How the names of data files of the package end."""
 NOT_RUN = ("config", "errors")
 """Rooms that hold types of values and the words of errors, not code on which an output depends."""
 
@@ -96,7 +99,17 @@ def _definition(module: str, name: str, keys: frozenset[str]) -> tuple[str, tupl
     """Canonical text of a definition, its registry reduced to some keys, and the definitions that it names."""
     nodes = [_without_fields(_pruned(node, keys), _module(module)) for node in _module(module).definitions[name]]
     references = {reference for node in nodes for reference in _references(module, node)}
-    return "\n".join(map(canonical, nodes)), tuple(sorted(references))
+    texts = [*map(canonical, nodes), *_data_files(module, nodes)]
+    return "\n".join(texts), tuple(sorted(references))
+
+
+def _data_files(module: str, nodes: Iterable[ast.AST]) -> Iterator[str]:
+    """Name and checksum of each data file beside a module whose name is a literal of some definitions."""
+    folder = PACKAGE.joinpath(*module.split(".")[:-1])
+    literals = (part.value for node in nodes for part in ast.walk(node) if isinstance(part, ast.Constant))
+    for name in sorted({text for text in literals if isinstance(text, str) and text.endswith(DATA_FILES)}):
+        if (path := folder / name).is_file():
+            yield f"{name} {hashlib.sha256(path.read_bytes()).hexdigest()}"
 
 
 def canonical(node: object) -> str:

@@ -4,7 +4,16 @@ This room stands on its own: it imports torch, NumPy and SciPy, and nothing else
 """
 
 from cca_dynamics.similarity.baselines import cosine, euclidean, linear_cka, linear_cka_debiased, procrustes
-from cca_dynamics.similarity.cca import CCAResult, bartlett, cca, mean_cca, pwcca, pwcca_squared, svcca
+from cca_dynamics.similarity.cca import (
+    CCAResult,
+    bartlett,
+    cca,
+    mean_cca,
+    pwcca,
+    pwcca_squared,
+    pwcca_thresholded,
+    svcca,
+)
 from cca_dynamics.similarity.errors import DegenerateCCAWarning, RepresentationError
 from cca_dynamics.similarity.factors import Factors, factorize
 from cca_dynamics.similarity.measures import MEASURES, Measure, null_floor
@@ -33,5 +42,6 @@ __all__ = [
     "procrustes",
     "pwcca",
     "pwcca_squared",
+    "pwcca_thresholded",
     "svcca",
 ]

@@ -223,6 +223,17 @@ def pwcca_squared(x, y, *, variates: bool = False, device: str = "cpu") -> CCARe
     return pwcca(x, y, weights="squared", variates=variates, device=device)
 
 
+def pwcca_thresholded(x, y, *, keep: float = SVCCA_KEEP, weights: str = "absolute", device: str = "cpu") -> CCAResult:
+    """PWCCA distance of the leading singular directions that hold a share `keep` of each layer's variance.
+
+    Other arguments, errors and warnings as `pwcca`, and a ValueError if keep is outside (0, 1]; ranks and floor are
+    those after truncation. Source: Morcos et al. 2018, caption of figure 3, "thresholding to remove low variance
+    noise", which does not state the threshold; ours is SVCCA's.
+    """
+    x, y = factorize_pair(x, y, device)
+    return pwcca(x.truncated(keep), y.truncated(keep), weights=weights)
+
+
 def bartlett(x, y, *, alpha: float = 0.05, device: str = "cpu") -> CCAResult:
     """1 minus the mean of the significant correlations, their number found by Bartlett's sequential test.
 

@@ -15,7 +15,15 @@ from cca_dynamics.similarity.baselines import (
     linear_cka_debiased,
     procrustes,
 )
-from cca_dynamics.similarity.cca import SVCCA_KEEP, bartlett, mean_cca, pwcca, pwcca_squared, svcca
+from cca_dynamics.similarity.cca import (
+    SVCCA_KEEP,
+    bartlett,
+    mean_cca,
+    pwcca,
+    pwcca_squared,
+    pwcca_thresholded,
+    svcca,
+)
 from cca_dynamics.similarity.factors import Factors
 from cca_dynamics.similarity.kernels import (
     Kernel,
@@ -90,6 +98,15 @@ MEASURES: dict[str, Measure] = {
         symmetric=False,
         canonical=True,
         uses_all_correlations=True,
+    ),
+    "pwcca_thresholded": Measure(
+        function=pwcca_thresholded,
+        label="PWCCA (99 %)",
+        kernel=pwcca_kernel,
+        floor=mean_cca_floor,
+        symmetric=False,
+        canonical=True,
+        keep=SVCCA_KEEP,
     ),
     "mean_cca": Measure(
         function=mean_cca,

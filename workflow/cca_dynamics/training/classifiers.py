@@ -57,7 +57,8 @@ def train(
         DamagedFile: the dataset cannot be read.
         Interrupted: the process was interrupted; the state is saved beside `out`.
     """
-    dataset, options, networks = datasets.load(data), recipe.training, recipe.networks
+    options, networks = recipe.training, recipe.networks
+    dataset = datasets.load(data).subset(recipe.examples, recipe.seed)
     labels = dataset.train_y if recipe.labels == "true" else dataset.train_y_permuted
     x, y = dataset.train_x.to(device), labels.to(device)
     test_x, test_y, inputs = dataset.test_x.to(device), dataset.test_y.to(device), channels_last(x)
