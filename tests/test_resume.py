@@ -55,6 +55,11 @@ RUNS = {
     "sgd": (classifiers.train, classifier_recipe(epochs=8, evaluate_every=3), SIGNALS),
     "adam": (classifiers.train, classifier_recipe(optimizer="adam", epochs=8), SIGNALS),
     "images": (classifiers.train, classifier_recipe((0, 1), epochs=8, augmentation="flip_and_shift"), IMAGES),
+    "stopping": (
+        classifiers.train,
+        classifier_recipe(learning_rate=(0.05, 0.0005, 0.05), epochs=8, schedule="constant", stop_at_loss=0.9),
+        SIGNALS,
+    ),
     "lstm": (language_models.train, language_recipe(**AWD), TEXT),
     "averaging": (
         language_models.train,

@@ -225,7 +225,7 @@ def test_the_smallest_p_is_that_of_the_most_extreme_data(size):
         statistics.matched_jonckheere_p(np.tile(np.arange(2.0), (size, 1)), seed=0),
     ):
         assert p == pytest.approx(p.smallest) and 0 < p < 1
-    p = clustering.closer_within_p((groups[:, None] != groups[None]).astype(float), groups, seed=0)
+    p = clustering.explained_variance_p((groups[:, None] != groups[None]).astype(float), groups, seed=0)
     assert p == pytest.approx(p.smallest, rel=0.2, abs=2e-3)
 
 

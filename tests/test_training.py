@@ -295,6 +295,50 @@ def test_each_network_has_its_own_learning_rate(tmp_path, data_file):
         torch.testing.assert_close(swept["conv2.weight"][index], alone["conv2.weight"][0], rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("lockstep", [True, False])
+def test_a_network_stops_at_its_loss_and_stays_as_it_is(tmp_path, data_file, lockstep, monkeypatch):
+    """Stopped networks are those of runs that end there, running statistics included; the others train on."""
+    if not lockstep:
+        monkeypatch.setattr(classifiers, "TOGETHER_ON_CPU", 1)
+    options = {"learning_rate": (0.05, 0.0005, 0.03), "schedule": "constant", "weight_decay": 0.0}
+    recipe = classifier_recipe(epochs=25, stop_at_loss=0.4, **options)
+    state, history, lines = train_classifiers(recipe, data_file, tmp_path / "stopping")
+    final = history[history["step"] == history["step"].max()].set_index("network")
+    stopped = final["stopped_after"]
+    assert stopped[1] != stopped[1] and 3 < stopped[0] < stopped[2] < 25
+    assert "2 of 3 networks have stopped" in lines[-1]
+    ends = {0: int(stopped[0]), 1: 25, 2: int(stopped[2])}
+    for network, epochs in ends.items():
+        until, complete, _ = train_classifiers(
+            classifier_recipe(epochs=epochs, **options), data_file, tmp_path / f"{network}"
+        )
+        for name, tensor in state.items():
+            torch.testing.assert_close(tensor[network], until[name][network], rtol=1e-4, atol=1e-5)
+        assert complete["loss"].iloc[-3 + network] == pytest.approx(final["loss"][network], rel=1e-4)
+    first = train_classifiers(classifier_recipe(epochs=ends[0], **options), data_file, tmp_path / "first")[0]
+    assert all(torch.equal(tensor[0], first[name][0]) for name, tensor in state.items())
+    before = history[(history["network"] == 0) & (history["epoch"] < stopped[0])]
+    assert before["stopped_after"].isna().all() and (before["loss"] > final["loss"][0] / 2).all()
+
+
+def test_without_a_loss_at_which_to_stop_nothing_changes(tmp_path, data_file):
+    """A loss that no network reaches trains the same networks; the table has one more column."""
+    plain, history, _ = train_classifiers(classifier_recipe(), data_file, tmp_path / "plain")
+    never, longer, lines = train_classifiers(classifier_recipe(stop_at_loss=1e-6), data_file, tmp_path / "never")
+    assert all(torch.equal(plain[name], never[name]) for name in plain)
+    pd.testing.assert_frame_equal(longer.drop(columns="stopped_after"), history)
+    assert longer["stopped_after"].isna().all() and not any("stopped" in line for line in lines)
+
+
+def test_when_all_have_stopped_the_rest_is_free(tmp_path, data_file, monkeypatch):
+    calls, logits = [], Networks.logits
+    monkeypatch.setattr(Networks, "logits", lambda self, *rest: calls.append(1) or logits(self, *rest))
+    recipe = classifier_recipe(epochs=30, stop_at_loss=5.0)  # every network, after its first epoch
+    _, history, lines = train_classifiers(recipe, data_file, tmp_path / "out")
+    assert len(calls) == 3 and (history["stopped_after"].dropna() == 1).all()
+    assert lines[-1].startswith("epoch 30/30 · train ") and "nan" not in lines[-1]
+
+
 def test_history_checkpoints_and_report(tmp_path, data_file):
     recipe = classifier_recipe(labels="permuted")
     _, history, lines = train_classifiers(recipe, data_file, tmp_path / "out")

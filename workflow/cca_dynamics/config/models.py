@@ -268,6 +268,10 @@ class Training(Model):
     )
     epochs: Integer = Field(30, ge=1, le=100_000, description="Passes over the training data.")
     evaluate_every: Count = Field(5, description="Epochs between rows of the history table.")
+    stop_at_loss: Annotated[Number, Field(gt=0, le=100)] | None = Field(
+        None,
+        description="A network stops after the epoch whose mean train loss, in nats, is at most this; null: none does.",
+    )
     precision: Literal["float32", "mixed"] = Field(
         "float32", description="mixed: convolutions on images in bfloat16 where the hardware has it, float32 otherwise."
     )

@@ -1,14 +1,18 @@
 """Figure 5: networks of one topology fall into clusters of solutions, one per learning rate.
 
 Protocol (Morcos et al. 2018, section 3.3). Many networks of one topology, several learning rates × many
-initialisations, true labels; PWCCA distance at one layer between all pairs. Average linkage, the number of clusters by
-silhouette. Against it, robustness to cumulative ablation of the last three convolutional layers (the area under the
-normalised accuracy curve) and generalization error. The paper does not state its learning rates.
+initialisations, true labels; PWCCA distance at one layer between all pairs. Against it, robustness to cumulative
+ablation of the last three convolutional layers (the area under the normalised accuracy curve) and generalization error.
+
+Unstated, so ours: the learning rates, over two decades, each network trained until its loss is small, so that slow and
+fast ones have fitted equally well; and how clusters are found. Most of the variance of the distances is what each
+network adds to all of its own. It is removed (`clustering.residual_distances`), else single networks are peeled off;
+then Ward's linkage, and the number of clusters by silhouette, none smaller than a share of the networks.
 """
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -35,24 +39,34 @@ from cca_dynamics.errors import ConfigError
 from cca_dynamics.networks.architectures import layers
 from cca_dynamics.results import clustering, figures, statistics
 from cca_dynamics.results.claims import (
+    ALPHA,
     FITTED,
     INCONCLUSIVE,
     NOT_REPRODUCED,
     REPRODUCED,
     Claim,
     Obstacle,
+    equivalence_claim,
     estimate_claim,
     fitted_claim,
+    provided,
     too_few,
 )
 from cca_dynamics.results.inputs import Inputs, final_performance
 from cca_dynamics.results.layers import require_layer
+from cca_dynamics.results.statistics import Estimate, correlation_interval
 from cca_dynamics.results.tables import by_network, distance_matrix, distance_table, measures_of, select, tidy
 
 KEY = "results.clusters"
 COHORT = "sweep"
+RATES = (0.01, 0.03, 0.1, 0.3, 1.0)
+SOURCE = "section 3.3; article"
+RESIDUAL_LABEL = "PWCCA distance, residual"
+"""Of axes that show `clustering.residual_distances`."""
 PUBLISHED_CLUSTERS = 5
 ABLATED_LAYERS = 3
+REACHED = 0.95
+"""Share of the networks of every learning rate that must reach the loss at which they stop."""
 
 
 class Ablation(ResultOptions):
@@ -72,7 +86,7 @@ class Options(TrainedResultOptions):
 
     networks: Integer = option(40, "train", "compute", ge=2, le=10_000, description="Networks of each learning rate.")
     learning_rates: Annotated[tuple[Annotated[Number, Field(gt=0, le=10)], ...], AfterValidator(each_once)] = option(
-        (0.05, 0.08, 0.12, 0.2, 0.3), "train", "compute", min_length=2, description="One group of networks for each."
+        RATES, "train", "compute", min_length=2, description="One group of networks for each."
     )
     network: NetworkOverrides = option(
         NetworkOverrides(channels=(8, 8, 16, 16, 32)),
@@ -80,7 +94,7 @@ class Options(TrainedResultOptions):
         description="Keys of the network that differ from the base network's.",
     )
     training: TrainingOverrides = option(
-        TrainingOverrides(epochs=30, evaluate_every=30),
+        TrainingOverrides(schedule="constant", epochs=100, evaluate_every=100, stop_at_loss=0.05),
         "train",
         description="Keys of the training recipe that differ from the base recipe's.",
     )
@@ -88,8 +102,17 @@ class Options(TrainedResultOptions):
     most_clusters: Integer = option(
         10, "compute", "claims", ge=2, le=50, description="The largest number of clusters tried."
     )
+    linkage: Literal["ward", "complete", "average"] = option(
+        "ward", "compute", "claims", description="How clusters are joined, in the distances and in the ablation plane."
+    )
+    smallest_cluster: Number = option(
+        0.05, "compute", "claims", ge=0, le=0.5, description="The smallest share of the networks that is a cluster."
+    )
     agreement: Number = option(
         0.5, "claims", ge=0, lt=1, description="Adjusted Rand index from which two partitions agree."
+    )
+    similar_accuracy: Number = option(
+        0.02, "claims", gt=0, le=1, description="Test accuracies that differ by less than this are similar."
     )
     ablation: Ablation = option(Ablation(), "ablation", description="Of the last three layers.")
     measures: Measures = option(("pwcca",), "compute", description=MEASURES_DESCRIPTION)
@@ -125,6 +148,14 @@ def obstacles(config: StudyConfig, options: Options) -> list[Obstacle]:
         return statistics.smallest_grouping_p([networks] * rates)
 
     found = too_few(f"{KEY}.networks", options.networks, f"networks of each of {rates} learning rates", smallest_p)
+    if 2 * statistics.smallest_order_p(rates) >= ALPHA:
+        found.append(
+            Obstacle(
+                f"{KEY}.learning_rates",
+                f"{rates} learning rates give no p below {2 * statistics.smallest_order_p(rates):.2g}, so whether "
+                "distance grows with their difference is not testable; give 5 or more",
+            )
+        )
     if problem := _out_of_reach(options, PUBLISHED_CLUSTERS):
         found.append(
             Obstacle(
@@ -169,8 +200,9 @@ def compute(inputs: Inputs, options: StageOptions) -> pd.DataFrame:
         Tidy rows. quantity "distance": measure, network_a, network_b, value, rank_a, rank_b, n, floor. Per network:
         "learning_rate", "loss", "train_accuracy", "test_accuracy", "robustness" (area under accuracy / accuracy without
         ablation over the share of clamped feature maps), "cluster" and "ablation_cluster" (0, 1, ... in order of size),
-        "place" (in the dendrogram). "ablated_accuracy": network, share, value (mean over orders). "silhouette" and
-        "ablation_silhouette": index (number of clusters), value.
+        "place" (in the dendrogram), and "stopped_after" (epochs) if networks stop at a loss. "ablated_accuracy":
+        network, share, value (mean over orders). "silhouette" and "ablation_silhouette": index (number of clusters),
+        value, for numbers that leave no cluster too small.
     """
     step = inputs.checkpoints(COHORT)[-1][0]
     networks = inputs.representations(COHORT, options.layer, step)
@@ -181,18 +213,30 @@ def compute(inputs: Inputs, options: StageOptions) -> pd.DataFrame:
 
     curves = inputs.ablation(COHORT).pivot_table(index="network", columns="share", values="accuracy")
     robustness = np.trapezoid(curves.div(curves[0.0], axis=0), curves.columns, axis=1)
-    accuracy = by_network(performance, "quantity")
-    plane = np.column_stack([robustness, accuracy["train_accuracy"] - accuracy["test_accuracy"]])
-
     tables = [distances, performance, _per_network("learning_rate", rates), _per_network("robustness", robustness)]
+    history = inputs.history(COHORT)
+    if "stopped_after" in history:
+        final = history[history["step"] == history["step"].max()].sort_values("network")
+        tables.append(_per_network("stopped_after", final["stopped_after"]))
     tables.append(curves.melt(ignore_index=False, value_name="value").reset_index().assign(quantity="ablated_accuracy"))
-    for prefix, clustered in (("", (matrix + matrix.T) / 2), ("ablation_", clustering.standardised_distances(plane))):
-        labels, positions, silhouettes = clustering.cluster(clustered, options.most_clusters)
-        tables.append(_per_network(f"{prefix}cluster", labels))
-        tables.append(_per_network(f"{prefix}place", positions))
-        scores = pd.DataFrame({"index": list(silhouettes), "value": list(silhouettes.values())})
-        tables.append(scores.assign(quantity=f"{prefix}silhouette"))
+    accuracy = by_network(performance, "quantity")
+    plane = _ablation_plane(robustness, accuracy["train_accuracy"], accuracy["test_accuracy"])
+    for prefix, clustered in (("", clustering.residual_distances((matrix + matrix.T) / 2)), ("ablation_", plane)):
+        partition = clustering.cluster(clustered, _clustering(options))
+        tables.append(_per_network(f"{prefix}cluster", partition.labels))
+        tables.append(_per_network(f"{prefix}place", partition.positions))
+        scores = {"index": list(partition.silhouettes), "value": list(partition.silhouettes.values())}
+        tables.append(pd.DataFrame(scores).assign(quantity=f"{prefix}silhouette"))
     return tidy(tables)
+
+
+def _clustering(options: StageOptions) -> clustering.Clustering:
+    return clustering.Clustering(options.linkage, options.most_clusters, options.smallest_cluster)
+
+
+def _ablation_plane(robustness: np.ndarray, train_accuracy: np.ndarray, test_accuracy: np.ndarray) -> np.ndarray:
+    """(N, N) distances in the plane of robustness to ablation and generalization error, in standard deviations."""
+    return clustering.standardised_distances(np.column_stack([robustness, train_accuracy - test_accuracy]))
 
 
 def _per_network(quantity: str, values: np.ndarray) -> pd.DataFrame:
@@ -205,81 +249,307 @@ class Sweep:
 
     Args:
         table: written by `compute`.
+
+    Attributes:
+        distances: (N, N) PWCCA distances, symmetric.
+        residuals: (N, N) those without what each network adds to all of its own.
+        plane: (N, N) distances in the ablation plane.
+        clusters, ablation_clusters: (N,) cluster of each network in `residuals` and in `plane`, numbered from 0.
     """
 
     def __init__(self, table: pd.DataFrame):
         matrix = distance_matrix(select(table, quantity="distance", measure="pwcca"))
-        self.distances = (matrix + matrix.T) / 2
         one_per_network = table["network"].notna() & (table["quantity"] != "ablated_accuracy")
         self._values = by_network(table[one_per_network], "quantity")
+        self.distances = (matrix + matrix.T) / 2
+        self.residuals = clustering.residual_distances(self.distances)
+        self.plane = _ablation_plane(self["robustness"], self["train_accuracy"], self["test_accuracy"])
+        self.clusters, self.ablation_clusters = self["cluster"].astype(int), self["ablation_cluster"].astype(int)
+
+    def __contains__(self, quantity: str) -> bool:
+        return quantity in self._values
 
     def __getitem__(self, quantity: str) -> np.ndarray:
         return self._values[quantity].to_numpy()
 
 
 def claims(table: pd.DataFrame, options: StageOptions) -> list[Claim]:
-    """The claims of figure 5."""
-    sweep, seed = Sweep(table), options.seed
-    accuracies, rates, clusters = sweep["train_accuracy"], sweep["learning_rate"], sweep["cluster"]
-    fitted = int((accuracies >= FITTED).sum())
-    count = f"n = {len(rates)} networks"
-    gap, gap_interval = clustering.outlier_gap(sweep.distances, clusters, seed)
+    """The claims of figure 5; all but the first need networks that have fitted."""
+    sweep = Sweep(table)
+    precondition = _fitted_claim(sweep)
+    if not _has_groups(sweep["learning_rate"]):
+        return [precondition]
+    return provided(precondition, [*_rate_claims(sweep, options), *_cluster_claims(sweep, options)])
 
-    def agreement_claim(name: str, statement: str, partition: np.ndarray, title: str) -> Claim:
-        value, interval, p = clustering.agreement(clusters, partition, seed)
-        return Claim.exceeding(
-            options.agreement,
-            claim=f"clusters.{name}",
-            figure="5",
-            statement=statement,
-            statistic=f"adjusted Rand index of clusters and {title} (over {options.agreement:g}); {count}, "
-            "permutation and bootstrap of networks",
-            value=value,
-            interval=interval,
-            p_value=p,
-        )
 
-    return [
-        fitted_claim(
-            accuracies,
-            claim="clusters.fitted",
-            figure="5",
-            statement="Networks of every learning rate reach near-zero training loss (the comparison's precondition).",
-            statistic=f"lowest train accuracy (at least {FITTED:g}); {fitted} of {len(rates)} networks reach it",
+def _fitted_claim(sweep: Sweep) -> Claim:
+    """The precondition: where networks stop at a loss, that they reach it; else that they reach an accuracy."""
+    fields = {
+        "claim": "clusters.fitted",
+        "figure": "5",
+        "source": SOURCE,
+        "statement": "Networks of every learning rate reach near-zero training loss (the comparison's precondition).",
+    }
+    accuracies, size = sweep["train_accuracy"], len(sweep.distances)
+    if "stopped_after" not in sweep:
+        fitted = int((accuracies >= FITTED).sum())
+        statistic = f"lowest train accuracy (at least {FITTED:g}); {fitted} of {size} networks reach it"
+        return fitted_claim(accuracies, statistic=statistic, **fields)
+    epochs, rates = sweep["stopped_after"], sweep["learning_rate"]
+    reached = np.isfinite(epochs)
+    share = min(float(reached[rates == rate].mean()) for rate in np.unique(rates))
+    when = f", after {np.nanmin(epochs):.0f} to {np.nanmax(epochs):.0f} epochs" if reached.any() else ""
+    return Claim(
+        value=share,
+        paper_value=1.0,
+        verdict=REPRODUCED if share >= REACHED else NOT_REPRODUCED,
+        estimated=False,
+        statistic="share of the networks that reach the loss at which they stop, at the learning rate where fewest do "
+        f"(at least {REACHED:g}); {reached.sum()} of all {size} do{when}; train accuracies are from "
+        f"{accuracies.min():.3f} to {accuracies.max():.3f}",
+        **fields,
+    )
+
+
+def _has_groups(rates: np.ndarray) -> bool:
+    """Whether there are at least two learning rates to compare; networks of the others may all have diverged."""
+    return len(np.unique(rates)) > 1
+
+
+def _rate_claims(sweep: Sweep, options: StageOptions) -> list[Claim]:
+    """Whether the learning rate shows in the distances, whatever the clusters."""
+    rates, seed = sweep["learning_rate"], options.seed
+    names, count = np.unique(rates), f"n = {len(rates)} networks of {len(np.unique(rates))} learning rates"
+    r_squared = clustering.explained_variance(sweep.distances, rates)
+    visible = clustering.jackknife(
+        lambda some: clustering.adjusted(
+            clustering.explained_variance(sweep.distances[np.ix_(some, some)], rates[some]), len(some), len(names)
         ),
+        rates,
+    )
+    accuracy = clustering.jackknife(
+        lambda some: clustering.nearest_group_accuracy(
+            clustering.residual_distances(sweep.distances[np.ix_(some, some)]), rates[some]
+        ),
+        rates,
+    )
+    chance, chance_p = clustering.nearest_group_chance(sweep.residuals, rates, seed)
+    logs = np.log10(rates)
+    gradient = clustering.jackknife(
+        lambda some: clustering.gradient(
+            clustering.residual_distances(sweep.distances[np.ix_(some, some)]), logs[some]
+        ),
+        rates,
+    )
+    means = {rate: _mean_of(sweep["test_accuracy"], rates, rate) for rate in names}
+    differences = [means[a] - means[b] for index, a in enumerate(names) for b in names[:index]]
+    by_rate = [sweep["test_accuracy"][rates == rate] for rate in names]
+    spread = sum(len(group) * (group.mean() - sweep["test_accuracy"].mean()) ** 2 for group in by_rate)
+    share = spread / max(((sweep["test_accuracy"] - sweep["test_accuracy"].mean()) ** 2).sum(), 1e-12)
+    return [
         estimate_claim(
             0,
-            clustering.between_minus_within(sweep.distances, rates, seed),
+            visible,
+            p_value=clustering.explained_variance_p(sweep.distances, rates, seed),
             claim="clusters.blocks",
             figure="5",
+            source=SOURCE,
             statement="The distance matrix has blocks: networks of one learning rate are closer to each other.",
-            statistic=f"mean distance between minus within learning rates; {count}, permutation, bootstrap of networks",
-            p_value=clustering.closer_within_p(sweep.distances, rates, seed),
+            statistic=f"adjusted R² of PERMANOVA (R² {r_squared:.3f}; permuted networks); {count}; equal dispersion: "
+            f"PERMDISP p = {clustering.dispersion_p(sweep.distances, rates, seed):.2g}",
         ),
-        _five_claim(sweep, options, count),
+        estimate_claim(
+            chance,
+            accuracy,
+            p_value=chance_p,
+            no_effect=chance,
+            claim="clusters.nearest_rate",
+            figure="5",
+            source=SOURCE,
+            statement="A network's representation tells its learning rate.",
+            statistic="share of the networks that are nearest to the others of their own learning rate, by mean "
+            f"distance without what each network adds to all of its own (by chance {chance:.2f}; permuted networks); "
+            f"{count}",
+        ),
         Claim.exceeding(
             0,
-            claim="clusters.outlier",
+            value=gradient.value,
+            interval=correlation_interval(gradient),
+            p_value=clustering.gradient_p(sweep.residuals, logs, seed),
+            claim="clusters.graded",
             figure="5",
-            statement="One cluster is far from the others.",
-            statistic="distance of the farthest cluster to its nearest minus the largest distance among the others "
-            f"(needs three clusters); {count}, bootstrap of networks",
-            value=gap,
-            interval=gap_interval,
-            obstacle=_out_of_reach(options, 3),
+            statement="Distance grows with the difference in learning rate: a gradient, beside or instead of clusters.",
+            statistic="Mantel correlation of distance, without what each network adds to all of its own, and "
+            f"difference in log learning rate, over pairs of different learning rates (permuted learning rates); "
+            f"{count}",
         ),
-        agreement_claim("learning_rate", "The clusters are the learning rates.", rates, "learning rates"),
-        agreement_claim(
-            "ablation",
-            "The clusters align with those of ablation robustness.",
-            sweep["ablation_cluster"],
-            "clusters in the ablation plane",
+        equivalence_claim(
+            options.similar_accuracy,
+            differences,
+            claim="clusters.similar_accuracy",
+            figure="5",
+            source=SOURCE,
+            statement="Test accuracy is similar at all learning rates, so that it hides what distances reveal.",
+            statistic=f"largest difference in mean test accuracy between two learning rates (within "
+            f"±{options.similar_accuracy:g}; learning rates explain {share:.0%} of its variance, η²); {count}, two "
+            "one-sided tests of each pair",
         ),
     ]
 
 
-def _five_claim(sweep: Sweep, options: StageOptions, count: str) -> Claim:
-    low, high = clustering.number_interval(sweep.distances, options.most_clusters, options.seed)
+def _mean_of(values: np.ndarray, groups: np.ndarray, group: float) -> Estimate:
+    """The mean of the values of one group, as an estimate from the networks of all groups."""
+    members = (groups == group).astype(float)
+    return Estimate.of(lambda weights: (weights * members) @ values / (weights @ members), groups)
+
+
+class _Subsample(NamedTuple):
+    """Networks, and the clusters found among them alone."""
+
+    networks: np.ndarray
+    partition: clustering.Partition
+    ablation_partition: clustering.Partition
+
+
+def _subsamples(sweep: Sweep, options: StageOptions) -> list[_Subsample]:
+    how, result = _clustering(options), []
+    for some in clustering.subsamples(sweep["learning_rate"], options.seed):
+        square = np.ix_(some, some)
+        partition = clustering.cluster(clustering.residual_distances(sweep.distances[square]), how)
+        plane = _ablation_plane(*(sweep[name][some] for name in ("robustness", "train_accuracy", "test_accuracy")))
+        result.append(_Subsample(some, partition, clustering.cluster(plane, how)))
+    return result
+
+
+def _cluster_claims(sweep: Sweep, options: StageOptions) -> list[Claim]:
+    """Whether there are clusters, how many, and whether they are those of the learning rate and of ablation."""
+    rates, seed, subsamples = sweep["learning_rate"], options.seed, _subsamples(sweep, options)
+    count = f"n = {len(rates)} networks, {options.linkage} linkage"
+    no_clusters = _no_clusters(sweep.clusters, options, "the distances")
+    fields = {"figure": "5", "source": SOURCE}
+
+    how = _clustering(options)
+    silhouette = clustering.cluster(sweep.residuals, how).silhouette
+    references = clustering.references(sweep.distances, how, seed)
+    higher = int((references >= silhouette - 1e-12).sum())
+    excess = silhouette - float(references.mean())
+    discrete = Claim.exceeding(
+        0,
+        value=excess,
+        interval=clustering.subsample_interval(excess, [some.partition.silhouette for some in subsamples]),
+        p_value=statistics.PValue((1 + higher) / (1 + len(references)), 1 / (1 + len(references))),
+        claim="clusters.discrete",
+        statement="Networks fall into clusters; they do not merely vary along a gradient.",
+        statistic=f"largest silhouette ({silhouette:.3f}) minus that of {len(references)} references without clusters, "
+        f"uniform along the same principal axes; {count}, subsamples of 80 %",
+        obstacle=no_clusters,
+        **fields,
+    )
+    gap = clustering.outlier_gap(sweep.distances, sweep.clusters)
+    outlier = estimate_claim(
+        0,
+        gap,
+        claim="clusters.outlier",
+        statement="One cluster is far from the others.",
+        statistic="distance of the farthest cluster to its nearest minus the largest distance among the others "
+        f"(needs three clusters), for these clusters; {count}",
+        obstacle=no_clusters or _out_of_reach(options, 3) or _too_few_clusters(sweep.clusters, 3),
+        **fields,
+    )
+    groups = np.unique(rates, return_inverse=True)[1]
+    no_ablation_clusters = no_clusters or _no_clusters(sweep.ablation_clusters, options, "the ablation plane")
+    return [
+        discrete,
+        _five_claim(sweep, [some.partition for some in subsamples], options, count, no_clusters),
+        outlier,
+        _agreement_claim(
+            sweep.clusters,
+            groups,
+            [(some.partition.labels, groups[some.networks]) for some in subsamples],
+            options,
+            claim="clusters.learning_rate",
+            statement="The clusters are the learning rates.",
+            statistic=f"adjusted Rand index of clusters and learning rates (over {options.agreement:g}); {count}",
+            obstacle=no_clusters,
+            **fields,
+        ),
+        _agreement_claim(
+            sweep.clusters,
+            sweep.ablation_clusters,
+            [(some.partition.labels, some.ablation_partition.labels) for some in subsamples],
+            options,
+            claim="clusters.ablation",
+            statement="The clusters align with those of ablation robustness.",
+            statistic="adjusted Rand index of clusters in the distances and in the plane of robustness and "
+            f"generalization error (over {options.agreement:g}); {count}",
+            obstacle=no_ablation_clusters,
+            **fields,
+        ),
+        _aligned_claim(sweep, options, fields),
+    ]
+
+
+def _no_clusters(labels: np.ndarray, options: StageOptions, where: str) -> str:
+    """Why there are no clusters; "" if there are."""
+    if len(np.unique(labels)) > 1:
+        return ""
+    return f"every cut in {where} leaves a cluster of fewer than {options.smallest_cluster:.0%} of the networks"
+
+
+def _too_few_clusters(labels: np.ndarray, needed: int) -> str:
+    """Why a statement about so many clusters cannot be tested; "" if it can."""
+    found = len(np.unique(labels))
+    return f"there are {found} clusters, not {needed}" if found < needed else ""
+
+
+def _agreement_claim(
+    a: np.ndarray,
+    b: np.ndarray,
+    of_subsamples: list[tuple[np.ndarray, np.ndarray]],
+    options: StageOptions,
+    *,
+    statistic: str,
+    **fields: object,
+) -> Claim:
+    """The claim that two partitions agree; of subsamples, both partitions of the networks in each."""
+    value = float(clustering.adjusted_rand_index(a[None], b[None])[0])
+    indices = [float(clustering.adjusted_rand_index(x[None], y[None])[0]) for x, y in of_subsamples]
+    return Claim.exceeding(
+        options.agreement,
+        value=value,
+        interval=clustering.subsample_interval(value, indices, -1, 1),
+        p_value=clustering.agreement_p(a, b, options.seed),
+        no_effect=-1.0,  # an index below 0 is chance, not the reverse of agreement
+        statistic=f"{statistic}, permuted networks, interval from subsamples of 80 %",
+        **fields,
+    )
+
+
+def _aligned_claim(sweep: Sweep, options: StageOptions, fields: dict[str, str]) -> Claim:
+    """The claim that distances align with ablation, whatever the clusters."""
+    correlation = clustering.jackknife(
+        lambda some: clustering.distance_correlation(
+            sweep.distances[np.ix_(some, some)], sweep.plane[np.ix_(some, some)]
+        ),
+        sweep["learning_rate"],
+    )
+    return Claim.exceeding(
+        0,
+        value=correlation.value,
+        interval=correlation_interval(correlation),
+        p_value=clustering.distance_correlation_p(sweep.distances, sweep.plane, options.seed),
+        claim="clusters.ablation_distances",
+        statement="Networks that are far from each other are far from each other in robustness to ablation, too.",
+        statistic="distance correlation, bias-corrected, of the distances and those in the plane of robustness and "
+        f"generalization error (0: unrelated; permuted networks); n = {len(sweep.distances)} networks",
+        **fields,
+    )
+
+
+def _five_claim(
+    sweep: Sweep, partitions: list[clustering.Partition], options: StageOptions, count: str, no_clusters: str
+) -> Claim:
+    low, high = clustering.number_interval(partitions)
     verdict = INCONCLUSIVE
     if low == high == PUBLISHED_CLUSTERS:
         verdict = REPRODUCED
@@ -288,34 +558,58 @@ def _five_claim(sweep: Sweep, options: StageOptions, count: str) -> Claim:
     return Claim(
         claim="clusters.five",
         figure="5",
+        source=SOURCE,
         statement="There are five clusters.",
         statistic=f"clusters with the largest silhouette; {count}, interval from subsamples of 80 % of them",
-        value=float(len(np.unique(sweep["cluster"]))),
+        value=float(len(np.unique(sweep.clusters))),
         interval=(float(low), float(high)),
         paper_value=float(PUBLISHED_CLUSTERS),
         verdict=verdict,
-        obstacle=_out_of_reach(options, PUBLISHED_CLUSTERS),
+        obstacle=no_clusters or _out_of_reach(options, PUBLISHED_CLUSTERS),
     )
 
 
 def plot(table: pd.DataFrame, claims: pd.DataFrame, options: StageOptions):
-    """The clustered distance matrix with learning-rate bars, the ablation plane, and the ablation curves."""
+    """The clustered distance matrix, distance against difference in learning rate, the ablation plane and curves."""
     sweep = Sweep(table)
     rates = sorted(set(sweep["learning_rate"]))
     rate_index = np.searchsorted(rates, sweep["learning_rate"])
     styles = figures.sequential(len(rates))
-    figure, (left, middle, right) = figures.panels(1, 3, height=2.7, ratios=[1.35, 1, 1])
-    _draw_matrix(figure, left, sweep, rate_index, [colour for colour, _ in styles])
-    _draw_plane(middle, sweep)
+    figure, (matrix, gradient, plane, ablated) = figures.panels(2, 2, height=2.9)
+    _draw_matrix(figure, matrix, sweep, rate_index, [colour for colour, _ in styles])
+    _draw_gradient(gradient, sweep)
+    _draw_plane(plane, sweep)
     curves = by_network(select(table, quantity="ablated_accuracy"), "share")
     shares, accuracies = 100 * curves.columns.to_numpy(float), 100 * curves.to_numpy()
     for index, (rate, style) in enumerate(zip(rates, styles, strict=True)):
-        figures.mean_and_std(right, shares, accuracies[rate_index == index], *style, f"{rate:g}")
-    right.set(xlabel="Clamped feature maps (%)", ylabel="Train accuracy (%)")
-    right.legend(title="Learning rate", loc="upper right")
-    figures.letters(left, middle, right)
-    left.set_title("a", loc="left", fontweight="bold", y=1.09)
+        figures.mean_and_std(ablated, shares, accuracies[rate_index == index], *style, f"{rate:g}")
+    ablated.set(xlabel="Clamped feature maps (%)", ylabel="Train accuracy (%)")
+    ablated.legend(title="Learning rate", loc="upper right")
+    figures.letters(matrix, gradient, plane, ablated)
+    matrix.set_title("a", loc="left", fontweight="bold", y=1.09)
     return figure
+
+
+def _draw_gradient(axis, sweep: Sweep) -> None:
+    """Distance of all pairs against their difference in log learning rate; quartiles, and the range of most pairs."""
+    first, second = np.triu_indices(len(sweep.residuals), 1)
+    logs = np.log10(sweep["learning_rate"])
+    differences = np.round(np.abs(logs[first] - logs[second]), 6)
+    steps = np.unique(differences)
+    width = 0.6 * np.diff(steps).min() if len(steps) > 1 else 0.5
+    values = [sweep.residuals[first, second][differences == step] for step in steps]
+    boxes = {"color": figures.BLUE, "linewidth": 0.9}
+    axis.boxplot(
+        values,
+        positions=steps,
+        widths=width,
+        whis=(5, 95),
+        showfliers=False,
+        manage_ticks=False,
+        medianprops={"color": figures.ORANGE},
+        **{name: boxes for name in ("boxprops", "whiskerprops", "capprops")},
+    )
+    axis.set(xlabel="Difference in log₁₀ learning rate", ylabel=RESIDUAL_LABEL)
 
 
 def _draw_matrix(figure, axis, sweep: Sweep, rate_index: np.ndarray, colours: list) -> None:
@@ -324,16 +618,18 @@ def _draw_matrix(figure, axis, sweep: Sweep, rate_index: np.ndarray, colours: li
 
     order = np.argsort(sweep["place"])
     size = len(order)
-    distances = np.where(np.eye(size, dtype=bool), np.nan, sweep.distances)  # 0 there would flatten the colours
-    image = axis.imshow(distances[np.ix_(order, order)], cmap="cividis", interpolation="nearest")
-    figure.colorbar(image, ax=axis, label="PWCCA distance", shrink=0.8, pad=0.03).outline.set_visible(False)
+    off_diagonal = ~np.eye(size, dtype=bool)
+    distances = np.where(off_diagonal, sweep.residuals, np.nan)  # 0 there would flatten the colours
+    low, high = np.quantile(sweep.residuals[off_diagonal], [0.005, 0.995])
+    image = axis.imshow(distances[np.ix_(order, order)], cmap="cividis", interpolation="nearest", vmin=low, vmax=high)
+    figure.colorbar(image, ax=axis, label=RESIDUAL_LABEL, shrink=0.8, pad=0.03).outline.set_visible(False)
     bar = np.atleast_2d(rate_index[order])
     style = {"cmap": ListedColormap(colours), "vmin": 0, "vmax": len(colours) - 1, "interpolation": "nearest"}
     for box, values in (([-0.07, 0, 0.05, 1], bar.T), ([0, 1.02, 1, 0.05], bar)):
         strip = axis.inset_axes(box)
         strip.imshow(values, aspect="auto", **style)
         strip.set_axis_off()
-    for boundary in np.flatnonzero(np.diff(sweep["cluster"][order])) + 0.5:
+    for boundary in np.flatnonzero(np.diff(sweep.clusters[order])) + 0.5:
         axis.axhline(boundary, color="white", linewidth=0.7)
         axis.axvline(boundary, color="white", linewidth=0.7)
     axis.set(xticks=[0, size - 1], xticklabels=[1, size], yticks=[], xlabel=f"{size} networks, by cluster")
@@ -343,9 +639,9 @@ def _draw_matrix(figure, axis, sweep: Sweep, rate_index: np.ndarray, colours: li
 def _draw_plane(axis, sweep: Sweep) -> None:
     """Generalization error against robustness to ablation, one point per network, by cluster."""
     gap, robustness = 100 * (sweep["train_accuracy"] - sweep["test_accuracy"]), sweep["robustness"]
-    names = np.unique(sweep["cluster"])
+    names = np.unique(sweep.clusters)
     for name, (colour, marker) in zip(names, figures.many_series(), strict=False):
-        in_cluster = sweep["cluster"] == name
+        in_cluster = sweep.clusters == name
         style = {"color": colour, "marker": marker, "linewidths": 0, "alpha": 0.8}
         label = f"cluster {int(name) + 1} ({in_cluster.sum()})"
         axis.scatter(robustness[in_cluster], gap[in_cluster], s=9, label=label, **style)

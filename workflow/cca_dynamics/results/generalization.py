@@ -8,7 +8,7 @@ far memorizing networks are from generalizing ones, compared with each other, de
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Annotated
 
@@ -215,7 +215,7 @@ def _stacked(inputs: Inputs, size: int | None, layer: str, split: str) -> dict[s
     }
 
 
-def _distances(inputs: Inputs, stacked: dict[str, np.ndarray], measures: Sequence[str]) -> pd.DataFrame:
+def _distances(inputs: Inputs, stacked: dict[str, np.ndarray], measures: Mapping[str, str]) -> pd.DataFrame:
     """Distances between all networks of both groups, with the group of each pair."""
     kind = np.repeat(GROUPS, [len(stacked[group]) for group in GROUPS])
     networks = [states for group in GROUPS for states in stacked[group]]

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 from pydantic import AfterValidator
 
-from cca_dynamics.config.base import MANY, Count, Integer, each_once
+from cca_dynamics.config.base import MANY, Count, Integer, Number, each_once
 from cca_dynamics.config.cohorts import Cohort
 from cca_dynamics.config.models import (
     MEASURES_DESCRIPTION,
@@ -26,9 +26,19 @@ from cca_dynamics.config.models import (
     option,
 )
 from cca_dynamics.errors import ConfigError
-from cca_dynamics.results import figures, statistics
-from cca_dynamics.results.claims import Claim, Obstacle, mean_claim, too_few
+from cca_dynamics.results import figures
+from cca_dynamics.results.claims import (
+    REPRODUCED,
+    REVERSED,
+    Claim,
+    Obstacle,
+    all_of,
+    below,
+    exceeds,
+    too_few,
+)
 from cca_dynamics.results.inputs import Inputs
+from cca_dynamics.results.statistics import Estimate, holm
 from cca_dynamics.results.tables import distance_rows, measures_of, select, tidy
 
 KEY = "results.toy_noise"
@@ -48,6 +58,9 @@ class Options(ResultOptions):
         description="Numbers of signal neurons.",
     )
     draws: Integer = option(20, "compute", "claims", ge=2, le=1000, description="Random draws of the layers.")
+    robust: Number = option(
+        0.5, "claims", gt=0, lt=1, description="Robust: PWCCA is below this share of the unweighted mean's distance."
+    )
     measures: Measures = option(
         ("mean_cca", "svcca", "pwcca"), "compute", "claims", "plot", description=MEASURES_DESCRIPTION
     )
@@ -74,7 +87,7 @@ def check(config: StudyConfig, options: Options) -> None:
 
 def obstacles(config: StudyConfig, options: Options) -> list[Obstacle]:
     """Settings under which claims could never be reproduced."""
-    return too_few(f"{KEY}.draws", options.draws, "draws", statistics.smallest_sign_p)
+    return too_few(f"{KEY}.draws", options.draws, "draws")
 
 
 def cohorts(config: StudyConfig, options: Options) -> list[Cohort]:
@@ -118,38 +131,90 @@ def layers(
     return np.hstack([shared, noise[0]]), np.hstack([shared @ rotation, noise[1]])
 
 
+NAMES = {"mean_cca": "the unweighted mean", "svcca": "SVCCA", "pwcca": "PWCCA"}
+PAIRS = (("mean_cca", "svcca"), ("svcca", "pwcca"), ("mean_cca", "pwcca"))
+"""(overestimates more, less)."""
+
+
 def claims(table: pd.DataFrame, options: StageOptions) -> list[Claim]:
-    """The claims of figure 2, under both readings of the noise."""
-    names = {"mean_cca": "the unweighted mean", "svcca": "SVCCA", "pwcca": "PWCCA"}
-    pairs = [("mean_cca", "svcca"), ("svcca", "pwcca"), ("mean_cca", "pwcca")]
-    few = [signal for signal in options.signal if signal <= options.neurons / 2]
+    """The claims of figure 2, under both readings of the noise; each is judged at every number of signal neurons."""
     result = []
     for reading in READINGS:
         rows = select(table, reading=reading)
         by_draw = rows.pivot_table(index="draw", columns=["measure", "signal"], values="value")
-        for index, (more, less) in enumerate(pairs):
-            if not {more, less} <= {*options.measures}:
-                continue
-            excess = (by_draw[more][few] - by_draw[less][few]).mean(axis=1).to_numpy()
-            result.append(
-                mean_claim(
-                    0,
-                    excess,
-                    options.seed + index,
-                    p_value=statistics.wilcoxon_p(excess),
-                    claim=f"toy_noise.{more}_over_{less}.{reading.split()[-1]}",
-                    figure="2",
-                    statement=f"Where little signal is shared, {names[more]} overestimates distance more than "
-                    f"{names[less]} (noise read by its {reading}).",
-                    statistic=f"excess distance, mean over k ≤ {max(few)} of {options.neurons} signal neurons, "
-                    f"noise of {reading} 0.1; n = {options.draws} draws, paired Wilcoxon test",
-                )
-            )
+        result += [
+            _excess_claim(by_draw, more, less, reading, options)
+            for more, less in PAIRS
+            if {more, less} <= {*options.measures}
+        ]
+        if "mean_cca" in options.measures:
+            result.append(_robust_claim(by_draw, reading, options))
     return result
 
 
+def _excess_claim(by_draw: pd.DataFrame, more: str, less: str, reading: str, options: StageOptions) -> Claim:
+    """The claim that one measure overestimates distance more than another, whatever the number of signal neurons."""
+    excess = {signal: Estimate.of_mean(by_draw[more, signal] - by_draw[less, signal]) for signal in options.signal}
+    p_values = holm([estimate.p_at_most(0) for estimate in excess.values()])
+    verdicts = {
+        signal: exceeds(0, estimate.interval(), p)
+        for (signal, estimate), p in zip(excess.items(), p_values, strict=True)
+    }
+    smallest = min(excess, key=lambda signal: excess[signal].value)
+    return Claim(
+        claim=f"toy_noise.{more}_over_{less}.{reading.split()[-1]}",
+        figure="2",
+        source="section 2.2",
+        statement=f"Whatever the share of signal, {NAMES[more]} overestimates distance more than {NAMES[less]} (noise "
+        f"read by its {reading}).",
+        statistic=f"smallest mean excess distance, at k = {smallest} of {options.neurons} signal neurons; "
+        f"{_where(verdicts)}; noise of {reading} 0.1; n = {options.draws} draws, t test at each k, Holm",
+        value=excess[smallest].value,
+        interval=excess[smallest].interval(),
+        p_value=float(max(p_values)),
+        verdict=all_of(list(verdicts.values())),
+    )
+
+
+def _robust_claim(by_draw: pd.DataFrame, reading: str, options: StageOptions) -> Claim:
+    """The claim that PWCCA is robust to noise, whatever the number of signal neurons."""
+    share = {
+        signal: Estimate.of_mean(by_draw["pwcca", signal] / by_draw["mean_cca", signal]) for signal in options.signal
+    }
+    p_values = holm([estimate.map(np.negative).p_at_most(-options.robust) for estimate in share.values()])
+    verdicts = {signal: below(options.robust, estimate.interval()) for signal, estimate in share.items()}
+    largest = max(share, key=lambda signal: share[signal].value)
+    return Claim(
+        claim=f"toy_noise.pwcca_robust.{reading.split()[-1]}",
+        figure="2",
+        source="section 2.2",
+        statement=f"PWCCA is largely robust to noise, whatever the share of signal (noise read by its {reading}).",
+        statistic=f"largest PWCCA distance as a share of the unweighted mean's (below {options.robust:g}), at k = "
+        f"{largest} of {options.neurons} signal neurons; {_where(verdicts)}; noise of {reading} 0.1; n = "
+        f"{options.draws} draws, t test at each k, Holm",
+        value=share[largest].value,
+        interval=share[largest].interval(),
+        p_value=float(max(p_values)),
+        verdict=all_of(list(verdicts.values())),
+    )
+
+
+def _where(verdicts: dict[int, str]) -> str:
+    """At which numbers of signal neurons a statement holds, and at which the reverse does."""
+    holds, reverse = (
+        [str(signal) for signal, verdict in verdicts.items() if verdict == wanted] for wanted in (REPRODUCED, REVERSED)
+    )
+    if len(holds) == len(verdicts):
+        return "it holds at every k"
+    words = f"it holds at {len(holds)} of {len(verdicts)} k" + (f" ({', '.join(holds)})" if holds else "")
+    return words + (f", the reverse at {', '.join(reverse)}" if reverse else "")
+
+
 def plot(table: pd.DataFrame, claims: pd.DataFrame, options: StageOptions):
-    """Distance against the share of signal, one panel per reading of the noise; mean ± std over draws."""
+    """Distance against the share of signal, one panel per reading of the noise; mean ± std over draws.
+
+    A line marks the share from which on SVCCA is below PWCCA.
+    """
     figure, axes = figures.panels(1, len(READINGS), height=2.6)
     rows = table.assign(share=100 * table["signal"] / options.neurons)
     for axis, reading in zip(axes, READINGS, strict=True):
@@ -158,6 +223,21 @@ def plot(table: pd.DataFrame, claims: pd.DataFrame, options: StageOptions):
             figures.mean_with_bars(axis, shown, "share", *style, figures.measure_label(measure))
         axis.set(xlabel="Signal neurons (%)", ylabel="Distance", title=f"noise of {reading} 0.1", xlim=(0, 103))
         figures.headroom(axis, 0.0)
+        if (crossing := _crossing(select(rows, reading=reading))) is not None:
+            axis.axvline(crossing, ymax=0.65, **figures.THRESHOLD)  # below the legend
+            beyond_middle = crossing > 60
+            side = {"ha": "right" if beyond_middle else "left", "fontsize": 6.5}
+            figures.note(axis, "SVCCA below PWCCA", (crossing, 0.6), (-3 if beyond_middle else 3, 0), **side)
     axes[-1].legend(loc="upper right")
     figures.letters(*axes)
     return figure
+
+
+def _crossing(rows: pd.DataFrame) -> float | None:
+    """The smallest share of signal from which on SVCCA's mean distance is below PWCCA's; None: there is none."""
+    means = rows.pivot_table(index="share", columns="measure", values="value").sort_index()
+    if not {"svcca", "pwcca"} <= {*means}:
+        return None
+    above = means.index[means["svcca"] >= means["pwcca"]]
+    from_there = means.index[means.index > above.max()] if len(above) else means.index
+    return float(from_there[0]) if len(from_there) else None

@@ -40,15 +40,17 @@ def train(
 ) -> None:
     """Train the classifiers of one recipe and write them to a folder.
 
-    An epoch visits the training data once in a new random order and drops the last incomplete batch. A run that was
-    killed resumes from its last save and gives the same networks, bit for bit.
+    An epoch visits the training data once in a new random order and drops the last incomplete batch. A network that
+    has reached `stop_at_loss` stays as it is, and later checkpoints hold it unchanged. A run that was killed resumes
+    from its last save and gives the same networks, bit for bit.
 
     Args:
         recipe: how they are trained; with labels "permuted" on the dataset's permuted labels.
         data: a dataset, as `datasets.materialise` writes it.
         out: folder to write, whole or not at all: step-NNNNNN.safetensors (stacked parameters, see `checkpoints`),
             history.parquet (step, epoch, network, loss in nats, train_accuracy against the labels trained on,
-            test_accuracy against the true ones; nan once a network has diverged), recipe.json.
+            test_accuracy against the true ones, and, if networks stop at a loss, stopped_after, the epochs after which
+            each has stopped, nan until then; all nan once a network has diverged), recipe.json.
         device: "cpu" or "cuda".
         report: called with one line per epoch.
         save_minutes, save_steps: the most between two saves, see `resume.Unfinished`.
@@ -78,7 +80,10 @@ def train(
     def evaluate() -> dict[str, Tensor]:
         loss, train_accuracy = network.evaluate(parameters.tensors, x, y)
         _, test_accuracy = network.evaluate(parameters.tensors, test_x, test_y)
-        run.record(run.step / steps_per_epoch, loss=loss, train_accuracy=train_accuracy, test_accuracy=test_accuracy)
+        columns = {"loss": loss, "train_accuracy": train_accuracy, "test_accuracy": test_accuracy}
+        if options.stop_at_loss is not None:
+            columns["stopped_after"] = run.stopped_after
+        run.record(run.step / steps_per_epoch, **columns)
         return {"train": train_accuracy, "test": test_accuracy}
 
     tensors = {
@@ -98,15 +103,18 @@ def train(
             evaluate()
         for epoch in run.epochs():
             changes = None if augment is None else _draw_changes(recipe, epoch, len(x)).to(device)
+            only = (~run.stopped).nonzero()[:, 0] if run.stopped.any() else None
             for batch in run.batches(_draw_batches(recipe, epoch, len(x), device)):
                 losses, gradients = batch_gradients(
-                    network, parameters, inputs, y, batch, augment, changes, map_passes=map_passes
+                    network, parameters, inputs, y, batch, augment, changes, only=only, map_passes=map_passes
                 )
                 run.freeze_diverged(losses, gradients)
-                optimizer(parameters.values, gradients, rates * run.not_diverged * schedule(run.step / last_step))
+                optimizer(parameters.values, gradients, rates * run.training * schedule(run.step / last_step))
                 run.end_step(losses)
                 if run.step in steps_to_store:
                     run.store(parameters.tensors, epoch=run.step / steps_per_epoch)
+            if options.stop_at_loss is not None:
+                run.stop_at_loss(options.stop_at_loss)
             evaluated = (epoch + 1) % options.evaluate_every == 0 or epoch + 1 == options.epochs
             run.end_epoch(**evaluate() if evaluated else {})
 
@@ -146,6 +154,7 @@ def batch_gradients(
     augment: Callable[[Tensor, Tensor], Tensor] | None = None,
     changes: Tensor | None = None,
     *,
+    only: Tensor | None = None,
     map_passes: Callable = map,
 ) -> tuple[Tensor, Tensor]:
     """Each network's mean loss on its batch (N,), and the gradients of all parameters (N, parameters).
@@ -157,6 +166,8 @@ def batch_gradients(
         batch: (N, batch) indices of the examples of each network's batch.
         augment: one of `AUGMENTATIONS`.
         changes: (N, n, 3), how it changes each example for each network.
+        only: indices of the networks to compute; the losses and gradients of the others are 0, and their statistics
+            stay as they are. None: all.
         map_passes: how the passes are computed, see `map_on_all_cores`.
     """
 
@@ -169,10 +180,22 @@ def batch_gradients(
         losses = losses.view(labels.shape).mean(dim=1)
         return losses.detach(), parameters.gradients(losses.sum(), tensors)
 
-    passes, together = parameters.passes, parameters.networks_per_pass
-    changes_of_passes = [None] * len(passes) if changes is None else changes.split(together)
-    losses, gradients = zip(*map_passes(one_pass, passes, batch.split(together), changes_of_passes), strict=True)
-    return torch.cat(losses), torch.cat(gradients)
+    if only is None:
+        passes, together = parameters.passes, parameters.networks_per_pass
+        changes_of_passes = [None] * len(passes) if changes is None else changes.split(together)
+        losses, gradients = zip(*map_passes(one_pass, passes, batch.split(together), changes_of_passes), strict=True)
+        return torch.cat(losses), torch.cat(gradients)
+
+    all_gradients = torch.zeros_like(parameters.values)
+    all_losses = all_gradients.new_zeros(len(batch))
+    indices, passes = zip(*parameters.passes_of(only), strict=True) if len(only) else ((), ())
+    batches = [batch[of_pass] for of_pass in indices]
+    changes_of_passes = [None if changes is None else changes[of_pass] for of_pass in indices]
+    computed = map_passes(one_pass, passes, batches, changes_of_passes)
+    for of_pass, tensors, (losses, gradients) in zip(indices, passes, computed, strict=True):
+        all_losses[of_pass], all_gradients[of_pass] = losses, gradients
+        parameters.take_statistics(of_pass, tensors)
+    return all_losses, all_gradients
 
 
 @contextmanager

@@ -116,7 +116,7 @@ def train(
                     gradients.mul_((options.clip / (norms + 1e-6)).clamp(max=1))
                 rate = options.learning_rate * schedule((epoch + first / (len(text) - 1)) / options.epochs)
                 relative_length = (last - first) / options.window if options.vary_windows else 1.0
-                optimizer(parameters.values, gradients, rate * relative_length * run.not_diverged)
+                optimizer(parameters.values, gradients, rate * relative_length * run.training)
                 for before, after in zip(chain(*carried), chain(*state_after), strict=True):
                     before.copy_(after)
                 mask_states.copy_(torch.stack([masks.get_state() for masks in mask_generators]))

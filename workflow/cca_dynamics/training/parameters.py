@@ -42,6 +42,32 @@ class StackedParameters:
         """The tensors that are not trained."""
         return {name: tensor for name, tensor in self.tensors.items() if name not in self._shapes}
 
+    def passes_of(self, networks: Tensor) -> list[tuple[Tensor, dict[str, Tensor]]]:
+        """Passes of some networks alone, the others left out.
+
+        Args:
+            networks: their indices.
+
+        Returns:
+            For each pass the indices of its networks and a dict as in `passes`, of copies where networks share a pass.
+        """
+        result = []
+        for indices in networks.split(self.networks_per_pass):
+            if self.networks_per_pass == 1:
+                result.append((indices, self.passes[int(indices)]))
+                continue
+            tensors = {name: tensor.detach()[indices] for name, tensor in self.tensors.items()}
+            for name in self._shapes:
+                tensors[name].requires_grad_()
+            result.append((indices, tensors))
+        return result
+
+    def take_statistics(self, networks: Tensor, tensors: dict[str, Tensor]) -> None:
+        """Take over the running statistics of one of `passes_of`, where they are copies."""
+        if self.networks_per_pass > 1:
+            for name, statistic in self.statistics.items():
+                statistic[networks] = tensors[name]
+
     def by_name(self, values: Tensor) -> dict[str, Tensor]:
         """The trained parameters in a matrix like `values`: name → (N, ...), views of it."""
         parts = values.split([shape.numel() for shape in self._shapes.values()], dim=1)

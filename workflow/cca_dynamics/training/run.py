@@ -5,7 +5,7 @@
             for batch in run.batches(batches_of(epoch)):
                 losses, gradients = ...
                 run.freeze_diverged(losses, gradients)
-                ...  # update the parameters of the networks of run.not_diverged
+                ...  # update the parameters of the networks of run.training
                 run.end_step(losses)
             run.end_epoch()
 
@@ -81,7 +81,8 @@ class TrainingRun:
     Attributes:
         step: finished steps, in all; 0: the run has just begun.
         steps_of_epoch: finished steps of the current epoch.
-        not_diverged: (N, 1), whether each network still trains.
+        not_diverged: (N, 1), whether the numbers of each network are finite.
+        stopped_after: (N,), epochs after which each network had reached the loss at which it stops; nan: it has not.
     """
 
     def __init__(
@@ -95,10 +96,12 @@ class TrainingRun:
         networks = len(recipe.networks)
         self.step = self.steps_of_epoch = 0
         self.not_diverged = torch.ones(networks, 1, dtype=torch.bool, device=device)
+        self.stopped_after = torch.full((networks,), math.nan, device=device)
         self._recipe, self._work, self._report = recipe, work, report
         self._epoch, self._history = 0, []
         self._loss_sum, self._loss_weight = torch.zeros(networks, device=device), 0
-        tensors = {**tensors, "run": {"not_diverged": self.not_diverged, "loss_sum": self._loss_sum}}
+        of_run = {"not_diverged": self.not_diverged, "stopped_after": self.stopped_after, "loss_sum": self._loss_sum}
+        tensors = {**tensors, "run": of_run}
         self._tensors = {f"{group}.{name}": t for group, members in tensors.items() for name, t in members.items()}
         self._start: tuple[float, float] | None = None  # when the first step began, and epochs that were done by then
         if self._load_training_state():
@@ -128,20 +131,30 @@ class TrainingRun:
                 self._work.step(self._training_state)
             yield batches[number]
 
+    @property
+    def stopped(self) -> Tensor:
+        """(N,), whether each network has reached the loss at which it stops."""
+        return self.stopped_after.isfinite()
+
+    @property
+    def training(self) -> Tensor:
+        """(N, 1), whether each network still trains: it has neither diverged nor stopped."""
+        return self.not_diverged & ~self.stopped[:, None]
+
     def freeze_diverged(self, losses: Tensor, gradients: Tensor) -> None:
         """Freeze the networks whose loss or gradient is not finite, for good; nothing of it reaches the others.
 
-        An update whose rates are multiplied by `not_diverged` leaves them as they are.
+        An update whose rates are multiplied by `training` leaves frozen networks as they are.
 
         Args:
             losses: (N,).
             gradients: (N, parameters); set to zero for frozen networks.
         """
         finite = (losses.isfinite() & gradients.sum(dim=1).isfinite())[:, None]
-        diverged = self.not_diverged & ~finite
-        self.not_diverged &= finite
-        if not self.not_diverged.all():
-            gradients.masked_fill_(~self.not_diverged, 0)
+        diverged = self.training & ~finite
+        self.not_diverged &= ~diverged
+        if not (training := self.training).all():
+            gradients.masked_fill_(~training, 0)
         for index in diverged[:, 0].nonzero()[:, 0].tolist():
             self._report(f"network {self._recipe.networks[index]} diverged in step {self.step} and is frozen")
 
@@ -161,6 +174,10 @@ class TrainingRun:
         """Each network's mean loss over the steps of this epoch so far (N,)."""
         return self._loss_sum / self._loss_weight
 
+    def stop_at_loss(self, threshold: float) -> None:
+        """Stop the networks whose mean loss over this epoch is at most a threshold, in nats, for good."""
+        self.stopped_after[(self.mean_losses() <= threshold) & self.training[:, 0]] = self._epoch + 1
+
     def store(self, state: dict[str, Tensor], epoch: float) -> None:
         """Store the networks as they are after this step, see `checkpoints.save`."""
         checkpoints.save(state, self._work.output, step=self.step, epoch=epoch, recipe=self._recipe)
@@ -179,7 +196,8 @@ class TrainingRun:
         """Count an epoch, report it, and save the state if it is time to.
 
         Args:
-            measures: name → (N,), reported as means over the networks that have not diverged.
+            measures: name → (N,), reported as means over the networks that have not diverged; the loss, over those that
+                trained in this epoch.
 
         Raises:
             Interrupted: the process was interrupted; the state is saved.
@@ -188,9 +206,13 @@ class TrainingRun:
         begin, epochs_before = self._start
         epochs = self._recipe.training.epochs
         seconds_left = (time.monotonic() - begin) / (self._epoch - epochs_before) * (epochs - self._epoch)
-        means = {"loss": self.mean_losses(), **measures}
-        means = [f"{name} {_mean_of_finite(self._defined(values)):.3f}" for name, values in means.items()]
-        self._report(f"epoch {self._epoch}/{epochs} · {' · '.join(means)} · {math.ceil(seconds_left)} s left")
+        words = []
+        if (trained := ~(self.stopped_after < self._epoch)).any():
+            measures = {"loss": self.mean_losses().where(trained, math.nan), **measures}
+        words += [f"{name} {_mean_of_finite(self._defined(values)):.3f}" for name, values in measures.items()]
+        if stopped := int(self.stopped.sum()):
+            words.append(f"{stopped} of {len(self.stopped)} networks have stopped")
+        self._report(f"epoch {self._epoch}/{epochs} · {' · '.join(words)} · {math.ceil(seconds_left)} s left")
         self._loss_sum.zero_()
         self._loss_weight = self.steps_of_epoch = 0
         self._work.step(self._training_state)
