@@ -105,7 +105,11 @@ class Options(TrainedResultOptions):
     )
 
 
-ALTERNATIVES = {"pwcca": ("pwcca_squared",), "margin": (0.02, 0.1), "dataset": ({"name": "digits"},)}
+ALTERNATIVES = {
+    "pwcca": ("pwcca_squared", "pwcca_thresholded"),
+    "margin": (0.02, 0.1),
+    "dataset": ({"name": "digits"},),
+}
 """Other values that the paper's words allow, the default of multiverse.generalization."""
 
 

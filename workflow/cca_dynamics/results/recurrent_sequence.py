@@ -64,7 +64,7 @@ class Options(ResultOptions):
     pwcca: Pwcca = option("pwcca", "compute", "plot", description=PWCCA_DESCRIPTION)
 
 
-ALTERNATIVES = {"pwcca": ("pwcca_squared",)}
+ALTERNATIVES = {"pwcca": ("pwcca_squared", "pwcca_thresholded")}
 """Other values that the paper's words allow, the default of multiverse.recurrent_sequence."""
 
 

@@ -87,9 +87,9 @@ class Options(TrainedResultOptions):
 
 
 ALTERNATIVES = {
-    "pwcca": ("pwcca_squared",),
-    "filters": (8,),
-    "training.weight_decay": (0,),
+    "pwcca": ("pwcca_squared", "pwcca_thresholded"),
+    "filters": (8, 32),
+    "training.weight_decay": (0.005,),
     "dataset": ({"name": "digits"},),
 }
 """Other values that the paper's words allow, the default of multiverse.width."""
