@@ -103,7 +103,7 @@ def test_values_that_look_alike_have_different_names():
             "no such reading",
         ),
         ({"width": {"training.learning_rat": [1]}}, "width.training.learning_rat", "did you mean learning_rate"),
-        ({"toy_rnn": {"networks": list(range(2, 601))}}, "toy_rnn", "asks for 599 readings, more than 500"),
+        ({"toy_rnn": {"networks": list(range(2, 601))}}, "toy_rnn", "asks for 4,792 readings, more than 500"),
         ({"width": {"filters": 3}}, "width.filters", "3 is not of type array"),
         ({"widht": {}}, "widht", "did you mean width"),
     ],
@@ -253,6 +253,13 @@ def test_the_table_has_a_row_for_each_claim_and_reading(collected):
     }
     row = collected[collected["variant"] == "readings/width-filters-3"].iloc[0]
     assert json.loads(row["reading"]) == {"filters": "3", "training.weight_decay": "0.005"}
+
+
+def test_a_reading_that_changes_nothing_is_left_out(tmp_path):
+    own, one, other = readings(study_with({"width": {"filters": [2, 3]}}))["width"]
+    paths = [made_up_claims(tmp_path, "width", NAMES["width"], number) for number in (0, 1)]
+    table = multiverse.collect([own, one, other], [paths[0], paths[0], paths[1]])
+    assert list(table["variant"].unique()) == ["", other.name]
 
 
 def test_the_last_words_of_a_claim_s_name_are_a_reading_too(collected):

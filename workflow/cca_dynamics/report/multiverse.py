@@ -86,11 +86,16 @@ def write(config: dict, tables: Sequence[Path], table: Path, out: Sequence[Path]
 def collect(listed: Sequence[Reading], tables: Sequence[Path]) -> pd.DataFrame:
     """The claims of each reading in one table, with the columns `COLUMNS`.
 
+    A reading whose table of claims is that of an earlier one changes nothing in this study, and is left out.
+
     Raises:
         DamagedFile: a table of claims cannot be read.
     """
-    rows = []
+    rows, seen = [], set()
     for reading, path in zip(listed, tables, strict=True):
+        if path in seen:
+            continue
+        seen.add(path)
         text = json.dumps(reading.choices, ensure_ascii=False)
         rows.append(claims.read(path).assign(variant=reading.name, reading=text))
     return pd.concat(rows, ignore_index=True)[COLUMNS]

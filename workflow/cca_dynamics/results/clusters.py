@@ -119,7 +119,7 @@ class Options(TrainedResultOptions):
     pwcca: Pwcca = option("pwcca", "compute", description=PWCCA_DESCRIPTION)
 
 
-ALTERNATIVES = {"pwcca": ("pwcca_squared",), "linkage": ("complete", "average"), "layer": ("conv3", "conv5")}
+ALTERNATIVES = {"pwcca": ("pwcca_squared",), "layer": ("conv3", "conv5"), "linkage": ("complete",)}
 """Other values that the paper's words allow, the default of multiverse.clusters."""
 
 

@@ -69,7 +69,7 @@ class Options(ResultOptions):
     pwcca: Pwcca = option("pwcca", "compute", "plot", description=PWCCA_DESCRIPTION)
 
 
-ALTERNATIVES = {"pwcca": ("pwcca_squared",), "length": (5000,)}
+ALTERNATIVES = {"pwcca": ("pwcca_squared", "pwcca_thresholded"), "length": (5000,)}
 """Other values that the paper's words allow, the default of multiverse.recurrent_sequence."""
 
 

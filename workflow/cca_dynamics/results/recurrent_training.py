@@ -59,7 +59,7 @@ class Options(ResultOptions):
     pwcca: Pwcca = option("pwcca", "compute", "plot", description=PWCCA_DESCRIPTION)
 
 
-ALTERNATIVES = {"pwcca": ("pwcca_squared",), "language_training.schedule": ("linear",)}
+ALTERNATIVES = {"pwcca": ("pwcca_squared", "pwcca_thresholded"), "language_training.schedule": ("linear",)}
 """Other values that the paper's words allow, the default of multiverse.recurrent_training."""
 
 
