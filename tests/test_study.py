@@ -31,7 +31,7 @@ from tests.builders import ROOT, changed
         ("results.stability.early_epoch", 30, "results.stability.early_epoch", "lower it or train longer"),
         ("results.stability.early_epoch", 20, "results.stability.early_epoch", "lower it or train longer"),
         ("results.stability.layer", "conv9", "results.stability.layer", "conv1 to conv5"),
-        ("results.width.filters", 17, "results.width.filters", "16 or fewer"),
+        ("results.width.filters", 33, "results.width.filters", "32 or fewer"),
         ("results.width.layer", "softmax", "results.width.layer", "convolutional"),
         ("results.width.multipliers", [1, 1, 2], "results.width.multipliers", "once"),
         ("results.generalization.late_layers", ["conv4", "conv7"], "late_layers", "conv1 to conv5"),
@@ -189,9 +189,9 @@ def test_other_kinds_of_values_are_refused(default_config, key, value):
 
 def test_a_result_that_is_no_target_is_checked_when_it_is_asked_for(default_config):
     default_config["targets"] = ["stability"]
-    study = Study(changed(default_config, "results.width.filters", 17))
+    study = Study(changed(default_config, "results.width.filters", 33))
     assert "width-1" not in study.cohorts and "stability" in study.cohorts
-    with pytest.raises(ConfigError, match=r"results\.width\.filters: .* 16 or fewer"):
+    with pytest.raises(ConfigError, match=r"results\.width\.filters: .* 32 or fewer"):
         study.cohorts_of("width")
 
 
@@ -277,9 +277,12 @@ def test_defaults_are_filled_in(default_config):
 
 
 def test_a_result_overrides_the_base_recipe_alone(default_config):
+    own, base = default_config["results"]["stability"]["training"], default_config["training"]
+    assert own["learning_rate"] != base["learning_rate"]
     config = Study(default_config).config
-    assert config.training_of("stability").learning_rate == 0.05
-    assert config.training_of("generalization").learning_rate == default_config["training"]["learning_rate"]
+    assert config.training_of("stability").learning_rate == own["learning_rate"]
+    assert config.training_of("stability").momentum == base["momentum"]
+    assert config.training_of("generalization").learning_rate == base["learning_rate"]
 
 
 def test_another_architecture_ignores_keys_that_an_overlay_inherits(default_config):
