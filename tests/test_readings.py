@@ -8,11 +8,13 @@ import pandas as pd
 import pytest
 import yaml
 from cca_dynamics import cli
+from cca_dynamics.config.models import StageOptions
 from cca_dynamics.errors import ConfigError, DamagedFile
 from cca_dynamics.readings import changes_of, in_words, paths_of_claims, readings
 from cca_dynamics.report import multiverse
-from cca_dynamics.results import claims
+from cca_dynamics.results import claims, width
 from cca_dynamics.results.claims import NOT_TESTABLE, REPRODUCED, VERDICTS
+from cca_dynamics.results.tables import distance_table, measures_of
 from cca_dynamics.study import Study
 from cca_dynamics.variants import Family, Job
 
@@ -214,6 +216,25 @@ def test_a_wrong_reading_ends_the_run_before_any_job(tmp_path):
     assert run.returncode and "multiverse.width.layr: width has no such reading" in run.stdout + run.stderr
 
 
+def test_another_measure_may_stand_for_pwcca():
+    options = width.Options(measures=("pwcca", "cosine"), pwcca="pwcca_squared")
+    measures = measures_of(StageOptions(options, "compute"))
+    assert measures == {"pwcca": "pwcca_squared", "cosine": "cosine"}
+    layers = list(np.random.default_rng(0).normal(size=(3, 60, 5)))
+    squared, plain = distance_table(layers, ["pwcca_squared"]), distance_table(layers, ["pwcca"])
+    read = distance_table(layers, measures)
+    assert list(read["measure"].unique()) == ["pwcca", "cosine"]
+    np.testing.assert_array_equal(read.loc[read["measure"] == "pwcca", "value"], squared["value"])
+    assert (squared["value"] != plain["value"]).all()
+
+
+def test_only_readings_of_pwcca_stand_for_it():
+    with pytest.raises(
+        ConfigError, match=r"results\.width\.pwcca: 'svcca' is not known; choose one of pwcca, pwcca_sq"
+    ):
+        Study({**SMOKE, "results": {"width": {"pwcca": "svcca"}}})
+
+
 # The table and the figures.
 
 
@@ -252,7 +273,7 @@ def test_the_table_has_a_row_for_each_claim_and_reading(collected):
         **{f"toy_noise.{name}": 2 for name in NAMES["toy_noise"]},
     }
     row = collected[collected["variant"] == "readings/width-filters-3"].iloc[0]
-    assert json.loads(row["reading"]) == {"filters": "3", "training.weight_decay": "0.005"}
+    assert json.loads(row["reading"]) == {"filters": "3", "training.weight_decay": "0"}
 
 
 def test_a_reading_that_changes_nothing_is_left_out(tmp_path):
