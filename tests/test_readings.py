@@ -324,6 +324,26 @@ def test_curves_show_every_reading_in_order_and_what_it_chooses(collected):
     assert multiverse.draw_curves(collected[collected["claim"] == "toy_noise.svcca_over_pwcca.variance"]) is None
 
 
+def test_no_text_of_the_overview_lies_on_another():
+    rng = np.random.default_rng(0)
+    values = -(10.0 ** rng.uniform(-5, 3, 60))
+    columns = {"claim": [f"width.{'long_name_' * 3}{i // 2}" for i in range(60)], "variant": ["", "readings/a"] * 30}
+    rest = {
+        "reading": "{}",
+        "value": values,
+        "ci_low": values,
+        "ci_high": values,
+        "p_value": 0.5,
+        "verdict": REPRODUCED,
+    }
+    figure = multiverse.draw_overview(pd.DataFrame(columns | rest)[multiverse.COLUMNS])
+    renderer = figure.canvas.get_renderer()
+    boxes = [text.get_window_extent(renderer) for text in figure.axes[0].texts if text.get_text()]
+    assert len(boxes) > 100
+    lying_on = [(a, b) for i, a in enumerate(boxes) for b in boxes[:i] if a.overlaps(b) and abs(a.y0 - b.y0) < 1]
+    assert not lying_on and all(box.x1 <= figure.bbox.x1 for box in boxes)
+
+
 def test_a_few_wide_intervals_do_not_flatten_the_others():
     values = np.array([0.1, 0.2, 0.3])
     low, high = multiverse._limits(values, values - np.array([0.1, 0.1, 1e6]), values + np.array([0.1, 0.1, 1e6]))
