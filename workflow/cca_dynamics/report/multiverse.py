@@ -191,7 +191,7 @@ def draw_overview(table: pd.DataFrame):
     results = rows["claim"].map(result_of)
     headings = results != results.shift()
     position = np.arange(len(rows)) + headings.cumsum().to_numpy()
-    row_height, top, bottom, names, bar = 0.15, 0.35, 0.35, 2.2, 2.2
+    row_height, top, bottom, names, bar = 0.15, 0.35, 0.35, 2.2, 1.85
     lines = int(position.max()) + 1
     height = top + row_height * lines + bottom
     figure, (page,) = figures.panels(1, 1, height)
@@ -200,7 +200,7 @@ def draw_overview(table: pd.DataFrame):
     page.set_axis_off()
     page.set(xlim=(0, figures.WIDTH), ylim=(height, 0))
     text = {"fontsize": SMALL, "va": "center"}
-    columns = names + bar + np.array([0.85, 1.5, 2.4])
+    columns = names + bar + np.array([0.85, 1.5, 2.85])
     for column, words in zip(columns, ("reproduced in", "this study", "lowest … highest"), strict=True):
         page.text(column, top - 0.08, words, ha="right", **text)
     page.text(names, top - 0.08, "readings by verdict", ha="left", **text)
@@ -272,7 +272,7 @@ def draw_curves(table: pd.DataFrame):
             _label_rows(matrix, levels, labels)
         (counted,) = summary(rows.assign(claim=claim)).to_dict("records")
         curve.text(0, 1.17, _shortened(name_of(claim)), transform=curve.transAxes, fontsize=SMALL, fontweight="bold")
-        holds = f"reproduced in {share_in_words(counted)}"
+        holds = f"reproduced in {share_in_words(counted)}" if counted["readings"] else NOT_TESTABLE
         curve.text(0, 1.05, holds, transform=curve.transAxes, fontsize=SMALL, color=figures.GREY)
     _legend_of_verdicts(figure, set(table["verdict"]))
     return figure
