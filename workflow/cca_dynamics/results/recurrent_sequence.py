@@ -30,7 +30,7 @@ from cca_dynamics.config.models import (
 )
 from cca_dynamics.errors import ConfigError, UserError
 from cca_dynamics.results import figures, language_models, statistics
-from cca_dynamics.results.claims import MISSED, Claim, Obstacle, mean_claim, missed_claims, too_few
+from cca_dynamics.results.claims import MISSED, SHARES, Claim, Obstacle, mean_claim, missed_claims, too_few
 from cca_dynamics.results.inputs import Inputs
 from cca_dynamics.results.layers import require_data_points
 from cca_dynamics.results.statistics import Estimate
@@ -214,6 +214,7 @@ def claims(table: pd.DataFrame, options: StageOptions) -> list[Claim]:
             statistics.ordered_pairs(by_start),
             0.5,
             no_effect=0.5,
+            limits=SHARES,
             p_value=statistics.matched_jonckheere_p(by_start, options.seed),
         ),
         *missed_claims(
