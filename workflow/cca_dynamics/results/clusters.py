@@ -594,7 +594,7 @@ def _draw_gradient(axis, sweep: Sweep) -> None:
     """Distance of all pairs against their difference in log learning rate; quartiles, and the range of most pairs."""
     first, second = np.triu_indices(len(sweep.residuals), 1)
     logs = np.log10(sweep["learning_rate"])
-    differences = np.round(np.abs(logs[first] - logs[second]), 6)
+    differences = np.round(np.abs(logs[first] - logs[second]), 1)  # rates such as .01, .03, .1 are half decades apart
     steps = np.unique(differences)
     width = 0.6 * np.diff(steps).min() if len(steps) > 1 else 0.5
     values = [sweep.residuals[first, second][differences == step] for step in steps]

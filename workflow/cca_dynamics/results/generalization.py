@@ -687,5 +687,5 @@ def _draw_sizes(axis, table: pd.DataFrame, layers: Sequence[str]) -> None:
     axis.axhline(0, **figures.THRESHOLD)
     axis.set_xscale("log", base=2)
     axis.xaxis.set_major_formatter("{x:g}")
-    axis.set(xlabel="Training examples per unit", ylabel="Inter − memorizing distance")
+    axis.set(xlabel="Training examples per unit", ylabel="Inter − memorizing")
     axis.legend(loc="lower right", bbox_to_anchor=(1, 1), borderaxespad=0.2, ncols=len(layers) + 1)
