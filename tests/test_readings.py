@@ -8,11 +8,13 @@ import pandas as pd
 import pytest
 import yaml
 from cca_dynamics import cli
+from cca_dynamics.config.models import StageOptions
 from cca_dynamics.errors import ConfigError, DamagedFile
 from cca_dynamics.readings import changes_of, in_words, paths_of_claims, readings
 from cca_dynamics.report import multiverse
-from cca_dynamics.results import claims
+from cca_dynamics.results import claims, width
 from cca_dynamics.results.claims import NOT_TESTABLE, REPRODUCED, VERDICTS
+from cca_dynamics.results.tables import distance_table, measures_of
 from cca_dynamics.study import Study
 from cca_dynamics.variants import Family, Job
 
@@ -103,7 +105,7 @@ def test_values_that_look_alike_have_different_names():
             "no such reading",
         ),
         ({"width": {"training.learning_rat": [1]}}, "width.training.learning_rat", "did you mean learning_rate"),
-        ({"toy_rnn": {"networks": list(range(2, 601))}}, "toy_rnn", "asks for 599 readings, more than 500"),
+        ({"toy_rnn": {"networks": list(range(2, 601))}}, "toy_rnn", "asks for 4,792 readings, more than 500"),
         ({"width": {"filters": 3}}, "width.filters", "3 is not of type array"),
         ({"widht": {}}, "widht", "did you mean width"),
     ],
@@ -214,6 +216,25 @@ def test_a_wrong_reading_ends_the_run_before_any_job(tmp_path):
     assert run.returncode and "multiverse.width.layr: width has no such reading" in run.stdout + run.stderr
 
 
+def test_another_measure_may_stand_for_pwcca():
+    options = width.Options(measures=("pwcca", "cosine"), pwcca="pwcca_squared")
+    measures = measures_of(StageOptions(options, "compute"))
+    assert measures == {"pwcca": "pwcca_squared", "cosine": "cosine"}
+    layers = list(np.random.default_rng(0).normal(size=(3, 60, 5)))
+    squared, plain = distance_table(layers, ["pwcca_squared"]), distance_table(layers, ["pwcca"])
+    read = distance_table(layers, measures)
+    assert list(read["measure"].unique()) == ["pwcca", "cosine"]
+    np.testing.assert_array_equal(read.loc[read["measure"] == "pwcca", "value"], squared["value"])
+    assert (squared["value"] != plain["value"]).all()
+
+
+def test_only_readings_of_pwcca_stand_for_it():
+    with pytest.raises(
+        ConfigError, match=r"results\.width\.pwcca: 'svcca' is not known; choose one of pwcca, pwcca_sq"
+    ):
+        Study({**SMOKE, "results": {"width": {"pwcca": "svcca"}}})
+
+
 # The table and the figures.
 
 
@@ -255,6 +276,13 @@ def test_the_table_has_a_row_for_each_claim_and_reading(collected):
     assert json.loads(row["reading"]) == {"filters": "3", "training.weight_decay": "0"}
 
 
+def test_a_reading_that_changes_nothing_is_left_out(tmp_path):
+    own, one, other = readings(study_with({"width": {"filters": [2, 3]}}))["width"]
+    paths = [made_up_claims(tmp_path, "width", NAMES["width"], number) for number in (0, 1)]
+    table = multiverse.collect([own, one, other], [paths[0], paths[0], paths[1]])
+    assert list(table["variant"].unique()) == ["", other.name]
+
+
 def test_the_last_words_of_a_claim_s_name_are_a_reading_too(collected):
     of_claim = multiverse.by_claim(collected)
     assert list(of_claim) == ["toy_noise.svcca_over_pwcca", "width.fitted", "width.raw_miss_it_cosine"]
@@ -294,6 +322,26 @@ def test_curves_show_every_reading_in_order_and_what_it_chooses(collected):
     labels = {text.get_text().strip() for text in matrices[0].texts}
     assert {"filters", "2", "3", "6", "weight decay", "0.1"} <= labels
     assert multiverse.draw_curves(collected[collected["claim"] == "toy_noise.svcca_over_pwcca.variance"]) is None
+
+
+def test_no_text_of_the_overview_lies_on_another():
+    rng = np.random.default_rng(0)
+    values = -(10.0 ** rng.uniform(-5, 3, 60))
+    columns = {"claim": [f"width.{'long_name_' * 3}{i // 2}" for i in range(60)], "variant": ["", "readings/a"] * 30}
+    rest = {
+        "reading": "{}",
+        "value": values,
+        "ci_low": values,
+        "ci_high": values,
+        "p_value": 0.5,
+        "verdict": REPRODUCED,
+    }
+    figure = multiverse.draw_overview(pd.DataFrame(columns | rest)[multiverse.COLUMNS])
+    renderer = figure.canvas.get_renderer()
+    boxes = [text.get_window_extent(renderer) for text in figure.axes[0].texts if text.get_text()]
+    assert len(boxes) > 100
+    lying_on = [(a, b) for i, a in enumerate(boxes) for b in boxes[:i] if a.overlaps(b) and abs(a.y0 - b.y0) < 1]
+    assert not lying_on and all(box.x1 <= figure.bbox.x1 for box in boxes)
 
 
 def test_a_few_wide_intervals_do_not_flatten_the_others():

@@ -373,3 +373,10 @@ def test_weighted_correlation_and_slope(rng):
     assert statistics.weighted_pearson(x, y, weights) == pytest.approx(expected)
     assert statistics.weighted_pearson(np.ones(7), y, weights) == pytest.approx([0, 0])
     assert statistics.slope(x, np.stack([y, 2 * y])) == pytest.approx([np.polyfit(x, row, 1)[0] for row in (y, 2 * y)])
+
+
+def test_the_interval_of_a_share_ends_where_shares_end():
+    claim = mean_claim(
+        0.5, np.array([1.0, 0.9, 1.0]), limits=(0, 1), claim="a.b", figure="1", statement="", statistic=""
+    )
+    assert claim.interval[1] == 1 and claim.interval[0] < claim.value

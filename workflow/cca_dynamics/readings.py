@@ -219,8 +219,8 @@ def in_words(value: Any) -> str:
             return f"{value:g}"
         case list() | tuple():
             return ", ".join(map(in_words, value))
-        case dict() if list(value) == ["name"]:
-            return str(value["name"])
         case dict():
-            return ", ".join(f"{key} {in_words(inner)}" for key, inner in value.items())
+            return ", ".join(
+                in_words(inner) if key == "name" else f"{key} {in_words(inner)}" for key, inner in value.items()
+            )
     return str(value)

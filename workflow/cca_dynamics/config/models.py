@@ -135,8 +135,8 @@ class Documentation(TextOptions):
         pattern=r"^[A-Za-z_][A-Za-z0-9_]*$",
         description="Installed package whose docstrings are read, as an import names it.",
     )
-    train_characters: Integer = Field(280_000, ge=1000, le=MANY, description="Size of the training text.")
-    valid_characters: Integer = Field(45_000, ge=1000, le=MANY, description="Size of the held-out text.")
+    train_characters: Integer = Field(200_000, ge=1000, le=MANY, description="Size of the training text.")
+    valid_characters: Integer = Field(30_000, ge=1000, le=MANY, description="Size of the held-out text.")
 
 
 class TextFolder(TextOptions):

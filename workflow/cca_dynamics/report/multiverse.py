@@ -86,11 +86,16 @@ def write(config: dict, tables: Sequence[Path], table: Path, out: Sequence[Path]
 def collect(listed: Sequence[Reading], tables: Sequence[Path]) -> pd.DataFrame:
     """The claims of each reading in one table, with the columns `COLUMNS`.
 
+    A reading whose table of claims is that of an earlier one changes nothing in this study, and is left out.
+
     Raises:
         DamagedFile: a table of claims cannot be read.
     """
-    rows = []
+    rows, seen = [], set()
     for reading, path in zip(listed, tables, strict=True):
+        if path in seen:
+            continue
+        seen.add(path)
         text = json.dumps(reading.choices, ensure_ascii=False)
         rows.append(claims.read(path).assign(variant=reading.name, reading=text))
     return pd.concat(rows, ignore_index=True)[COLUMNS]
@@ -186,7 +191,7 @@ def draw_overview(table: pd.DataFrame):
     results = rows["claim"].map(result_of)
     headings = results != results.shift()
     position = np.arange(len(rows)) + headings.cumsum().to_numpy()
-    row_height, top, bottom, names, bar = 0.15, 0.35, 0.35, 2.2, 2.2
+    row_height, top, bottom, names, bar = 0.15, 0.35, 0.35, 2.2, 1.85
     lines = int(position.max()) + 1
     height = top + row_height * lines + bottom
     figure, (page,) = figures.panels(1, 1, height)
@@ -195,7 +200,7 @@ def draw_overview(table: pd.DataFrame):
     page.set_axis_off()
     page.set(xlim=(0, figures.WIDTH), ylim=(height, 0))
     text = {"fontsize": SMALL, "va": "center"}
-    columns = names + bar + np.array([0.85, 1.5, 2.4])
+    columns = names + bar + np.array([0.85, 1.5, 2.85])
     for column, words in zip(columns, ("reproduced in", "this study", "lowest … highest"), strict=True):
         page.text(column, top - 0.08, words, ha="right", **text)
     page.text(names, top - 0.08, "readings by verdict", ha="left", **text)
@@ -267,7 +272,7 @@ def draw_curves(table: pd.DataFrame):
             _label_rows(matrix, levels, labels)
         (counted,) = summary(rows.assign(claim=claim)).to_dict("records")
         curve.text(0, 1.17, _shortened(name_of(claim)), transform=curve.transAxes, fontsize=SMALL, fontweight="bold")
-        holds = f"reproduced in {share_in_words(counted)}"
+        holds = f"reproduced in {share_in_words(counted)}" if counted["readings"] else NOT_TESTABLE
         curve.text(0, 1.05, holds, transform=curve.transAxes, fontsize=SMALL, color=figures.GREY)
     _legend_of_verdicts(figure, set(table["verdict"]))
     return figure

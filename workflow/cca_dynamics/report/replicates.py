@@ -18,7 +18,7 @@ from cca_dynamics.runtime.storage import replacing
 COLUMNS = ["claim", "seed", "value", "ci_low", "ci_high", "p_value", "verdict"]
 """Columns of results/<study>/replicates.csv; all but the seed as in a table of claims."""
 COLOURS = {
-    "reproduced": "#009E73",
+    "reproduced": "#66C2A5",
     "reversed": "#D55E00",
     "not reproduced": "#E8A33D",
     "inconclusive": "#BDD7EE",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from math import isnan, nan
+from math import inf, isnan, nan
 from pathlib import Path
 from typing import NamedTuple
 
@@ -32,6 +32,8 @@ VERDICTS = (REPRODUCED, REVERSED, NOT_REPRODUCED, INCONCLUSIVE, NOT_TESTABLE)
 
 Interval = tuple[float, float]
 UNKNOWN: Interval = (nan, nan)
+EVERYTHING: Interval = (-inf, inf)
+SHARES: Interval = (0.0, 1.0)
 
 
 class Obstacle(NamedTuple):
@@ -209,7 +211,13 @@ def provided(precondition: Claim, claims: Sequence[Claim]) -> list[Claim]:
 
 
 def mean_claim(
-    threshold: float, values: np.ndarray, *, p_value: float | None = None, no_effect: float = 0.0, **fields: object
+    threshold: float,
+    values: np.ndarray,
+    *,
+    p_value: float | None = None,
+    no_effect: float = 0.0,
+    limits: Interval = EVERYTHING,
+    **fields: object,
 ) -> Claim:
     """The claim that the mean over networks exceeds a threshold, with Student's interval.
 
@@ -218,17 +226,26 @@ def mean_claim(
         values: (N,), one per network.
         p_value: of a test of the same statement; default: the one-sided t test that belongs to the interval.
         no_effect: the mean below which the effect is the opposite one.
+        limits: between which the mean lies by its definition, as (0, 1) for shares; the interval ends there.
         fields: the other attributes of `Claim`.
     """
-    return estimate_claim(threshold, Estimate.of_mean(values), p_value=p_value, no_effect=no_effect, **fields)
+    how = {"p_value": p_value, "no_effect": no_effect, "limits": limits}
+    return estimate_claim(threshold, Estimate.of_mean(values), **how, **fields)
 
 
 def estimate_claim(
-    threshold: float, estimate: Estimate, *, p_value: float | None = None, no_effect: float = 0.0, **fields: object
+    threshold: float,
+    estimate: Estimate,
+    *,
+    p_value: float | None = None,
+    no_effect: float = 0.0,
+    limits: Interval = EVERYTHING,
+    **fields: object,
 ) -> Claim:
     """The claim that an estimate exceeds a threshold; arguments as of `mean_claim`."""
     p_value = estimate.p_at_most(threshold) if p_value is None else p_value
-    how = {"interval": estimate.interval(), "p_value": p_value, "no_effect": no_effect}
+    interval = tuple(float(end) for end in np.clip(estimate.interval(), *limits))
+    how = {"interval": interval, "p_value": p_value, "no_effect": no_effect}
     return Claim.exceeding(threshold, value=estimate.value, **how, **fields)
 
 

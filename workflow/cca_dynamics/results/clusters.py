@@ -119,7 +119,7 @@ class Options(TrainedResultOptions):
     pwcca: Pwcca = option("pwcca", "compute", description=PWCCA_DESCRIPTION)
 
 
-ALTERNATIVES = {"pwcca": ("pwcca_squared",), "linkage": ("complete", "average"), "layer": ("conv3", "conv5")}
+ALTERNATIVES = {"pwcca": ("pwcca_squared",), "layer": ("conv3", "conv5"), "linkage": ("complete",)}
 """Other values that the paper's words allow, the default of multiverse.clusters."""
 
 
@@ -594,7 +594,7 @@ def _draw_gradient(axis, sweep: Sweep) -> None:
     """Distance of all pairs against their difference in log learning rate; quartiles, and the range of most pairs."""
     first, second = np.triu_indices(len(sweep.residuals), 1)
     logs = np.log10(sweep["learning_rate"])
-    differences = np.round(np.abs(logs[first] - logs[second]), 6)
+    differences = np.round(np.abs(logs[first] - logs[second]), 1)  # rates such as .01, .03, .1 are half decades apart
     steps = np.unique(differences)
     width = 0.6 * np.diff(steps).min() if len(steps) > 1 else 0.5
     values = [sweep.residuals[first, second][differences == step] for step in steps]

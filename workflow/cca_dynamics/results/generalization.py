@@ -8,7 +8,7 @@ far memorizing networks are from generalizing ones, compared with each other, de
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Annotated
 
@@ -96,7 +96,7 @@ class Options(TrainedResultOptions):
     )
     margin: Number = option(0.05, "claims", gt=0, le=0.5, description='Distances that differ by less are "alike".')
     train_sizes: Annotated[tuple[Annotated[Integer, Field(ge=10, le=MANY)], ...], AfterValidator(each_once)] = option(
-        (500, 1000, 2000),
+        (500, 1000),
         *("train", "compute"),
         description="Further groups see so many training examples alone, if there are more; empty: no such groups.",
     )
@@ -219,7 +219,7 @@ def _stacked(inputs: Inputs, size: int | None, layer: str, split: str) -> dict[s
     }
 
 
-def _distances(inputs: Inputs, stacked: dict[str, np.ndarray], measures: Sequence[str]) -> pd.DataFrame:
+def _distances(inputs: Inputs, stacked: dict[str, np.ndarray], measures: Mapping[str, str]) -> pd.DataFrame:
     """Distances between all networks of both groups, with the group of each pair."""
     kind = np.repeat(GROUPS, [len(stacked[group]) for group in GROUPS])
     networks = [states for group in GROUPS for states in stacked[group]]
@@ -687,5 +687,5 @@ def _draw_sizes(axis, table: pd.DataFrame, layers: Sequence[str]) -> None:
     axis.axhline(0, **figures.THRESHOLD)
     axis.set_xscale("log", base=2)
     axis.xaxis.set_major_formatter("{x:g}")
-    axis.set(xlabel="Training examples per unit", ylabel="Inter − memorizing distance")
+    axis.set(xlabel="Training examples per unit", ylabel="Inter − memorizing")
     axis.legend(loc="lower right", bbox_to_anchor=(1, 1), borderaxespad=0.2, ncols=len(layers) + 1)

@@ -30,7 +30,7 @@ from cca_dynamics.config.models import (
 )
 from cca_dynamics.errors import ConfigError, UserError
 from cca_dynamics.results import figures, language_models, statistics
-from cca_dynamics.results.claims import MISSED, Claim, Obstacle, mean_claim, missed_claims, too_few
+from cca_dynamics.results.claims import MISSED, SHARES, Claim, Obstacle, mean_claim, missed_claims, too_few
 from cca_dynamics.results.inputs import Inputs
 from cca_dynamics.results.layers import require_data_points
 from cca_dynamics.results.statistics import Estimate
@@ -69,7 +69,7 @@ class Options(ResultOptions):
     pwcca: Pwcca = option("pwcca", "compute", "plot", description=PWCCA_DESCRIPTION)
 
 
-ALTERNATIVES = {"pwcca": ("pwcca_squared",), "length": (5000,)}
+ALTERNATIVES = {"pwcca": ("pwcca_squared", "pwcca_thresholded"), "length": (5000,)}
 """Other values that the paper's words allow, the default of multiverse.recurrent_sequence."""
 
 
@@ -214,6 +214,7 @@ def claims(table: pd.DataFrame, options: StageOptions) -> list[Claim]:
             statistics.ordered_pairs(by_start),
             0.5,
             no_effect=0.5,
+            limits=SHARES,
             p_value=statistics.matched_jonckheere_p(by_start, options.seed),
         ),
         *missed_claims(

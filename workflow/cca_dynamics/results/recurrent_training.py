@@ -30,7 +30,7 @@ from cca_dynamics.config.models import (
 )
 from cca_dynamics.errors import ConfigError
 from cca_dynamics.results import figures, language_models, statistics
-from cca_dynamics.results.claims import Claim, Obstacle, estimate_claim, mean_claim, too_few
+from cca_dynamics.results.claims import SHARES, Claim, Obstacle, estimate_claim, mean_claim, too_few
 from cca_dynamics.results.inputs import Inputs, performance
 from cca_dynamics.results.layers import require_data_points
 from cca_dynamics.results.published import published
@@ -59,7 +59,7 @@ class Options(ResultOptions):
     pwcca: Pwcca = option("pwcca", "compute", "plot", description=PWCCA_DESCRIPTION)
 
 
-ALTERNATIVES = {"pwcca": ("pwcca_squared",), "language_training.schedule": ("linear",)}
+ALTERNATIVES = {"pwcca": ("pwcca_squared", "pwcca_thresholded"), "language_training.schedule": ("linear",)}
 """Other values that the paper's words allow, the default of multiverse.recurrent_training."""
 
 
@@ -274,6 +274,7 @@ def _bottom_up(curves: Curves, cohort: str, measure: str, suffix: str, seed: int
         0.5,
         statistics.ordered_pairs(values),
         no_effect=0.5,
+        limits=SHARES,
         p_value=statistics.matched_jonckheere_p(values, seed),
         claim=f"recurrent_training.{name}{suffix}{'_deeper' if cohort == language_models.DEEPER else ''}",
         figure="6" if measure == "pwcca" else "A8",

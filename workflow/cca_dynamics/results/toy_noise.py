@@ -57,7 +57,7 @@ class Options(ResultOptions):
         min_length=2,
         description="Numbers of signal neurons.",
     )
-    draws: Integer = option(20, "compute", "claims", ge=2, le=1000, description="Random draws of the layers.")
+    draws: Integer = option(10, "compute", "claims", ge=2, le=1000, description="Random draws of the layers.")
     robust: Number = option(
         0.5, "claims", gt=0, lt=1, description="Robust: PWCCA is below this share of the unweighted mean's distance."
     )
@@ -67,7 +67,7 @@ class Options(ResultOptions):
     pwcca: Pwcca = option("pwcca", "compute", "plot", description=PWCCA_DESCRIPTION)
 
 
-ALTERNATIVES = {"pwcca": ("pwcca_squared",)}
+ALTERNATIVES = {"pwcca": ("pwcca_squared", "pwcca_thresholded")}
 """Other values that the paper's words allow, the default of multiverse.toy_noise."""
 
 

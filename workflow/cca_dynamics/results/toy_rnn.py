@@ -90,6 +90,10 @@ class Options(ResultOptions):
     )
 
 
+ALTERNATIVES = {"mixing": (["fan_in"],), "start_scales": ([10],), "bias_scales": ([10],)}
+"""Other values that the paper's words allow, the default of multiverse.toy_rnn."""
+
+
 def check(config: StudyConfig, options: Options) -> None:
     """Refuse fewer random starts than CCA needs."""
     if options.starts <= 2 * options.neurons + 1:

@@ -87,8 +87,8 @@ class Options(TrainedResultOptions):
 
 
 ALTERNATIVES = {
-    "pwcca": ("pwcca_squared",),
-    "filters": (8,),
+    "pwcca": ("pwcca_squared", "pwcca_thresholded"),
+    "filters": (8, 32),
     "training.weight_decay": (0.0005,),
     "dataset": ({"name": "digits"},),
 }
