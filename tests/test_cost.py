@@ -82,15 +82,15 @@ def test_language_models_are_counted(quick):
         model = cost.describe_language_model(cohort.network, vocabulary)
         trained += cohort.networks * epochs * tokens * model.training_operations
         evaluated += cohort.networks * (epochs + 1) * held_out * model.operations
-        disk += cohort.networks * (epochs + 1) * model.parameters * 4
+        disk += cohort.networks * len(cohort.checkpoints) * model.parameters * 4
     # The text is read in columns of equal length; the few tokens beyond them are left out.
     assert found["train"].operations == pytest.approx(trained + evaluated, rel=1e-3)
     assert found["train"].disk == disk
     assert found["corpus"].jobs == 1 and "dataset" not in found
     assert found["train"].seconds > 0 and found["compute"].jobs == 2
-    # hidden states: 200 tokens of every epoch, 5 positions of 50 sequences, 5 repeats after two starts and after none
+    # hidden states: 200 tokens at every checkpoint, of which the first epoch has two more, 5 positions of 50 sequences, 5 repeats after two starts and after none
     shallow, deeper = 2 * (6 + 6), 2 * (6 + 6 + 6)
-    numbers = 5 * 200 * (shallow + deeper) + 250 * shallow + 3 * 250 * shallow
+    numbers = (1 + epochs + 2) * 200 * (shallow + deeper) + 250 * shallow + 3 * 250 * shallow
     assert found["activations"].disk == 4 * numbers
 
 

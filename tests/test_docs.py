@@ -461,7 +461,7 @@ def test_every_key_is_in_the_reference(default_config):
     assert set(leaves(as_json(Study(default_config).config))) <= set(stated)
     assert "≥ 0, ≤ 4294967295" in stated["seed"] and "Seed of everything random" in stated["seed"]
     assert "`50`" in stated["networks_per_job"]
-    assert "`[0.125, 0.1875, 0.25, 0.5, 1.0]`" in stated["results.width.multipliers"]
+    assert "`[0.25, 0.375, 0.5, 0.75, 1.0]`" in stated["results.width.multipliers"]
     assert "numbers (> 0, ≤ 64)" in stated["results.width.multipliers"]
     assert "| train, compute, claims |" in stated["results.width.multipliers"]
     assert "≥ 100" in stated["dataset.train_size"] and "or `null`" in stated["dataset.train_size"]

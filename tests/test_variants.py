@@ -14,8 +14,8 @@ VARIANTS = {
     "replicates/seed-6": {"seed": 6},
     "readings/margin": {"results": {"generalization": {"margin": 0.1}}},
     "readings/filters": {"results": {"width": {"filters": 4}}},
-    "readings/schedule": {"training": {"schedule": "constant"}},
-    "readings/schedule-and-filters": {"training": {"schedule": "constant"}, "results": {"width": {"filters": 4}}},
+    "readings/momentum": {"training": {"momentum": 0.8}},
+    "readings/momentum-and-filters": {"training": {"momentum": 0.8}, "results": {"width": {"filters": 4}}},
 }
 SWEEP = {"cohort": "sweep", "part": "0-9"}
 
@@ -53,19 +53,19 @@ def test_a_reading_shares_what_its_options_do_not_enter(family, variant, shared,
 
 
 def test_a_job_that_the_study_lacks_is_shared_with_the_first_variant_that_has_it(family):
-    last = "readings/schedule-and-filters"
-    assert owner(family, last, "train", **SWEEP) == owner(family, last, "ablation", **SWEEP) == "readings/schedule"
-    assert owner(family, last, "compute", result="clusters") == "readings/schedule"
+    last = "readings/momentum-and-filters"
+    assert owner(family, last, "train", **SWEEP) == owner(family, last, "ablation", **SWEEP) == "readings/momentum"
+    assert owner(family, last, "compute", result="clusters") == "readings/momentum"
     assert owner(family, last, "compute", result="toy_noise") == ""
     # Its networks are those of one reading and its options those of another, but no other has both.
     assert owner(family, last, "compute", result="width") == last
 
 
 def test_a_job_reads_where_its_inputs_are_made(family):
-    folder = "smoke/readings/schedule-and-filters"
+    folder = "smoke/readings/momentum-and-filters"
     job = Job("compute", result="width")
     networks, activations = family.inputs(folder, job, "train"), family.inputs(folder, job, "activations")
-    assert networks == [f"results/smoke/readings/schedule/networks/width-{m}/0-1" for m in ("0.5", "1", "2")]
+    assert networks == [f"results/smoke/readings/momentum/networks/width-{m}/0-1" for m in ("0.5", "1", "2")]
     assert activations == [path.replace("/networks/", "/activations/") for path in networks]
     assert family.path(folder, job) == f"results/{folder}/width.parquet"
     models = Job("compute", result="recurrent_training")
