@@ -88,7 +88,8 @@ def test_language_models_are_counted(quick):
     assert found["train"].disk == disk
     assert found["corpus"].jobs == 1 and "dataset" not in found
     assert found["train"].seconds > 0 and found["compute"].jobs == 2
-    # hidden states: 200 tokens at every checkpoint, of which the first epoch has two more, 5 positions of 50 sequences, 5 repeats after two starts and after none
+    # hidden states: 200 tokens at every checkpoint, of which the first epoch has two more,
+    # 5 positions of 50 sequences, 5 repeats after two starts and after none
     shallow, deeper = 2 * (6 + 6), 2 * (6 + 6 + 6)
     numbers = (1 + epochs + 2) * 200 * (shallow + deeper) + 250 * shallow + 3 * 250 * shallow
     assert found["activations"].disk == 4 * numbers
