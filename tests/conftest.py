@@ -60,7 +60,7 @@ def finished(tmp_path_factory, worker_id, programs):
     with open(base / "smoke.lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not report.exists():
-            run = snakemake(copy_workflow(folder), *SMOKE, programs=programs)
+            run = snakemake(copy_workflow(folder), *SMOKE, programs=programs, timeout=900)
             report.write_text(f"{run.returncode}\n{run.stdout}{run.stderr}")
     status, _, text = report.read_text().partition("\n")
     assert status == "0", text

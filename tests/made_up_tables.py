@@ -39,7 +39,10 @@ def made_up_table(result: str, options: ResultOptions) -> pd.DataFrame:
         case "clusters":
             return sweep.planted(np.random.default_rng(0))
         case "toy_noise":
-            return sweep.noise_table()
+            falling = np.linspace(1, 0, len(options.signal))
+            return sweep.noise_table(
+                options.signal, mean_cca=0.1 + 0.7 * falling, svcca=0.05 + 0.7 * falling, pwcca=0.04 + 0.3 * falling
+            )
         case "toy_rnn":
-            return sweep.rnn_table(toy_rnn.readings(options))
+            return sweep.rnn_table(toy_rnn.readings(options), [float(alpha) for alpha in options.alphas])
     raise ValueError(f"{result} has no made-up table")

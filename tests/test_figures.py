@@ -22,33 +22,33 @@ TOLERANCE = 1.5
 
 def visible_texts(figure) -> list[tuple[str, Bbox]]:
     """Every text that is drawn, and its box in pixels."""
-    renderer = figure.canvas.get_renderer()
-    boxes = []
-    for text in figure.findobj(lambda artist: isinstance(artist, Text)):
-        if not text.get_visible() or not text.get_text().strip() or _is_hidden(text):
+    renderer, undrawn, boxes = figure.canvas.get_renderer(), _undrawn_tick_labels(figure), []
+    for text in figure.findobj(Text):
+        if text in undrawn or not text.get_visible() or not text.get_text().strip() or _is_hidden(text):
             continue
         box = text.get_window_extent(renderer)
-        if box.width > 0 and box.height > 0 and _is_drawn(text, box):
+        if box.width > 0 and box.height > 0:
             boxes.append((text.get_text(), box))
     return boxes
 
 
-def _is_hidden(artist) -> bool:
-    axis = getattr(artist, "axes", None)
-    return axis is not None and (not axis.get_visible() or (not axis.axison and artist not in axis.texts))
+def _is_hidden(text) -> bool:
+    """Whether a text belongs to an axis that is not drawn."""
+    return text.axes is not None and not text.axes.get_visible()
 
 
-def _is_drawn(text, box: Bbox) -> bool:
-    """Tick labels outside of their axis's limits are not drawn."""
-    axis = text.axes
-    if axis is None or text in axis.texts or text in (axis.title, axis._left_title, axis._right_title):
-        return True
-    for each in (axis.xaxis, axis.yaxis):
-        for tick in (*each.get_major_ticks(), *each.get_minor_ticks()):
-            if text in (tick.label1, tick.label2):
-                low, high = sorted(each.get_view_interval())
-                return low - 1e-9 <= tick.get_loc() <= high + 1e-9
-    return True
+def _undrawn_tick_labels(figure) -> set[Text]:
+    """Labels of ticks that Matplotlib keeps but does not draw: outside of the limits, or of an axis that is hidden."""
+    labels = set()
+    for axis in figure.axes:
+        for each in (axis.xaxis, axis.yaxis):
+            low, high = sorted(each.get_view_interval())
+            shown = axis.get_visible() and axis.axison and each.get_visible()
+            slack = 1e-9 * (high - low)
+            for tick in (*each.get_major_ticks(), *each.get_minor_ticks()):
+                if not shown or not low - slack <= tick.get_loc() <= high + slack:
+                    labels |= {tick.label1, tick.label2}
+    return labels
 
 
 def markers(axis) -> np.ndarray:
@@ -75,6 +75,10 @@ def collisions(figure) -> list[str]:
         for other_words, other in texts[:index]:
             if _overlap(box, other):
                 found.append(f"text {words!r} covers text {other_words!r}")
+    for index, legend in enumerate(_legends(figure)):
+        for words, box in texts:
+            if _overlap(box, legend) and not _inside(box, legend):
+                found.append(f"legend of {index} covers text {words!r}")
     boxes = [*texts, *((f"legend of {i}", box) for i, box in enumerate(_legends(figure)))]
     for axis in figure.axes:
         if axis.get_visible():
@@ -98,6 +102,11 @@ def _overlap(one: Bbox, other: Bbox) -> bool:
     return width > TOLERANCE and height > TOLERANCE
 
 
+def _inside(box: Bbox, legend: Bbox) -> bool:
+    """Whether a text is one of a legend's own."""
+    return legend.x0 <= box.x0 and box.x1 <= legend.x1 and legend.y0 <= box.y0 and box.y1 <= legend.y1
+
+
 def _contains(box: Bbox, place: np.ndarray) -> bool:
     x, y = place
     return box.x0 + TOLERANCE < x < box.x1 - TOLERANCE and box.y0 + TOLERANCE < y < box.y1 - TOLERANCE
@@ -106,10 +115,10 @@ def _contains(box: Bbox, place: np.ndarray) -> bool:
 def test_collisions_are_found():
     figure, (axis,) = figures.panels(1, 1, height=2)
     axis.plot([0, 1], [0, 1], marker="o")
-    axis.set(xlim=(0, 1), ylim=(0, 1))
+    axis.set(xlim=(0, 1.2), ylim=(0, 1.2))
     assert collisions(figure) == []
-    axis.text(0.9, 0.95, "on the last point")
-    axis.text(0.9, 0.97, "on the other text")
+    axis.text(0.98, 1, "on the last point", va="center")
+    axis.text(0.97, 1.01, "on the other text", va="center")
     assert len(collisions(figure)) == 3  # each covers the point, and one the other
     figures.save(figure, [])
 

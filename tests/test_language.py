@@ -94,7 +94,7 @@ def test_documentation_needs_a_package():
 
 def test_the_default_text_is_prose_of_the_stated_size():
     train, valid = corpora.documentation(Documentation())
-    assert (len(train), len(valid)) == (420_000, 45_000)
+    assert (len(train), len(valid)) == (280_000, 45_000)
     assert 80 < len(set(train)) < 200 and set(valid) <= set(train)
     assert "".join(train).count(" the ") > 2_000
 

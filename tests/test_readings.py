@@ -74,7 +74,7 @@ def test_a_block_reads_as_what_the_readings_state_of_it():
         {"recurrent_training": {"language_training": [{"schedule": "constant", "learning_rate": 0.002}]}}
     )
     own, other = readings(study)["recurrent_training"]
-    assert own.choices == {"language_training": "schedule linear, learning_rate 0.004"}
+    assert own.choices == {"language_training": "schedule constant, learning_rate 0.004"}
     assert other.choices == {"language_training": "schedule constant, learning_rate 0.002"}
     base, variant = (
         Family(study, changes_of(readings(study))).study(folder) for folder in ("smoke", f"smoke/{other.name}")

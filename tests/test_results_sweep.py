@@ -395,11 +395,13 @@ def test_toy_rnn_rotates(options):
     assert not np.allclose(states_of(2, MAIN._replace(mixing="fan_in"))[1], states_of(2)[1])
 
 
-def rnn_table(grid: list, **distances: float) -> pd.DataFrame:
+def rnn_table(grid: list, alphas=(1.0, 10.0), **distances: float) -> pd.DataFrame:
+    """Distances per network, α and reading, of three steps."""
     rows = [
         {"network": network, "alpha": alpha, **reading._asdict(), "step": step, "measure": measure, "floor": 0.8,
+         "quantity": "distance",
          "value": {"pwcca": 0.0, "cosine": 0.9, "euclidean": 1.2, **distances}[measure] + 0.001 * network}
-        for network in range(6) for reading in grid for alpha in (0.0, 1.0, 10.0) for step in (0, 5, 10)
+        for network in range(6) for reading in grid for alpha in (0.0, *alphas) for step in (0, 5, 10)
         for measure in ("pwcca", "cosine", "euclidean")
         if alpha or reading == grid[0]
     ]  # fmt: skip

@@ -582,9 +582,9 @@ def plot(table: pd.DataFrame, claims: pd.DataFrame, options: StageOptions):
     curves = by_network(select(table, quantity="ablated_accuracy"), "share")
     shares, accuracies = 100 * curves.columns.to_numpy(float), 100 * curves.to_numpy()
     for index, (rate, style) in enumerate(zip(rates, styles, strict=True)):
-        figures.mean_and_std(ablated, shares, accuracies[rate_index == index], *style, f"{rate:g}")
+        figures.mean_and_std(ablated, shares, accuracies[rate_index == index], *style, f"{rate:.3g}")
     ablated.set(xlabel="Clamped feature maps (%)", ylabel="Train accuracy (%)")
-    ablated.legend(title="Learning rate", loc="upper right")
+    figures.legend_outside(figure, *ablated.get_legend_handles_labels(), "lower", "Learning rate")
     figures.letters(matrix, gradient, plane, ablated)
     matrix.set_title("a", loc="left", fontweight="bold", y=1.09)
     return figure

@@ -165,9 +165,11 @@ def note(axis, text: str, at: tuple[float, float], offset: tuple[float, float], 
     axis.annotate(text, at, xytext=offset, textcoords="offset points", color=GREY, **style)
 
 
-def legend_outside(figure, handles: Sequence, labels: Sequence[str], side: str = "upper") -> None:
+def legend_outside(
+    figure, handles: Sequence, labels: Sequence[str], side: str = "upper", title: str | None = None
+) -> None:
     """One legend for all panels, in one row above ("upper") or below ("lower") them."""
-    figure.legend(handles, labels, loc=f"outside {side} center", ncols=len(labels))
+    figure.legend(handles, labels, loc=f"outside {side} center", ncols=len(labels), title=title)
 
 
 def footnote(figure, notes: Sequence[str]) -> None:

@@ -254,14 +254,14 @@ def plot(table: pd.DataFrame, claims: pd.DataFrame, options: StageOptions):
             top = max(top, float(rows["floor"].max()))
             floor = select(rows, input="text")["floor"].mean()
             for axis in (above, beneath):
-                axis.axhline(floor, **figures.FLOOR)
-                figures.note(axis, "unrelated", (0, floor), (2, 2), fontsize=6.5, va="bottom")
+                axis.axhline(floor, label="unrelated (Gaussian)", **figures.FLOOR)
         for axis, title in ((above, "text"), (beneath, f"repeats, layer {last + 1}")):
             axis.set(ylabel=f"{figures.measure_label(measure)} distance", ylim=(0, 1.1 * top))
             axis.set_title(title, loc="center")
             axis.xaxis.get_major_locator().set_params(integer=True)
         beneath.set_xlabel("Position in the sequence")
-    for axis, side in ((axes[0], "upper"), (axes[len(measures)], "lower")):
-        figures.legend_outside(figure, *axis.get_legend_handles_labels(), side)
+    for panels, side in ((axes[: len(measures)], "upper"), (axes[len(measures) :], "lower")):
+        legends = (axis.get_legend_handles_labels() for axis in panels)
+        figures.legend_outside(figure, *max(legends, key=lambda legend: len(legend[0])), side)
     figures.letters(*axes)
     return figure

@@ -307,7 +307,7 @@ def plot(table: pd.DataFrame, claims: pd.DataFrame, options: StageOptions):
             axis.set(xlabel="Epoch", xlim=(0, distances["epoch"].max()))
             axis.set_xticks(_few_epochs(int(distances["epoch"].max())))
     by_label = {}
-    for axis in (axes[-columns], axes[0]):  # the deeper model has more layers, the other one the paper's values
+    for axis in (axes[-columns], axes[0], axes[-1]):  # more layers, the paper's values, perplexity
         by_label |= {label: handle for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)}
     figures.legend_outside(figure, by_label.values(), by_label.keys())
     figures.letters(*axes)
@@ -333,4 +333,8 @@ def _draw_perplexity(axis, table: pd.DataFrame) -> None:
         losses = select(table, quantity=quantity)
         figures.network_curves(axis, losses.assign(value=np.exp(losses["value"])), "epoch", *style, label)
     axis.set(title="Perplexity", yscale="log")
-    axis.legend(loc="upper right")
+    low, high = axis.get_ylim()
+    ticks = [digit * 10.0**power for power in range(7) for digit in (1, 2, 5)]
+    axis.set_yticks([tick for tick in ticks if low <= tick <= high], minor=False)
+    axis.yaxis.set_major_formatter("{x:g}")
+    axis.yaxis.set_minor_formatter("")

@@ -631,7 +631,7 @@ def _draw_correlations(
         axis.plot(curve.index, curve, color=colour_of(epoch), **style)
     axis.axhline(unconverged_below, **figures.THRESHOLD)
     axis.set(xlabel=f"Direction of {options.layer} (sorted)", ylabel="Correlation with the end", ylim=(-0.02, 1.03))
-    axis.set_title(f"converged at {judged_at:.3g} (dashed)", loc="right", fontsize=7)
+    axis.set_title(f"dashed: epoch {judged_at:.3g}", loc="right", fontsize=7)
 
 
 def _draw_sets(axis, table: pd.DataFrame, directions: int) -> None:
@@ -665,7 +665,7 @@ def _draw_probe(axis, table: pd.DataFrame) -> None:
     for place, name in enumerate(names):
         colour, marker = colours[name]
         axis.scatter(np.full(len(accuracies), place), accuracies[name], color=colour, marker=marker, s=14)
-    axis.set_xticks(range(len(names)), names.values(), rotation=45, ha="right")
+    axis.set_xticks(range(len(names)), names.values(), rotation=90)
     axis.set(ylabel="Accuracy of a linear probe", ylim=(-0.02, 1.03), xlim=(-0.5, len(names) - 0.5))
 
 

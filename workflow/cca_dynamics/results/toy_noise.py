@@ -222,13 +222,13 @@ def plot(table: pd.DataFrame, claims: pd.DataFrame, options: StageOptions):
             shown = select(rows, reading=reading, measure=measure)
             figures.mean_with_bars(axis, shown, "share", *style, figures.measure_label(measure))
         axis.set(xlabel="Signal neurons (%)", ylabel="Distance", title=f"noise of {reading} 0.1", xlim=(0, 103))
-        figures.headroom(axis, 0.0)
+        figures.headroom(axis, 0.12)
         if (crossing := _crossing(select(rows, reading=reading))) is not None:
-            axis.axvline(crossing, ymax=0.65, **figures.THRESHOLD)  # below the legend
+            axis.axvline(crossing, **figures.THRESHOLD)
             beyond_middle = crossing > 60
             side = {"ha": "right" if beyond_middle else "left", "fontsize": 6.5}
-            figures.note(axis, "SVCCA below PWCCA", (crossing, 0.6), (-3 if beyond_middle else 3, 0), **side)
-    axes[-1].legend(loc="upper right")
+            figures.note(axis, "SVCCA below PWCCA", (crossing, 1.03), (-3 if beyond_middle else 3, 0), **side)
+    figures.legend_outside(figure, *axes[0].get_legend_handles_labels())
     figures.letters(*axes)
     return figure
 
