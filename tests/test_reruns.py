@@ -36,7 +36,7 @@ OVERLAYS = {
 }
 OTHERS = {
     "dataset.name": "fashion_mnist",
-    "dataset.train_size": 500,  # more than results.generalization.train_sizes, so that no group is left out
+    "dataset.train_size": 300,  # still more than results.generalization.train_sizes, else cohorts disappear
     "device": "cuda",
     "networks_per_job": 1,
     "protocol": "protocols/cifar10.yaml",
