@@ -1,9 +1,13 @@
-"""What no data could reproduce under a study's settings is said beforehand, by the key to change."""
+"""What all results have in common: claims that say where they come from, and settings that cannot be tested."""
 
 import pytest
+from cca_dynamics.config.models import StageOptions
+from cca_dynamics.results import clustering
+from cca_dynamics.results.registry import RESULTS
 from cca_dynamics.study import Study
 
 from tests.builders import changed
+from tests.made_up_tables import made_up_table, options_of
 
 OBSTACLES = {
     "results.width.multipliers": [0.25, 0.5, 1],
@@ -35,3 +39,18 @@ def test_settings_that_no_data_could_reproduce_are_named_beforehand(default_conf
         "results.generalization.late_layers": "results.generalization.networks",
     }.get(key, key)
     assert named(changed(default_config, key, OBSTACLES[key])) == {expected}
+
+
+@pytest.mark.parametrize("result", list(RESULTS))
+def test_every_claim_says_where_it_is_made(default_config, result, monkeypatch):
+    for name, count in (("PERMUTATIONS", 49), ("REFERENCES", 9), ("SUBSAMPLES", 5)):
+        monkeypatch.setattr(clustering, name, count)
+    options = options_of(default_config, result)
+    claims = RESULTS[result].claims(made_up_table(result, options), StageOptions(options, "claims", seed=0))
+    for claim in claims:
+        assert claim.claim.startswith(f"{result}.") and claim.statement.endswith(".") and claim.statistic
+        assert claim.source.startswith(("section", "appendix", "figure", "ours", "caption")), (
+            claim.claim,
+            claim.source,
+        )
+    assert len({claim.claim for claim in claims}) == len(claims)

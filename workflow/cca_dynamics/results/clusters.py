@@ -378,6 +378,7 @@ def _rate_claims(sweep: Sweep, options: StageOptions) -> list[Claim]:
             p_value=clustering.gradient_p(sweep.residuals, logs, seed),
             claim="clusters.graded",
             figure="5",
+            source="ours: a question",
             statement="Distance grows with the difference in learning rate: a gradient, beside or instead of clusters.",
             statistic="Mantel correlation of distance, without what each network adds to all of its own, and "
             f"difference in log learning rate, over pairs of different learning rates (permuted learning rates); "

@@ -21,6 +21,8 @@ import numpy as np
 RESAMPLES = 10_000
 MOST_ENUMERATED = 200_000
 """Relabellings of networks up to which all are tried; of more, `RESAMPLES` are drawn."""
+MOST_LEVELS = 7
+"""Levels up to which all of their orders are tried; of more, `RESAMPLES` are drawn."""
 FEWEST = 3
 """Networks of a group from which its mean has an interval: without one of them, the others still make a pair."""
 
@@ -46,11 +48,6 @@ def smallest_order_p(levels: int) -> float:
     return 1 / factorial(levels)
 
 
-def smallest_sign_p(networks: int) -> float:
-    """The smallest p value of a sign test, and of Wilcoxon's, with so many networks."""
-    return 0.5**networks
-
-
 def smallest_relabelling_p(first: int, second: int) -> float:
     """The smallest p value of a test that exchanges the labels of two groups of so many networks."""
     relabellings = comb(first + second, first)
@@ -67,7 +64,8 @@ def smallest_grouping_p(sizes: Sequence[int]) -> float:
 
 def smallest_jonckheere_p(networks: int, levels: int) -> float:
     """The smallest p value of Jonckheere's test for matched groups."""
-    return max(smallest_order_p(levels) ** networks, 1 / (1 + RESAMPLES))
+    exact = smallest_order_p(levels) ** networks
+    return exact if levels <= MOST_LEVELS else max(exact, 1 / (1 + RESAMPLES))
 
 
 @dataclass(frozen=True)
@@ -269,15 +267,16 @@ def ordered_pairs(values: np.ndarray) -> np.ndarray:
     """For each network, the share of the pairs of levels between which its value rises; ties count half.
 
     Args:
-        values: (N, K), one value per network and level.
+        values: (..., N, K), one value per network and level.
 
     Returns:
-        (N,) in [0, 1]; ½ without a trend. Their sum is Jonckheere's statistic for blocks of one observation per level.
+        (..., N) in [0, 1]; ½ without a trend. Their sum is Jonckheere's statistic for blocks of one observation per
+        level.
     """
     values = np.asarray(values, dtype=float)
-    first, second = np.triu_indices(values.shape[1], 1)
-    difference = values[:, second] - values[:, first]
-    return ((difference > 0) + 0.5 * (difference == 0)).mean(axis=1)
+    first, second = np.triu_indices(values.shape[-1], 1)
+    difference = values[..., second] - values[..., first]
+    return ((difference > 0) + 0.5 * (difference == 0)).mean(axis=-1)
 
 
 def matched_jonckheere_p(values: np.ndarray, seed: int) -> PValue:
@@ -285,7 +284,7 @@ def matched_jonckheere_p(values: np.ndarray, seed: int) -> PValue:
 
     Args:
         values: (N, K), one value per network and level.
-        seed: of the Monte Carlo draw used when (K!)^N exceeds 50,000.
+        seed: of the Monte Carlo draw used for more than `MOST_LEVELS` levels; of fewer, all orders are enumerated.
 
     Returns:
         Share of the permutations whose mean share of rising pairs is at least the true one.
@@ -294,35 +293,19 @@ def matched_jonckheere_p(values: np.ndarray, seed: int) -> PValue:
     """
     values = np.asarray(values, dtype=float)
     networks, levels = values.shape
-    observed = ordered_pairs(values).mean()
-    if factorial(levels) ** networks <= 50_000:
-        shares = [ordered_pairs(values[:, list(order)]) for order in permutations(range(levels))]
-        sums = np.zeros(1)
-        for network in range(networks):
-            shares_of_network = np.array([share[network] for share in shares])
-            sums = (sums[:, None] + shares_of_network).ravel()
-        return PValue(np.mean(sums / networks >= observed - 1e-12), smallest_jonckheere_p(networks, levels))
-    rng = np.random.default_rng(seed)
-    drawn = [ordered_pairs(rng.permuted(values, axis=1)).mean() for _ in range(RESAMPLES)]
-    p = (1 + np.sum(np.array(drawn) >= observed - 1e-12)) / (1 + RESAMPLES)
-    return PValue(p, smallest_jonckheere_p(networks, levels))
-
-
-def sign_test(values: np.ndarray) -> PValue:
-    """One-sided exact sign test that values (N,), one per network, tend to be positive; zeros count against."""
-    values = np.asarray(values)
-    positive = int((values > 0).sum())
-    p = sum(comb(len(values), k) for k in range(positive, len(values) + 1)) / 2 ** len(values)
-    return PValue(p, smallest_sign_p(len(values)))
-
-
-def wilcoxon_p(values: np.ndarray) -> PValue:
-    """One-sided Wilcoxon signed-rank test that paired differences (N,) tend to be positive."""
-    from scipy.stats import wilcoxon
-
-    values = np.asarray(values, dtype=float)
-    p = wilcoxon(values, alternative="greater").pvalue if np.any(values) else 1.0
-    return PValue(p, smallest_sign_p(len(values)))
+    observed, smallest = ordered_pairs(values), smallest_jonckheere_p(networks, levels)
+    if levels > MOST_LEVELS:
+        drawn = np.random.default_rng(seed).permuted(np.tile(values, (RESAMPLES, 1, 1)), axis=-1)
+        extreme = np.sum(ordered_pairs(drawn).mean(axis=-1) >= observed.mean() - 1e-12)
+        return PValue((1 + extreme) / (1 + RESAMPLES), smallest)
+    # A share is a whole number of half pairs. The number of all networks together is distributed as the convolution.
+    halves = levels * (levels - 1)
+    orders = np.array(list(permutations(range(levels))))
+    distribution = np.ones(1)
+    for of_network in values:
+        counts = np.rint(halves * ordered_pairs(of_network[orders])).astype(int)
+        distribution = np.convolve(distribution, np.bincount(counts, minlength=halves + 1) / len(orders))
+    return PValue(distribution[int(np.rint(halves * observed).sum()) :].sum(), smallest)
 
 
 def holm(p_values: Sequence[float]) -> np.ndarray:
