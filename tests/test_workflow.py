@@ -56,7 +56,7 @@ def test_every_promised_output_is_there(finished):
     claims = pd.read_csv(finished / "results/smoke/claims.csv")
     assert list(claims.columns) == COLUMNS
     assert claims["claim"].is_unique
-    assert set(claims["verdict"]) <= {"reproduced", "not reproduced", "inconclusive", "not testable"}
+    assert set(claims["verdict"]) <= {"reproduced", "not reproduced", "reversed", "inconclusive", "not testable"}
     assert {claim.split(".")[0] for claim in claims["claim"]} == set(RESULTS)
     sheet = json.loads((finished / "results/smoke/data/datasheet.json").read_text())
     assert sheet["train"]["size"] == sum(sheet["train"]["per_class"]) == 400
