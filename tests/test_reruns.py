@@ -13,7 +13,7 @@ import yaml
 from cca_dynamics.config.base import as_json
 from cca_dynamics.errors import ConfigError
 from cca_dynamics.runtime import fingerprints
-from cca_dynamics.study import Study, json_schema
+from cca_dynamics.study import Study, json_schema, on_top_of
 
 from tests.builders import ROOT, changed, docs_generator, jobs_of
 
@@ -43,6 +43,7 @@ OTHERS = {
     "results.generalization.late_layers": ["conv3", "conv5"],
     "results.generalization.train_sizes": [100, 150],
     "results.recurrent_sequence.starts": [0.1, 0.5],
+    "results.toy_rnn.bias_scales": [0, 1],
     "results.stability.recurrent.early_epoch": 2,
     "results.stability.recurrent.layer": "lstm1",
     **{f"results.{result}.layer": "conv3" for result in ("stability", "width", "clusters")},
@@ -55,15 +56,6 @@ EVERYTHING = "study"
 """The key that names all files."""
 OVERRIDDEN = {"training.epochs", "training.evaluate_every"}
 """Keys of the base recipe of which every result of these studies has its own."""
-
-
-def on_top(config: dict, overlay: dict) -> dict:
-    """A config with an overlay, merged key by key."""
-    merged = deepcopy(config)
-    for key, value in overlay.items():
-        below = merged.get(key)
-        merged[key] = on_top(below, value) if isinstance(below, dict) and isinstance(value, dict) else value
-    return merged
 
 
 def stages_that_run_again(before: dict, after: dict) -> dict[str, set[str]]:
@@ -131,7 +123,7 @@ def other_values(key, value: object):
 def test_each_key_says_which_stages_run_again_when_it_changes():
     tested, never, wrong = set(), set(), []
     for overlay in OVERLAYS.values():
-        base = on_top(SMOKE, overlay)
+        base = on_top_of(SMOKE, overlay)
         study = Study(base)
         before = jobs_of(study)
         for key, value in keys_with_values(as_json(study.config)):
