@@ -424,6 +424,9 @@ def test_toy_rnn_claims_follow_the_data(options):
     other = table["value"].mask((table["measure"] == "pwcca") & ~in_main, 0.4)
     claim = claims_of(toy_rnn, table.assign(value=other), few)["blended_cca"]
     assert claim.verdict == REPRODUCED and f"it holds in 1 of 8 readings ({MAIN})" in claim.statistic
+    spread = table["value"] + (table["measure"].eq("cosine") & table["alpha"].eq(10)) * (2 * table["network"] - 0.001)
+    result = claims_of(toy_rnn, table.assign(value=spread), few)  # at α = 10 the gap is larger, and less certain
+    assert result["blended_cosine"].verdict == INCONCLUSIVE and result["blended_cosine"].value == pytest.approx(0.9)
     blind = table["value"].mask((table["measure"] == "cosine") & (table["alpha"] == 0), 0.001)
     result = verdicts(toy_rnn, table.assign(value=blind), few)
     assert result["linear_cosine"] == NOT_REPRODUCED
