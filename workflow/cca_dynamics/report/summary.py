@@ -64,8 +64,8 @@ def family_in_words(claims: pd.DataFrame) -> str:
     small, together = int((p_values < ALPHA).sum()), int((holm(p_values) < ALPHA).sum())
     return (
         f"{len(p_values)} of {len(claims)} claims could be tested and have a p value; {small} are below {ALPHA:g}, "
-        f"where {ALPHA * len(p_values):.1f} at most would be expected if no claim were true, and {together} remain below "
-        "it when all of them are tested as one family (Holm)."
+        f"where {ALPHA * len(p_values):.1f} at most would be expected if no claim were true, and {together} remain "
+        "below it when all of them are tested as one family (Holm)."
     )
 
 
