@@ -288,6 +288,8 @@ def missed_claims(
 ) -> list[Claim]:
     """The claims that control measures do not see an effect, one for each of them.
 
+    They rest on the claim that PWCCA sees the effect, see `provided`: where there is none, nothing is missed.
+
     Reproduced: the whole interval lies within ±`MISSED`. Reversed: the control sees the opposite effect, with the whole
     interval below -`MISSED`. Not reproduced: the control sees the effect, too. Inconclusive otherwise.
 
@@ -303,7 +305,8 @@ def missed_claims(
         Claim(
             claim=f"{claim}_{measure}",
             statement=f"{measure.capitalize()} distance does not reveal {statement}",
-            statistic=f"{effect} under {measure}{details}",
+            statistic=f"{effect} under {measure}{details}"
+            + ("; it sees the opposite" if _missed(estimate.interval()) == REVERSED else ""),
             value=estimate.value,
             interval=estimate.interval(),
             verdict=_missed(estimate.interval()),

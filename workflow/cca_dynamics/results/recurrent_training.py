@@ -215,7 +215,7 @@ def claims(table: pd.DataFrame, options: StageOptions) -> list[Claim]:
             measure,
             f"clearer_than_{measure}",
             "A8",
-            f"{measure.capitalize()} distance shows the order of layers with more noise",
+            f"PWCCA shows the order of layers more clearly than {measure} distance does",
         )
         for measure in controls
     ]
