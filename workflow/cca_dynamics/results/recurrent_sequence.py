@@ -216,6 +216,7 @@ def claims(table: pd.DataFrame, options: StageOptions) -> list[Claim]:
             no_effect=0.5,
             limits=SHARES,
             p_value=statistics.matched_jonckheere_p(by_start, options.seed),
+            p_opposite=statistics.matched_jonckheere_p(-by_start, options.seed),
         ),
     ]
     missed = missed_claims(
