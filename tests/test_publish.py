@@ -4,10 +4,17 @@ import os
 from math import nan
 from types import SimpleNamespace
 
+import pandas as pd
 import pytest
 from cca_dynamics.errors import DamagedFile
 from cca_dynamics.report import publish
-from cca_dynamics.report.summary import difference_in_words, numbers_in_words, paper_in_words, value_in_words
+from cca_dynamics.report.summary import (
+    difference_in_words,
+    family_in_words,
+    numbers_in_words,
+    paper_in_words,
+    value_in_words,
+)
 from cca_dynamics.results import claims
 from cca_dynamics.runtime.machine import hardware
 
@@ -110,6 +117,12 @@ def test_tables_of_measurements_need_measurements(tmp_path, monkeypatch):
     (tmp_path / "results/empty").mkdir(parents=True)
     with pytest.raises(DamagedFile, match="holds no measurements"):
         publish.runtime_table("empty")
+
+
+def test_p_values_are_counted_together_where_claims_can_be_tested():
+    rows = [(0.001, claims.REPRODUCED), (0.03, claims.INCONCLUSIVE), (0.001, claims.NOT_TESTABLE), (nan, "reversed")]
+    words = family_in_words(pd.DataFrame(rows, columns=["p_value", "verdict"]))
+    assert "2 of 4 claims" in words and "2 are below 0.05, where 0.1 at most" in words and "2 remain" in words
 
 
 def test_a_claim_without_a_value_has_a_dash():

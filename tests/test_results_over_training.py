@@ -99,6 +99,8 @@ def test_stability_says_what_cannot_be_tested(options):
     check(stability, table[table["network"] < 2], options["stability"], None, NOT_TESTABLE)
     early = table[~table["epoch"].between(3, 9)]  # nothing between t_early and T/2
     check(stability, early, options["stability"], "spike", NOT_TESTABLE)
+    rising = table["value"].mask(table["quantity"] == "test_accuracy", table["epoch"] / LAST)
+    check(stability, table.assign(value=rising), options["stability"], "unconverged", NOT_TESTABLE)
     end = table[table["epoch"].isin([0, 2, LAST]) | (table["quantity"] != "distance")]
     check(stability, end, options["stability"], "stable_set", REPRODUCED)  # one checkpoint after t_early
 
@@ -266,6 +268,7 @@ def recurrent_sequence_table(far=0.7, late=0.3, repeats=(0.1, 0.5), raw=(0.5, 0.
         ({"repeats": (0.5, 0.1)}, "later_is_farther", REVERSED),
         ({"repeats": (0.3, 0.3)}, "later_is_farther", INCONCLUSIVE),
         ({"raw": (0.1, 0.5)}, "insensitive_cosine", NOT_REPRODUCED),
+        ({"repeats": (0.3, 0.3)}, "insensitive_cosine", NOT_TESTABLE),  # there is nothing to be sensitive to
         ({"raw": (0.5, 0.1)}, "insensitive_euclidean", REVERSED),
     ],
 )

@@ -281,6 +281,12 @@ def test_tests_of_groups_are_calibrated(rng):
     assert abs(np.mean(r_squared)) < 0.02 and abs(np.mean(correlations)) < 0.04
 
 
+def test_an_order_and_its_reverse_count_twice_however_values_are_spaced():
+    values = np.repeat(np.log10(clusters.RATES), 4)
+    p = clustering.gradient_p(np.abs(values[:, None] - values), values, seed=0)
+    assert p == p.smallest == pytest.approx(2 / 120)
+
+
 def test_dispersion_is_told_from_location(rng):
     groups = np.repeat([0, 1], 20)
     points = rng.normal(size=(40, 5)) * np.where(groups, 3, 1)[:, None]
@@ -424,6 +430,9 @@ def test_toy_rnn_claims_follow_the_data(options):
     other = table["value"].mask((table["measure"] == "pwcca") & ~in_main, 0.4)
     claim = claims_of(toy_rnn, table.assign(value=other), few)["blended_cca"]
     assert claim.verdict == REPRODUCED and f"it holds in 1 of 8 readings ({MAIN})" in claim.statistic
+    spread = table["value"] + 10 * (table["measure"].eq("cosine") & table["alpha"].eq(10) & table["network"].eq(5))
+    result = claims_of(toy_rnn, table.assign(value=spread), few)  # at α = 10 the gap is larger, and less certain
+    assert result["blended_cosine"].verdict == INCONCLUSIVE and result["blended_cosine"].value == pytest.approx(0.9)
     blind = table["value"].mask((table["measure"] == "cosine") & (table["alpha"] == 0), 0.001)
     result = verdicts(toy_rnn, table.assign(value=blind), few)
     assert result["linear_cosine"] == NOT_REPRODUCED

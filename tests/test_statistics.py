@@ -320,6 +320,7 @@ def test_a_control_misses_an_effect_only_if_it_sees_about_nothing(effects, verdi
     texts = {"claim": "a.miss", "statement": "it.", "effect": "effect", "details": "", "figure": "1"}
     (claim,) = missed_claims({"cosine": Estimate.of_mean(effects)}, **texts)
     assert (claim.claim, claim.verdict) == ("a.miss_cosine", verdict)
+    assert claim.statistic.endswith("it sees the opposite") == (verdict == REVERSED)
 
 
 def test_verdict_on_equivalence():

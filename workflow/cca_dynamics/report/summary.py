@@ -58,14 +58,14 @@ def counted_verdicts(claims: pd.DataFrame) -> dict[str, int]:
 
 def family_in_words(claims: pd.DataFrame) -> str:
     """What the p values of a study's claims say together: how many hold when all of them are counted as one family."""
-    p_values = claims["p_value"].dropna().to_numpy()
+    p_values = claims[claims["verdict"] != NOT_TESTABLE]["p_value"].dropna().to_numpy()
     if not len(p_values):
-        return "No claim has a p value."
+        return "No claim that could be tested has a p value."
     small, together = int((p_values < ALPHA).sum()), int((holm(p_values) < ALPHA).sum())
     return (
-        f"{len(p_values)} of {len(claims)} claims have a p value; {small} are below {ALPHA:g}, where "
-        f"{ALPHA * len(p_values):.1f} would be expected if no effect existed, and {together} remain below it when all "
-        "of them are tested as one family (Holm)."
+        f"{len(p_values)} of {len(claims)} claims could be tested and have a p value; {small} are below {ALPHA:g}, "
+        f"where {ALPHA * len(p_values):.1f} at most would be expected if no claim were true, and {together} remain "
+        "below it when all of them are tested as one family (Holm)."
     )
 
 

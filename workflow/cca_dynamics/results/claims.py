@@ -120,7 +120,14 @@ class Claim:
 
     @classmethod
     def exceeding(
-        cls, threshold: float, *, interval: Interval, p_value: float = nan, no_effect: float = 0.0, **fields: object
+        cls,
+        threshold: float,
+        *,
+        interval: Interval,
+        p_value: float = nan,
+        no_effect: float = 0.0,
+        p_opposite: float = nan,
+        **fields: object,
     ) -> Claim:
         """The claim that a value exceeds a threshold, judged by its interval and p value; see `exceeds`.
 
@@ -129,9 +136,10 @@ class Claim:
             interval: of the value.
             p_value: of a test of the same statement; nan if there is none.
             no_effect: the value below which the effect is the opposite one.
+            p_opposite: of a test of the opposite effect; nan if there is none.
             fields: the other attributes.
         """
-        verdict = exceeds(threshold, interval, p_value, no_effect)
+        verdict = exceeds(threshold, interval, p_value, no_effect, p_opposite)
         return cls(verdict=verdict, interval=interval, p_value=p_value, **fields)
 
     def row(self) -> tuple:
@@ -158,16 +166,19 @@ COLUMNS = [
 """Columns of a table of claims."""
 
 
-def exceeds(threshold: float, interval: Interval, p_value: float = nan, no_effect: float = 0.0) -> str:
+def exceeds(
+    threshold: float, interval: Interval, p_value: float = nan, no_effect: float = 0.0, p_opposite: float = nan
+) -> str:
     """Verdict on "the value exceeds a threshold".
 
     Reproduced: the whole interval does and, if there is a test, p < 0.05. Reversed: the whole interval lies below the
-    value of no effect. Not reproduced: it lies at or below the threshold. Inconclusive otherwise.
+    value of no effect and, if there is a test of the opposite, its p < 0.05. Not reproduced: it lies at or below the
+    threshold. Inconclusive otherwise.
     """
     low, high = interval
     if low > threshold and (isnan(p_value) or p_value < ALPHA):
         return REPRODUCED
-    if high < min(no_effect, threshold):
+    if high < min(no_effect, threshold) and (isnan(p_opposite) or p_opposite < ALPHA):
         return REVERSED
     return NOT_REPRODUCED if high <= threshold else INCONCLUSIVE
 
@@ -217,6 +228,7 @@ def mean_claim(
     p_value: float | None = None,
     no_effect: float = 0.0,
     limits: Interval = EVERYTHING,
+    p_opposite: float = nan,
     **fields: object,
 ) -> Claim:
     """The claim that the mean over networks exceeds a threshold, with Student's interval.
@@ -227,9 +239,10 @@ def mean_claim(
         p_value: of a test of the same statement; default: the one-sided t test that belongs to the interval.
         no_effect: the mean below which the effect is the opposite one.
         limits: between which the mean lies by its definition, as (0, 1) for shares; the interval ends there.
+        p_opposite: of a test of the opposite effect; nan if there is none.
         fields: the other attributes of `Claim`.
     """
-    how = {"p_value": p_value, "no_effect": no_effect, "limits": limits}
+    how = {"p_value": p_value, "no_effect": no_effect, "limits": limits, "p_opposite": p_opposite}
     return estimate_claim(threshold, Estimate.of_mean(values), **how, **fields)
 
 
@@ -240,12 +253,13 @@ def estimate_claim(
     p_value: float | None = None,
     no_effect: float = 0.0,
     limits: Interval = EVERYTHING,
+    p_opposite: float = nan,
     **fields: object,
 ) -> Claim:
     """The claim that an estimate exceeds a threshold; arguments as of `mean_claim`."""
     p_value = estimate.p_at_most(threshold) if p_value is None else p_value
     interval = tuple(float(end) for end in np.clip(estimate.interval(), *limits))
-    how = {"interval": interval, "p_value": p_value, "no_effect": no_effect}
+    how = {"interval": interval, "p_value": p_value, "no_effect": no_effect, "p_opposite": p_opposite}
     return Claim.exceeding(threshold, value=estimate.value, **how, **fields)
 
 
@@ -288,6 +302,8 @@ def missed_claims(
 ) -> list[Claim]:
     """The claims that control measures do not see an effect, one for each of them.
 
+    They rest on the claim that PWCCA sees the effect, see `provided`: where there is none, nothing is missed.
+
     Reproduced: the whole interval lies within ±`MISSED`. Reversed: the control sees the opposite effect, with the whole
     interval below -`MISSED`. Not reproduced: the control sees the effect, too. Inconclusive otherwise.
 
@@ -303,7 +319,8 @@ def missed_claims(
         Claim(
             claim=f"{claim}_{measure}",
             statement=f"{measure.capitalize()} distance does not reveal {statement}",
-            statistic=f"{effect} under {measure}{details}",
+            statistic=f"{effect} under {measure}{details}"
+            + ("; it sees the opposite" if _missed(estimate.interval()) == REVERSED else ""),
             value=estimate.value,
             interval=estimate.interval(),
             verdict=_missed(estimate.interval()),

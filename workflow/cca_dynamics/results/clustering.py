@@ -359,11 +359,13 @@ def gradient(distances: np.ndarray, values: np.ndarray) -> float:
 def gradient_p(distances: np.ndarray, values: np.ndarray, seed: int) -> PValue:
     """p that groups of networks of one value are no farther apart if their values are: values are dealt to groups anew.
 
-    The smallest p of a groups is 2 / a!, because an order and its reverse have the same differences.
+    The smallest p of a groups is 2 / a!, because an order and its reverse have the same differences, or about the same
+    if values are unevenly spaced; then, too, p is no smaller.
     """
     levels, own = np.unique(values, return_inverse=True)
     p = statistics.order_p(levels, lambda dealt: gradient(distances, dealt[own]), seed)
-    return PValue(p, min(2 * p.smallest, 1.0))
+    smallest = min(2 * p.smallest, 1.0)
+    return PValue(max(p, smallest), smallest)
 
 
 def distance_correlation(a: np.ndarray, b: np.ndarray) -> float:

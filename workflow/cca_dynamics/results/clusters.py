@@ -305,8 +305,9 @@ def _fitted_claim(sweep: Sweep) -> Claim:
         verdict=REPRODUCED if share >= REACHED else NOT_REPRODUCED,
         estimated=False,
         statistic="share of the networks that reach the loss at which they stop, at the learning rate where fewest do "
-        f"(at least {REACHED:g}); {reached.sum()} of all {size} do{when}; train accuracies are from "
-        f"{accuracies.min():.3f} to {accuracies.max():.3f}",
+        f"(at least {REACHED:g}); {reached.sum()} of all {size} do{when}; the loss is that of training, "
+        f"with batch statistics; in evaluation {(accuracies >= FITTED).sum()} of {size} have a train accuracy of at "
+        f"least {FITTED:g}, the lowest {accuracies.min():.3f}",
         **fields,
     )
 
@@ -354,7 +355,8 @@ def _rate_claims(sweep: Sweep, options: StageOptions) -> list[Claim]:
             claim="clusters.blocks",
             figure="5",
             source=SOURCE,
-            statement="The distance matrix has blocks: networks of one learning rate are closer to each other.",
+            statement="The distance matrix has blocks: networks of one learning rate are, on average, closer to each "
+            "other than to those of others.",
             statistic=f"adjusted R² of PERMANOVA (R² {r_squared:.3f}; permuted networks); {count}; equal dispersion: "
             f"PERMDISP p = {clustering.dispersion_p(sweep.distances, rates, seed):.2g}",
         ),
@@ -366,7 +368,7 @@ def _rate_claims(sweep: Sweep, options: StageOptions) -> list[Claim]:
             claim="clusters.nearest_rate",
             figure="5",
             source=SOURCE,
-            statement="A network's representation tells its learning rate.",
+            statement="A network's representation tells its learning rate more often than chance would.",
             statistic="share of the networks that are nearest to the others of their own learning rate, by mean "
             f"distance without what each network adds to all of its own (by chance {chance:.2f}; permuted networks); "
             f"{count}",
@@ -390,7 +392,7 @@ def _rate_claims(sweep: Sweep, options: StageOptions) -> list[Claim]:
             claim="clusters.similar_accuracy",
             figure="5",
             source=SOURCE,
-            statement="Test accuracy is similar at all learning rates, so that it hides what distances reveal.",
+            statement="Test accuracy is similar at all learning rates, so that it alone would not show groups.",
             statistic=f"largest difference in mean test accuracy between two learning rates (within "
             f"±{options.similar_accuracy:g}; learning rates explain {share:.0%} of its variance, η²); {count}, two "
             "one-sided tests of each pair",
@@ -540,9 +542,10 @@ def _aligned_claim(sweep: Sweep, options: StageOptions, fields: dict[str, str]) 
         interval=correlation_interval(correlation),
         p_value=clustering.distance_correlation_p(sweep.distances, sweep.plane, options.seed),
         claim="clusters.ablation_distances",
-        statement="Networks that are far from each other are far from each other in robustness to ablation, too.",
-        statistic="distance correlation, bias-corrected, of the distances and those in the plane of robustness and "
-        f"generalization error (0: unrelated; permuted networks); n = {len(sweep.distances)} networks",
+        statement="The farther two networks are from each other, the farther apart they tend to be in robustness to "
+        "ablation.",
+        statistic="squared distance correlation, bias-corrected, of the distances and those in the plane of robustness "
+        f"and generalization error (0: unrelated; permuted networks); n = {len(sweep.distances)} networks",
         **fields,
     )
 

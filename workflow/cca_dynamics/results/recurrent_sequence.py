@@ -30,7 +30,7 @@ from cca_dynamics.config.models import (
 )
 from cca_dynamics.errors import ConfigError, UserError
 from cca_dynamics.results import figures, language_models, statistics
-from cca_dynamics.results.claims import MISSED, SHARES, Claim, Obstacle, mean_claim, missed_claims, too_few
+from cca_dynamics.results.claims import MISSED, SHARES, Claim, Obstacle, mean_claim, missed_claims, provided, too_few
 from cca_dynamics.results.inputs import Inputs
 from cca_dynamics.results.layers import require_data_points
 from cca_dynamics.results.statistics import Estimate
@@ -181,7 +181,7 @@ def claims(table: pd.DataFrame, options: StageOptions) -> list[Claim]:
         )
 
     by_start = np.column_stack([repeated("pwcca", start) for start in sorted(options.starts)])
-    return [
+    result = [
         claim(
             "little_similarity",
             "A3",
@@ -216,21 +216,24 @@ def claims(table: pd.DataFrame, options: StageOptions) -> list[Claim]:
             no_effect=0.5,
             limits=SHARES,
             p_value=statistics.matched_jonckheere_p(by_start, options.seed),
-        ),
-        *missed_claims(
-            {
-                measure: Estimate.of_mean(repeated(measure, late) / repeated(measure, early) - 1)
-                for measure in CONTROLS
-                if measure in options.measures
-            },
-            claim="recurrent_sequence.insensitive",
-            figure="A4",
-            source="appendix A.3",
-            statement="that late repeats differ more than early ones.",
-            effect=f"distance after {late:.0%} over that after {early:.0%} of the sequence, minus 1,",
-            details=f" (within ±{MISSED:g}); mean of {networks} networks, Student's interval",
+            p_opposite=statistics.matched_jonckheere_p(-by_start, options.seed),
         ),
     ]
+    missed = missed_claims(
+        {
+            measure: Estimate.of_mean(repeated(measure, late) / repeated(measure, early) - 1)
+            for measure in CONTROLS
+            if measure in options.measures
+        },
+        claim="recurrent_sequence.insensitive",
+        figure="A4",
+        source="appendix A.3",
+        statement="that late repeats differ more than early ones.",
+        effect=f"distance after {late:.0%} over that after {early:.0%} of the sequence, minus 1,",
+        details=f" (within ±{MISSED:g}); mean of {networks} networks, Student's interval",
+    )
+    early_repeats = next(found for found in result if found.claim.endswith(".early_repeats"))
+    return [*result, *provided(early_repeats, missed)[1:]]
 
 
 def plot(table: pd.DataFrame, claims: pd.DataFrame, options: StageOptions):

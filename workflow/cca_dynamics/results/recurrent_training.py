@@ -215,7 +215,7 @@ def claims(table: pd.DataFrame, options: StageOptions) -> list[Claim]:
             measure,
             f"clearer_than_{measure}",
             "A8",
-            f"{measure.capitalize()} distance shows the order of layers with more noise",
+            f"PWCCA shows the order of layers more clearly than {measure} distance does",
         )
         for measure in controls
     ]
@@ -276,6 +276,7 @@ def _bottom_up(curves: Curves, cohort: str, measure: str, suffix: str, seed: int
         no_effect=0.5,
         limits=SHARES,
         p_value=statistics.matched_jonckheere_p(values, seed),
+        p_opposite=statistics.matched_jonckheere_p(-values, seed),
         claim=f"recurrent_training.{name}{suffix}{'_deeper' if cohort == language_models.DEEPER else ''}",
         figure="6" if measure == "pwcca" else "A8",
         source="section 4.1" if measure == "pwcca" else "appendix A.3",

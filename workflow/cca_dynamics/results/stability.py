@@ -492,13 +492,15 @@ def _claims_about_convergence(table: pd.DataFrame, options: StageOptions, name_o
     epoch, share = unconverged(table, within, options.unconverged_below, kind.held_out)
     progress = Progress.of(table, kind.held_out)
     reached = [progress.reached(curves) for curves in (progress.performance, progress.representation)]
+    end = progress.epochs[-1]
+    not_before = ", the latter the end, where it is 1 by definition" if reached[1] == end else ""
     return [
         _claim(
             kind,
             "lag",
             f"The representation converges later than {kind.performance}",
             "area between the progress of performance and that of the mean correlation with the end, each from 0 to 1, "
-            f"as a share of training (95 % are reached at epochs {reached[0]:g} and {reached[1]:g})",
+            f"as a share of training (95 % are reached at epochs {reached[0]:g} and {reached[1]:g}{not_before})",
             progress.lags(),
         ),
         _claim(
@@ -509,6 +511,7 @@ def _claims_about_convergence(table: pd.DataFrame, options: StageOptions, name_o
             f"{options.many:g})",
             share.to_numpy(),
             options.many,
+            obstacle=f"{kind.performance} converges no earlier than the end, T" if epoch == end else "",
         ),
     ]
 
@@ -538,7 +541,7 @@ def _claims_about_sets(table: pd.DataFrame, kind: Kind) -> list[Claim]:
         _claim(
             kind,
             "stable_set",
-            "Directions that settle early stay closer to the layer than the others at every later step",
+            "Directions that settle early stay closer to the layer than those that settle least at every later step",
             "smallest gap in distance, unstable minus stable set, over all later checkpoints but T/2",
             (unstable - stable)[:, but_half].min(axis=1),
         ),
@@ -568,7 +571,7 @@ def _claims_about_sets(table: pd.DataFrame, kind: Kind) -> list[Claim]:
         _claim(
             kind,
             "unstable_set",
-            "The other directions decorrelate at once",
+            "The directions that settle least decorrelate at once",
             "distance of the unstable set at the first checkpoint after t_early, as a share of its mean later distance "
             "(over 0.5)",
             later[:, 0] / later.mean(axis=1),
@@ -577,7 +580,7 @@ def _claims_about_sets(table: pd.DataFrame, kind: Kind) -> list[Claim]:
         _claim(
             kind,
             "spike",
-            "The unstable set is farthest at T/2, the step it was chosen against",
+            "The unstable set is farther from the layer at T/2, where it was chosen, than just before and after",
             "distance at T/2 minus the mean of the checkpoints before and after",
             unstable[:, half] - neighbours,
             obstacle="" if has_neighbours else NO_SPIKE,
@@ -593,10 +596,19 @@ def _claims_about_the_probe(table: pd.DataFrame, kind: Kind) -> list[Claim]:
         _claim(
             kind,
             "task_critical",
-            "The directions that have settled by T/2 hold what the task needs",
-            f"accuracy of a linear probe of the final decision on directions at t_early, stable minus random ({means})",
+            "The directions that have settled by T/2 hold more of what the task needs than random directions do",
+            "accuracy with which a linear probe of the directions at t_early finds the network's final decisions, "
+            f"stable minus random ({means})",
             (accuracies["stable"] - accuracies["random"]).to_numpy(),
-        )
+        ),
+        _claim(
+            kind,
+            "task_critical_beyond_principal",
+            "They hold more of what the task needs than the layer's strongest directions do",
+            "the same accuracy, stable minus principal components",
+            (accuracies["stable"] - accuracies["principal"]).to_numpy(),
+            source="ours: a baseline",
+        ),
     ]
 
 

@@ -23,7 +23,7 @@ from cca_dynamics.config.cohorts import Cohort
 from cca_dynamics.config.models import MEASURES_DESCRIPTION, Measures, ResultOptions, StageOptions, StudyConfig, option
 from cca_dynamics.errors import ConfigError
 from cca_dynamics.results import figures
-from cca_dynamics.results.claims import REPRODUCED, Claim, Obstacle, equivalence_claim, estimate_claim, too_few
+from cca_dynamics.results.claims import REPRODUCED, Claim, Obstacle, all_of, equivalence_claim, exceeds, too_few
 from cca_dynamics.results.inputs import Inputs
 from cca_dynamics.results.statistics import Estimate
 from cca_dynamics.results.tables import CONTROLS, distance_rows, select, tidy
@@ -186,13 +186,17 @@ def _claims_about(
             continue
         gaps = {alpha: Estimate.of_mean(distances[measure, alpha] - distances["pwcca", alpha]) for alpha in alphas}
         smallest = min(gaps, key=lambda alpha: gaps[alpha].value)
-        at_alpha = f" at α = {smallest:g}, the smallest such gap" if len(alphas) > 1 else ""
+        p_values = [gap.p_at_most(margin) for gap in gaps.values()]
+        intervals = [gap.interval() for gap in gaps.values()]
+        at_alpha = f" at α = {smallest:g}, the smallest such gap, judged at every α" if len(alphas) > 1 else ""
         result.append(
-            estimate_claim(
-                margin,
-                gaps[smallest],
+            Claim(
+                value=gaps[smallest].value,
+                interval=gaps[smallest].interval(),
+                p_value=max(p_values),
+                verdict=all_of([exceeds(margin, *pair) for pair in zip(intervals, p_values, strict=True)]),
                 claim=f"toy_rnn.{name}_{measure}",
-                statement=f"{measure.capitalize()} distance fails to recognize that, in {title}.",
+                statement=f"{measure.capitalize()} distance finds the states of {title} less alike than CCA does.",
                 statistic=f"{measure} minus PWCCA distance{at_alpha}, mean over steps (over {margin:g}); {networks}, "
                 "t test",
                 **fields,
@@ -219,7 +223,7 @@ def _similar_claim(
         at_worst = f" at α = {worst:g}, the worst of {', '.join(f'{a:g}' for a in alphas)}" if len(alphas) > 1 else ""
         return equivalence_claim(
             options.margin,
-            [Estimate.of_mean(distances["pwcca", worst])],
+            [Estimate.of_mean(distances["pwcca", alpha]) for alpha in alphas],
             claim=f"toy_rnn.{name}_cca",
             figure="A2",
             source=SOURCE,

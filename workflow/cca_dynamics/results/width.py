@@ -250,14 +250,15 @@ def claims(table: pd.DataFrame, options: StageOptions) -> list[Claim]:
         statistic=f"lowest train accuracy of a network (at least {FITTED:g}); {groups}",
         source="section 3.2",
     )
+    trend = _trend(widths, multipliers, options, groups)
     return [
         *provided(
             fitted,
             [
-                _trend(widths, multipliers, options, groups),
+                trend,
                 *_accuracy(widths, options, groups),
                 _not_initialisation(widths, groups),
-                *_missed(widths, options, groups),
+                *provided(trend, _missed(widths, options, groups))[1:],
             ],
         ),
         _plateau(widths, multipliers, options, groups),
