@@ -4,6 +4,7 @@ from itertools import combinations
 
 import numpy as np
 import pytest
+from cca_dynamics.results import claims as claims_
 from cca_dynamics.results import clustering, statistics
 from cca_dynamics.results.claims import (
     INCONCLUSIVE,
@@ -391,3 +392,15 @@ def test_jonckheere_s_exact_distribution_is_that_of_all_orders(rng, monkeypatch)
         with monkeypatch.context() as patched:
             patched.setattr(statistics, "MOST_LEVELS", 2)
             assert statistics.matched_jonckheere_p(values, 0) == pytest.approx(exact, abs=0.03)
+
+
+def test_tables_without_the_newest_columns_are_read(tmp_path):
+    claim = mean_claim(
+        0, np.array([1.0, 1.1, 0.9]), claim="a.b", figure="1", statement="s.", statistic="t", source="ours"
+    )
+    claims_.write([claim], tmp_path / "claims.csv")
+    new = claims_.read(tmp_path / "claims.csv")
+    new[claims_.COLUMNS[:-2]].to_csv(tmp_path / "old.csv", index=False)
+    old = claims_.read(tmp_path / "old.csv")
+    assert list(old.columns) == list(new.columns) == claims_.COLUMNS
+    assert new["source"].tolist() == ["ours"] and old["source"].tolist() == [""] and np.isnan(old["paper_error"]).all()

@@ -355,7 +355,10 @@ def read(path: Path) -> pd.DataFrame:
     """
     text = ["claim", "figure", "statement", "statistic", "verdict", "source"]
     try:
-        table = pd.read_csv(path, dtype={column: str for column in text}).fillna({"source": ""})
+        table = pd.read_csv(path, dtype={column: str for column in text})
+        if list(table.columns) == COLUMNS[: COLUMNS.index("paper_error")]:  # of a version before these were written
+            table = table.assign(paper_error=nan, source="")
+        table = table.fillna({"source": ""})
         if list(table.columns) != COLUMNS or not table["verdict"].isin(VERDICTS).all():
             raise ValueError("it is not a table of claims")
     except (OSError, ValueError) as problem:
