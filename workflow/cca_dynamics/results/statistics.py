@@ -145,24 +145,24 @@ class Estimate:
 
     def interval(self, level: float = 0.95) -> tuple[float, float]:
         """Confidence interval; nan where a group has fewer than FEWEST networks."""
-        from scipy.stats import t
+        from scipy.special import stdtrit  # not scipy.stats, which takes a second to import
 
         variance, freedom = self._variance_and_freedom()
         if np.isnan(variance) or np.isnan(self.value):
             return nan, nan
-        half = float(t.ppf((1 + level) / 2, freedom)) * variance**0.5
+        half = float(stdtrit(freedom, (1 + level) / 2)) * variance**0.5
         return self.value - half, self.value + half
 
     def p_at_most(self, threshold: float) -> float:
         """One-sided p value of the hypothesis that the statistic is at most a threshold; nan without an interval."""
-        from scipy.stats import t
+        from scipy.special import stdtr
 
         variance, freedom = self._variance_and_freedom()
         if np.isnan(variance) or np.isnan(self.value):
             return nan
         if variance == 0:
             return float(self.value <= threshold)
-        return float(t.sf((self.value - threshold) / variance**0.5, freedom))
+        return float(stdtr(freedom, (threshold - self.value) / variance**0.5))
 
     def p_outside(self, margin: float) -> float:
         """p value of the hypothesis that the statistic lies outside ±margin: the larger of two one-sided tests."""
