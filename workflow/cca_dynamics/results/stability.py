@@ -604,7 +604,7 @@ def _claims_about_the_probe(table: pd.DataFrame, kind: Kind) -> list[Claim]:
         _claim(
             kind,
             "task_critical_beyond_principal",
-            "The directions that have settled by T/2 hold more of what the task needs than the layer's strongest ones do",
+            "Directions that have settled by T/2 hold more of what the task needs than the layer's strongest do",
             "the same accuracy, stable minus principal components",
             (accuracies["stable"] - accuracies["principal"]).to_numpy(),
             source="ours: a baseline",
