@@ -17,7 +17,7 @@ import pandas as pd
 from cca_dynamics.errors import DamagedFile
 from cca_dynamics.readings import Reading, readings
 from cca_dynamics.report.replicates import name_of
-from cca_dynamics.report.summary import result_of
+from cca_dynamics.report.summary import read_table, result_of
 from cca_dynamics.results import claims, figures
 from cca_dynamics.results.claims import (
     INCONCLUSIVE,
@@ -107,13 +107,10 @@ def read(path: Path) -> pd.DataFrame:
     Raises:
         DamagedFile: it cannot be read, or is no such table.
     """
+    table = read_table(path, COLUMNS, "readings").fillna({"variant": ""})
     try:
-        text = ("claim", "variant", "reading", "verdict")
-        table = pd.read_csv(path, dtype={column: str for column in text}).fillna({"variant": ""})
-        if list(table.columns) != COLUMNS or not table["verdict"].isin(VERDICTS).all():
-            raise ValueError("it is not a table of readings")
         table["reading"].map(json.loads)
-    except (OSError, ValueError) as problem:
+    except ValueError as problem:
         raise DamagedFile(path, problem) from None
     return table
 

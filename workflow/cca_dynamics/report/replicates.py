@@ -9,8 +9,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from cca_dynamics.errors import DamagedFile
-from cca_dynamics.report.summary import MARKS, result_of
+from cca_dynamics.report.summary import MARKS, read_table, result_of
 from cca_dynamics.results import claims, figures
 from cca_dynamics.results.claims import NOT_TESTABLE, REPRODUCED, VERDICTS
 from cca_dynamics.runtime.storage import replacing
@@ -60,13 +59,7 @@ def read(path: Path) -> pd.DataFrame:
     Raises:
         DamagedFile: it cannot be read, or is no such table.
     """
-    try:
-        table = pd.read_csv(path, dtype={"claim": str, "seed": int, "verdict": str})
-        if list(table.columns) != COLUMNS or not table["verdict"].isin(VERDICTS).all() or table.empty:
-            raise ValueError("it is not a table of replicates")
-    except (OSError, ValueError) as problem:
-        raise DamagedFile(path, problem) from None
-    return table
+    return read_table(path, COLUMNS, "replicates")
 
 
 def read_if_made(study: str, root: Path = Path()) -> pd.DataFrame | None:

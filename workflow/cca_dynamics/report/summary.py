@@ -102,6 +102,27 @@ def paper_in_words(claim) -> str:
     return f"{claim.paper_value:.3g}" + ("" if isnan(claim.paper_error) else f" ± {claim.paper_error:.2g}")
 
 
+def read_table(path: Path, columns: list[str], of: str) -> pd.DataFrame:
+    """Read a table of the verdicts of many studies.
+
+    Args:
+        path: a CSV file.
+        columns: those that it has; "seed" holds integers, claims, verdicts and readings are text, all others numbers.
+        of: what it is a table of, for the message.
+
+    Raises:
+        DamagedFile: it cannot be read, or is no such table.
+    """
+    types = {"claim": str, "seed": int, "variant": str, "reading": str, "verdict": str}
+    try:
+        table = pd.read_csv(path, dtype={column: types[column] for column in columns if column in types})
+        if list(table.columns) != columns or not table["verdict"].isin(VERDICTS).all() or table.empty:
+            raise ValueError(f"it is not a table of {of}")
+    except (OSError, ValueError) as problem:
+        raise DamagedFile(path, problem) from None
+    return table
+
+
 def runtime_rows(study: str, root: Path = Path()) -> list[list]:
     """What each rule took, from the `benchmark:` files, and the whole run.
 
