@@ -23,7 +23,7 @@ rule compute:
     resources:
         program=PROGRAM,
         variant=variant,
-        mem_mb=3000,
+        mem_mb=2000,
         runtime=60,
         gpu=GPU,
     params:

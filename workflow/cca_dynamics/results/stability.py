@@ -40,7 +40,7 @@ from cca_dynamics.results.layers import require_layer
 from cca_dynamics.results.tables import by_network, forced_correlations, select, tidy
 
 if TYPE_CHECKING:
-    from cca_dynamics.similarity import Factors
+    from cca_dynamics.similarity import CCAResult, Factors
 
 KEY = "results.stability"
 
@@ -272,29 +272,20 @@ def _dynamics(inputs: Inputs, kind: Kind, options: StageOptions) -> pd.DataFrame
         _sets(*layers, network, options)
         for network, layers in enumerate(zip(factors_at(early[0]), factors_at(half[0]), strict=True))
     ]
-    tables = []
+    # Tables are made at the end: made between comparisons, they would keep the memory of these from being used again.
+    with_end, of_sets = [], []
     for step, epoch in steps:
         for network, layer in enumerate(factors_at(step)):
             index = {"network": network, "step": step, "epoch": epoch}
-            result = cca(layer, final[network])
-            correlations = {
-                "index": np.arange(1, len(result.correlations) + 1),
-                "value": result.correlations,
-                "rank_a": result.rank_x,
-                "rank_b": result.rank_y,
-                "n": result.n,
-                "forced": forced_correlations(result.rank_x + result.rank_y, result.n),
-                "floor": result.floor,
-            }
-            tables.append(pd.DataFrame({**index, "quantity": "correlation", **correlations}))
+            with_end.append((index, cca(layer, final[network])))
             if step >= early[0]:
                 basis = layer.basis().numpy()
-                distances = {name: _distance(directions, basis) for name, directions in sets[network].items()}
-                tables.append(
-                    pd.DataFrame(
-                        {**index, "quantity": "distance", "set": distances.keys(), "value": distances.values()}
-                    )
-                )
+                of_sets += [
+                    {**index, "quantity": "distance", "set": name, "value": _distance(directions, basis)}
+                    for name, directions in sets[network].items()
+                ]
+    tables = [_correlations(index, result) for index, result in with_end]
+    tables.append(pd.DataFrame(of_sets))
     if kind.has_decisions:
         decisions = inputs.representations(kind.cohort, "softmax", end[0], kind.split).argmax(axis=-1)
         at_early = {"step": early[0], "epoch": early[1], "quantity": "probe"}
@@ -304,6 +295,20 @@ def _dynamics(inputs: Inputs, kind: Kind, options: StageOptions) -> pd.DataFrame
             rows = {"network": network, **at_early, "set": accuracies.keys(), "value": accuracies.values()}
             tables.append(pd.DataFrame(rows))
     return tidy([*tables, performance(inputs, kind.cohort)])
+
+
+def _correlations(index: dict[str, object], result: CCAResult) -> pd.DataFrame:
+    """One row per canonical correlation of a layer with itself at the end."""
+    columns = {
+        "index": np.arange(1, len(result.correlations) + 1),
+        "value": result.correlations,
+        "rank_a": result.rank_x,
+        "rank_b": result.rank_y,
+        "n": result.n,
+        "forced": forced_correlations(result.rank_x + result.rank_y, result.n),
+        "floor": result.floor,
+    }
+    return pd.DataFrame({**index, "quantity": "correlation", **columns})
 
 
 def _sets(early: Factors, half: Factors, network: int, options: StageOptions) -> dict[str, list[np.ndarray]]:

@@ -347,10 +347,3 @@ def slope_coefficients(x: np.ndarray) -> np.ndarray:
     """Coefficients (K,) whose product with values at x (K,) is their least-squares slope."""
     centred = np.asarray(x, dtype=float) - np.mean(x)
     return centred / (centred**2).sum()
-
-
-def spearman(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Rank correlation over the last axis of arrays that broadcast; ties share their mean rank."""
-    from scipy.stats import rankdata
-
-    return pearson(rankdata(x, axis=-1), rankdata(y, axis=-1))
