@@ -1,0 +1,74 @@
+"""How often do 95 % intervals of five networks cover the truth? The jackknife's against percentiles of a bootstrap.
+
+    python benchmarks/coverage.py [--studies 4000]
+
+Each simulated study has five networks (of each of two groups); a distance is a level, what either network adds, and
+noise. Prints the share of the studies whose interval holds the truth.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+
+import numpy as np
+from cca_dynamics.results.statistics import Estimate, mean_between, mean_within
+
+NETWORKS, WITHIN, BETWEEN = 5, 0.3, 0.5
+GROUPS = np.repeat([0, 1], NETWORKS)
+
+
+def distances(rng: np.random.Generator) -> np.ndarray:
+    """(10, 10) distances, WITHIN between networks of the first group, BETWEEN between all others."""
+    size = len(GROUPS)
+    of_network, noise = 0.02 * rng.normal(size=size), np.triu(0.01 * rng.normal(size=(size, size)), 1)
+    levels = np.where((GROUPS[:, None] == 0) & (GROUPS[None] == 0), WITHIN, BETWEEN)
+    matrix = levels + of_network[:, None] + of_network[None] + noise + noise.T
+    np.fill_diagonal(matrix, 0)
+    return matrix
+
+
+def of_distances(statistic: Callable) -> Callable:
+    """An interval of a statistic of the distances and the weights of both groups."""
+
+    def interval(rng: np.random.Generator) -> tuple[float, float]:
+        matrix = distances(rng)
+        groups = [(group == GROUPS).astype(float) for group in (0, 1)]
+        return Estimate.of(lambda weights: statistic(matrix, *(weights * g for g in groups)), GROUPS).interval()
+
+    return interval
+
+
+def bootstrap(rng: np.random.Generator) -> np.ndarray:
+    """Percentiles of a bootstrap of the mean of five values."""
+    values = rng.normal(size=NETWORKS)
+    return np.quantile(values[rng.integers(NETWORKS, size=(2000, NETWORKS))].mean(axis=1), [0.025, 0.975])
+
+
+CASES = {
+    "mean of one value per network": (lambda rng: Estimate.of_mean(rng.normal(size=NETWORKS)).interval(), 0.0),
+    "mean distance within a group": (of_distances(lambda matrix, first, second: mean_within(matrix, first)), WITHIN),
+    "difference of two mean distances": (
+        of_distances(lambda matrix, first, second: mean_between(matrix, first, second) - mean_within(matrix, first)),
+        BETWEEN - WITHIN,
+    ),
+    "ratio of two mean distances": (
+        of_distances(lambda matrix, first, second: mean_within(matrix, second) / mean_within(matrix, first)),
+        BETWEEN / WITHIN,
+    ),
+    "mean of one value per network, bootstrap": (bootstrap, 0.0),
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--studies", type=int, default=4000, help="simulated studies of each case")
+    studies = parser.parse_args().studies
+    for name, (interval, truth) in CASES.items():
+        intervals = [interval(np.random.default_rng([7, study])) for study in range(studies)]
+        covered = np.mean([low <= truth <= high for low, high in intervals])
+        print(f"{name:42s} {covered:.3f}")
+
+
+if __name__ == "__main__":
+    main()
