@@ -17,12 +17,19 @@ from cca_dynamics.networks.architectures import LanguageModel
 from cca_dynamics.networks.lstm import LanguageModels, lstm
 from cca_dynamics.representations import extraction
 from cca_dynamics.representations import language_models as hidden_states
-from cca_dynamics.runtime.storage import read_tensors
+from cca_dynamics.runtime.storage import read_metadata, read_tensors
 from cca_dynamics.training import language_models
 from cca_dynamics.training.optimizers import NonMonotonicAveraging
 from torch import nn
 
-from tests.builders import language_recipe, train_language_models, write_corpus
+from tests.builders import (
+    classifier_recipe,
+    language_recipe,
+    train_classifiers,
+    train_language_models,
+    write_corpus,
+    write_dataset,
+)
 
 
 def text(folder, **files):
@@ -340,3 +347,53 @@ def test_too_little_held_out_text_for_cca_is_named(tmp_path, corpus_file):
     requests = [HeldOutRequest(epochs="final", split="valid", layers="all", points=5000)]
     with pytest.raises(UserError, match=r"corpus\.valid: 1200 tokens, but 5000 data points need 5000; give more"):
         hidden_states.extract(tmp_path / "networks", corpus_file, tmp_path / "out", requests=requests)
+
+
+def stored_epochs(folder) -> list[float]:
+    return [read_metadata(path)["epoch"] for path in sorted(folder.glob("step-*.safetensors"))]
+
+
+def test_models_are_stored_and_evaluated_within_an_epoch(tmp_path, corpus_file):
+    """After the windows that come nearest, of the 19 of an epoch; storing them changes nothing of the training."""
+    recipe = language_recipe(epochs=2)
+    often = recipe.with_changes({"checkpoints": (0.0, 0.25, 0.26, 0.5, 1.0, 1.5)})
+    state, history, _ = train_language_models(often, corpus_file, tmp_path / "often")
+    expected = [0.0, 5 * 16 / 299, 9 * 16 / 299, 1.0, 1 + 9 * 16 / 299, 2.0]  # .25 and .26 are the same window
+    assert stored_epochs(tmp_path / "often") == pytest.approx(expected)
+    assert sorted(history["epoch"].unique()) == pytest.approx(expected) and history["valid_loss"].notna().all()
+    plain, _, _ = train_language_models(recipe, corpus_file, tmp_path / "seldom")
+    assert all(torch.equal(state[name], plain[name]) for name in plain)
+
+
+def test_classifiers_are_evaluated_where_they_are_stored(tmp_path):
+    data = write_dataset(tmp_path / "data.safetensors", 1)
+    recipe = classifier_recipe(epochs=2, evaluate_every=2).with_changes({"checkpoints": (0.0, 0.5)})
+    _, history, _ = train_classifiers(recipe, data, tmp_path / "networks")
+    epochs = stored_epochs(tmp_path / "networks")
+    assert len(epochs) == 3 and sorted(history["epoch"].unique()) == epochs
+
+
+def test_states_begin_after_their_context(tmp_path, corpus_file):
+    """The tokens of the context are read and their states dropped, so that no state is that of a first token."""
+    _, _, _ = train_language_models(language_recipe(), corpus_file, tmp_path / "networks")
+    states = {}
+    for context in (0, 7):
+        request = HeldOutRequest(
+            epochs="final", split="sequence", layers="all", points=240, positions=6, context=context
+        )
+        out = tmp_path / f"out-{context}"
+        hidden_states.extract(tmp_path / "networks", corpus_file, out, requests=[request], report=lambda line: None)
+        (file,) = out.rglob("*.safetensors")
+        states[context] = extraction.load(file, "lstm2")[1].reshape(20, 12, 8)
+    np.testing.assert_allclose(states[7][0][:5], states[0][0][7:], rtol=1e-4, atol=1e-5)  # both begin with the text
+    assert len(np.unique(states[7][:, 0], axis=0)) > len(np.unique(states[0][:, 0], axis=0))
+
+
+def test_repeated_sequences_differ_in_their_first_tokens():
+    """In a text that repeats itself, places are chosen at which it differs; too few are named."""
+    request = RepeatsRequest(epochs="final", layers="all", sequences=6, length=8, starts=(0.5,), repeats=4)
+    tokens = torch.tensor([0, 1, 2, 3] * 10 + [0, 2, 1, 3] * 3)
+    chosen = hidden_states._distinct_sequences(tokens, request, 5)
+    assert chosen.shape == (8, 6) and len(torch.unique(chosen[:5].T, dim=0)) == 6
+    with pytest.raises(UserError, match=r"hold 4 sequences of 8 that differ in their first 5 tokens, too few for 6"):
+        hidden_states._distinct_sequences(tokens[:40], request, 5)
