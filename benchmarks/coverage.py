@@ -12,6 +12,7 @@ import argparse
 from collections.abc import Callable
 
 import numpy as np
+from cca_dynamics.results.recurrent_training import Curves
 from cca_dynamics.results.statistics import Estimate, mean_between, mean_within
 
 NETWORKS, WITHIN, BETWEEN = 5, 0.3, 0.5
@@ -45,6 +46,17 @@ def bootstrap(rng: np.random.Generator) -> np.ndarray:
     return np.quantile(values[rng.integers(NETWORKS, size=(2000, NETWORKS))].mean(axis=1), [0.025, 0.975])
 
 
+def curves(rng: np.random.Generator, slope: float) -> Curves:
+    """Distances of five layers of five networks at 17 checkpoints; a layer's rise by a slope, networks differ by 1."""
+    of_layer, of_point = rng.normal(size=(NETWORKS, 5, 1)), rng.normal(size=(NETWORKS, 5, 17))
+    return Curves(np.arange(17.0), np.linspace(0, slope, 5)[:, None] + 0.7**0.5 * of_layer + 0.3**0.5 * of_point)
+
+
+def separation(rng: np.random.Generator) -> tuple[float, float]:
+    """Of how much more clearly one measure separates layers than another, in figure A8."""
+    return (curves(rng, slope=3).separation() - curves(rng, slope=1).separation()).interval()
+
+
 CASES = {
     "mean of one value per network": (lambda rng: Estimate.of_mean(rng.normal(size=NETWORKS)).interval(), 0.0),
     "mean distance within a group": (of_distances(lambda matrix, first, second: mean_within(matrix, first)), WITHIN),
@@ -56,6 +68,7 @@ CASES = {
         of_distances(lambda matrix, first, second: mean_within(matrix, second) / mean_within(matrix, first)),
         BETWEEN / WITHIN,
     ),
+    "difference of two separations of layers": (separation, 2.0),
     "mean of one value per network, bootstrap": (bootstrap, 0.0),
 }
 

@@ -14,6 +14,7 @@ from cca_dynamics.results.claims import (
     REVERSED,
     Claim,
     all_of,
+    equivalence_claim,
     equivalent,
     exceeds,
     mean_claim,
@@ -327,10 +328,19 @@ def test_verdict_on_equivalence():
     assert equivalent(0.05, [(-0.01, 0.02), (0.0, 0.04)]) == REPRODUCED
     assert equivalent(0.05, [(-0.01, 0.02), (0.04, 0.06)]) == INCONCLUSIVE
     assert equivalent(0.05, [(-0.01, 0.02), (0.06, 0.08)]) == NOT_REPRODUCED
+    assert equivalent(0.05, [(-0.01, 0.02), (0.06, 0.08)], wider=[(-0.02, 0.03), (0.04, 0.1)]) == INCONCLUSIVE
     assert all_of([REPRODUCED, INCONCLUSIVE]) == INCONCLUSIVE
     assert all_of([REPRODUCED, INCONCLUSIVE, NOT_REPRODUCED]) == NOT_REPRODUCED
     assert all_of([REVERSED, REVERSED]) == REVERSED
     assert all_of([REPRODUCED, REVERSED]) == NOT_REPRODUCED
+
+
+def test_that_one_of_many_differences_is_not_zero_needs_more_evidence_than_that_one_alone_is_not():
+    texts = {"claim": "a.alike", "figure": "1", "statement": "", "statistic": ""}
+    near, apart = Estimate.of_mean([-0.01, 0.0, 0.01]), Estimate.of_mean([0.06, 0.07, 0.08])
+    assert equivalence_claim(0.05, [apart], **texts).verdict == NOT_REPRODUCED
+    assert equivalence_claim(0.05, [apart, near, near, near, near], **texts).verdict == INCONCLUSIVE
+    assert equivalence_claim(0.05, [near] * 5, **texts).verdict == REPRODUCED
 
 
 def test_jonckheere_counts_rising_pairs_and_permutes_levels_within_networks():

@@ -183,14 +183,20 @@ def exceeds(
     return NOT_REPRODUCED if high <= threshold else INCONCLUSIVE
 
 
-def equivalent(margin: float, intervals: Sequence[Interval]) -> str:
+def equivalent(margin: float, intervals: Sequence[Interval], wider: Sequence[Interval] | None = None) -> str:
     """Verdict on "these differences are all about zero", from their 90 % intervals (TOST at 5 %).
 
     Reproduced: every interval lies within ±margin. Not reproduced: one lies wholly outside. Inconclusive otherwise.
+
+    Args:
+        margin: difference that still counts as none.
+        intervals: of each difference.
+        wider: intervals that say whether one of several differences lies outside, at a level that makes up for their
+            number; default: the same.
     """
     if all(-margin < low and high < margin for low, high in intervals):
         return REPRODUCED
-    if any(low >= margin or high <= -margin for low, high in intervals):
+    if any(low >= margin or high <= -margin for low, high in (intervals if wider is None else wider)):
         return NOT_REPRODUCED
     return INCONCLUSIVE
 
@@ -272,15 +278,19 @@ def equivalence_claim(margin: float, differences: Sequence[Estimate], **fields: 
         fields: claim, figure, statement, statistic and others, as in `Claim`.
 
     Returns:
-        A claim whose p value is the largest of two one-sided tests of each difference.
+        A claim whose p value is the largest of two one-sided tests of each difference. All have to pass, so the number
+        of differences calls for no correction there; that one of them lies outside is judged at 5 % over all (Bonferroni).
     """
-    intervals = [difference.interval(1 - 2 * ALPHA) for difference in differences]
+    intervals, wider = (
+        [difference.interval(1 - 2 * alpha) for difference in differences]
+        for alpha in (ALPHA, ALPHA / len(differences))
+    )
     largest = max(range(len(differences)), key=lambda index: abs(differences[index].value))
     return Claim(
         value=differences[largest].value,
         interval=intervals[largest],
         p_value=max(difference.p_outside(margin) for difference in differences),
-        verdict=equivalent(margin, intervals),
+        verdict=equivalent(margin, intervals, wider),
         **fields,
     )
 

@@ -328,12 +328,13 @@ def _rate_claims(sweep: Sweep, options: StageOptions) -> list[Claim]:
         ),
         rates,
     )
-    accuracy = clustering.jackknife(
-        lambda some: clustering.nearest_group_accuracy(
+    accuracy = clustering.nearest_group_accuracy(sweep.residuals, rates)
+    of_subsamples = [
+        clustering.nearest_group_accuracy(
             clustering.residual_distances(sweep.distances[np.ix_(some, some)]), rates[some]
-        ),
-        rates,
-    )
+        )
+        for some in clustering.subsamples(rates, seed)
+    ]
     chance, chance_p = clustering.nearest_group_chance(sweep.residuals, rates, seed)
     logs = np.log10(rates)
     gradient = clustering.jackknife(
@@ -360,9 +361,10 @@ def _rate_claims(sweep: Sweep, options: StageOptions) -> list[Claim]:
             statistic=f"adjusted R² of PERMANOVA (R² {r_squared:.3f}; permuted networks); {count}; equal dispersion: "
             f"PERMDISP p = {clustering.dispersion_p(sweep.distances, rates, seed):.2g}",
         ),
-        estimate_claim(
+        Claim.exceeding(
             chance,
-            accuracy,
+            value=accuracy,
+            interval=clustering.subsample_interval(accuracy, of_subsamples, 0, 1),
             p_value=chance_p,
             no_effect=chance,
             claim="clusters.nearest_rate",
@@ -371,7 +373,7 @@ def _rate_claims(sweep: Sweep, options: StageOptions) -> list[Claim]:
             statement="A network's representation tells its learning rate more often than chance would.",
             statistic="share of the networks that are nearest to the others of their own learning rate, by mean "
             f"distance without what each network adds to all of its own (by chance {chance:.2f}; permuted networks); "
-            f"{count}",
+            f"{count}, subsamples of 80 %",
         ),
         Claim.exceeding(
             0,
