@@ -279,7 +279,8 @@ def equivalence_claim(margin: float, differences: Sequence[Estimate], **fields: 
 
     Returns:
         A claim whose p value is the largest of two one-sided tests of each difference. All have to pass, so the number
-        of differences calls for no correction there; that one of them lies outside is judged at 5 % over all (Bonferroni).
+        of differences calls for no correction there; that one of them lies outside is judged at 5 %
+        over all (Bonferroni).
     """
     intervals, wider = (
         [difference.interval(1 - 2 * alpha) for difference in differences]
