@@ -482,6 +482,137 @@ def test_any_finite_input_gives_numbers_or_a_clear_refusal(seed, n, p, q, scale,
                 assert np.isfinite([result.distance, result.reverse]).all()
 
 
+# Rounding, scale, ties ------------------------------------------------------------------------------------------------
+
+DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32, "float64": torch.float64}
+
+
+def with_quirks(rng, n=600, d=12, mean=0.0, large_neuron=1.0, large_point=1.0):
+    """A layer and a rotated copy of it, with a neuron of large mean, a large neuron and a large data point."""
+    x = rng.normal(size=(n, d))
+    for layer in (x, x @ rotation(rng, d)):
+        layer = layer.copy()
+        layer[:, 3] += mean
+        layer[:, 5] *= large_neuron
+        layer[7] *= large_point
+        yield torch.from_numpy(layer)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    "quirk",
+    [{}, {"mean": 100.0}, {"large_neuron": 1e3}, {"large_point": 1e3}, {"large_neuron": 30, "large_point": 1e3}],
+)
+def test_rounding_of_one_neuron_or_data_point_is_no_noise_in_another(rng, dtype, quirk):
+    if dtype == "bfloat16" and "mean" in quirk:
+        quirk = {"mean": 10.0}  # at 100 its numbers are half a unit apart
+    x, y = (layer.to(DTYPES[dtype]) for layer in with_quirks(rng, **quirk))
+    result, exact = pwcca(x, y), pwcca(x.double(), y.double())
+    assert (result.rank_x, result.rank_y) == (12, 12)
+    assert result.distance < (0.02 if "float16" in dtype else 1e-6)
+    assert result.distance == pytest.approx(exact.distance, abs=1e-12)  # the same numbers in a wider format
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("quirk", [{}, {"large_neuron": 1e3}, {"large_point": 1e3}, {"mean": 30.0}])
+def test_duplicated_collinear_constant_and_dead_neurons_are_found_in_any_precision(rng, dtype, quirk):
+    x, y = (layer.to(DTYPES[dtype]) for layer in with_quirks(rng, **quirk))
+    redundant = [x, x[:, :4], (x[:, :1].double() + x[:, 1:2].double()).to(x.dtype), torch.full_like(x[:, :1], 3.3)]
+    copies = torch.cat([*redundant, torch.zeros_like(x[:, :2])], dim=1)
+    for same in (copies, copies.double()):
+        result = pwcca(same, y)
+        assert result.rank_x == 12
+        np.testing.assert_allclose(result.correlations, pwcca(x, y).correlations, atol=1e-2 if "16" in dtype else 1e-5)
+
+
+@settings(max_examples=30, deadline=None)
+@given(layers(), st.sampled_from([torch.float16, torch.bfloat16, torch.float32]))
+def test_a_wider_format_of_the_same_numbers_gives_the_same_distances(drawn, dtype):
+    x, y, _ = drawn
+    x, y = (torch.from_numpy(layer).clamp(-6e4, 6e4).to(dtype) for layer in (x, y))
+    for measure in (pwcca, svcca, linear_cka, procrustes):
+        distances = [measure(x.to(wider), y.to(wider)).distance for wider in (dtype, torch.float32, torch.float64)]
+        np.testing.assert_allclose(distances, distances[0], atol=1e-9)
+
+
+@settings(max_examples=30, deadline=None)
+@given(layers(), st.floats(-6, 6), st.integers(0, 2**16))
+def test_scaling_one_neuron_changes_no_correlation(drawn, exponent, neuron):
+    x, y, _ = drawn
+    scaled = x.copy()
+    scaled[:, neuron % x.shape[1]] *= 10.0**exponent
+    expected, result = cca(x, y), cca(scaled, y)
+    assert result.rank_x == expected.rank_x
+    np.testing.assert_allclose(result.correlations, expected.correlations, atol=1e-7)
+
+
+@pytest.mark.parametrize("exponent", [-300, -150, -40, 40, 150, 300])
+@pytest.mark.parametrize("measure", MEASURES)
+def test_no_measure_depends_on_the_scale(rng, measure, exponent):
+    x, y = related(rng, p=5, q=5)
+    function, expected = MEASURES[measure].function, MEASURES[measure].function(x, y).distance
+    scale = 10.0**exponent
+    assert 0.01 < expected < 2
+    assert function(x * scale, y).distance == pytest.approx(expected, abs=1e-9)
+    assert function(x, y * scale).distance == pytest.approx(expected, abs=1e-9)
+    assert function(x * scale, y * scale).distance == pytest.approx(expected, abs=1e-9)
+    if MEASURES[measure].kernel:
+        assert similarity.pairwise([x * scale, y * scale], measure)[0, 1] == pytest.approx(expected, abs=1e-9)
+
+
+def test_neurons_of_extreme_scales_are_all_counted(rng):
+    x = rng.normal(size=(200, 4))
+    for scales in ([1e-170, 1e-100, 1, 1], [1e150, 1, 1, 1e-150]):
+        mixed = np.column_stack([x * scales, np.ones(200)])
+        assert pwcca(mixed, x).rank_x == 4
+        np.testing.assert_allclose(pwcca(mixed, x).correlations, 1, atol=1e-9)
+
+
+def test_exact_numbers_are_not_taken_for_rounded_ones(rng):
+    """Numbers with few digits fit into half precision, but nothing says that they were rounded to it."""
+    counts = rng.integers(1000, 1004, size=(300, 5)).astype(np.float32)
+    tenths = rng.integers(-8, 9, size=(300, 5)) / 8 + 200.0
+    for x in (counts, counts / 4, tenths):
+        assert pwcca(x, rng.normal(size=(300, 3))).rank_x == 5
+
+
+def shared_neurons(rng, shared=3, own=4, n=500):
+    """Two layers that share neurons, so that as many correlations are exactly 1."""
+    common = rng.normal(size=(n, shared)) * np.linspace(1, 3, shared)
+    return [np.hstack([common, rng.normal(size=(n, own))]) for _ in range(2)]
+
+
+@pytest.mark.parametrize("measure", ["pwcca", "pwcca_squared", "pwcca_thresholded"])
+def test_equal_correlations_give_one_number_by_every_route(rng, measure):
+    x, y = shared_neurons(rng)
+    function, record = MEASURES[measure].function, MEASURES[measure]
+    expected = function(x, y)
+    assert np.sum(expected.correlations > 1 - 1e-9) == 3
+    both = similarity.pairwise([x, y], measure)
+    assert (both[0, 1], both[1, 0]) == pytest.approx((expected.distance, expected.reverse), abs=1e-9)
+    half = similarity.pairwise([x, y], measure, precision="float32")
+    assert half[0, 1] == pytest.approx(expected.distance, abs=2e-5)
+    mirrored = similarity.pairwise([y, x], measure)
+    assert mirrored[1, 0] == pytest.approx(expected.distance, abs=1e-9)
+    order = rng.permutation(x.shape[1])
+    assert function(x[:, order], y).distance == pytest.approx(expected.distance, abs=1e-9)
+    turned = y @ rotation(rng, y.shape[1])  # another basis of the other layer
+    assert function(x, turned if record.keep is None else y).distance == pytest.approx(expected.distance, abs=1e-9)
+
+
+def test_weights_of_equal_correlations_are_those_of_the_layer_s_principal_axes(rng):
+    x, y = shared_neurons(rng)
+    result = pwcca(x, y)
+    basis = np.linalg.qr(centred(x))[0]
+    u, rho, _ = np.linalg.svd(basis.T @ np.linalg.qr(centred(y))[0])
+    projections = (basis @ u).T @ centred(x)
+    _, s, vt = np.linalg.svd(projections[:3], full_matrices=False)
+    projections[:3] = s[:, None] * vt
+    weights = np.abs(projections).sum(axis=1)
+    np.testing.assert_allclose(result.weights_x, weights / weights.sum(), atol=1e-8)
+    assert result.distance == pytest.approx(1 - weights @ rho / weights.sum(), abs=1e-9)
+
+
 # Bad input ------------------------------------------------------------------------------------------------------------
 
 GOOD = np.random.default_rng(0).normal(size=(20, 3))

@@ -22,6 +22,10 @@ from cca_dynamics.similarity.nulls import mean_cca_floor
 SMALL = 1e-5
 """Correlation below which the variates of the second layer are not taken from those of the first."""
 
+TIED = 1e-5
+"""Correlations that differ by less are equal: their variates are any rotation of each other, and rounding chooses
+one."""
+
 SVCCA_KEEP = 0.99
 """Share of a layer's variance whose directions SVCCA compares, as its authors do."""
 
@@ -34,12 +38,14 @@ class CCAResult:
         distance: the measure's distance from x to y, in [0, 1]; 1 if a layer is constant.
         reverse: its distance from y to x.
         correlations: (c,) canonical correlations, descending, in [0, 1]; c is the smaller rank.
-        weights_x, weights_y: (c,) share of each layer that its canonical variates account for; each sums to 1.
+        weights_x, weights_y: (c,) share of each layer that its canonical variates account for; each sums to 1. Of equal
+            correlations, those of the layer's own `principal_axes`.
         rank_x, rank_y: dimensions of the two layers, as compared.
         n: data points.
         floor: the distance expected of unrelated Gaussian layers of these ranks and n; nan where it is not known.
         significant: number of correlations that Bartlett's test finds significant (measure `bartlett` only).
-        variates_x, variates_y: (n, c) canonical variates, orthonormal columns, if asked for.
+        variates_x, variates_y: (n, c) canonical variates, orthonormal columns, if asked for; those of equal
+            correlations are any rotation of each other.
     """
 
     distance: float
@@ -89,14 +95,54 @@ def canonical_correlations(cross: Tensor) -> Tensor:
     return torch.linalg.svdvals(cross).clamp(0, 1)
 
 
-def projection_weights(vectors: Tensor, coordinates: Tensor, kind: str = "absolute") -> Tensor:
+def tied(correlations: Tensor) -> list[slice]:
+    """The runs of two or more equal correlations, all within `TIED` of the first.
+
+    Args:
+        correlations: (c,) descending.
+    """
+    runs, first, values = [], 0, correlations.tolist()
+    for index in range(1, len(values) + 1):
+        if index == len(values) or values[first] - values[index] >= TIED:
+            if index - first > 1:
+                runs.append(slice(first, index))
+            first = index
+    return runs
+
+
+def principal_axes(projections: Tensor, correlations: Tensor) -> Tensor:
+    """Projections of a layer on its canonical variates, those of equal correlations turned to its principal axes.
+
+    Variates of equal correlations are defined up to a rotation, and `projection_weights` depend on it. The paper leaves
+    it open, and what a linear algebra library returns differs with hardware and route. The principal axes of the layer
+    within the space of these variates are unique, unless the layer varies equally along two of them.
+
+    Args:
+        projections: (..., c, d) of d neurons on c variates.
+        correlations: (..., c) descending.
+
+    Returns:
+        (..., c, d).
+    """
+    if not bool((correlations[..., :-1] - correlations[..., 1:] < TIED).any()):
+        return projections
+    projections = projections.clone()
+    for pair in np.ndindex(correlations.shape[:-1]):
+        for run in tied(correlations[pair]):
+            _, s, vt = torch.linalg.svd(projections[(*pair, run)], full_matrices=False)
+            projections[(*pair, run)] = s[:, None] * vt
+    return projections
+
+
+def projection_weights(vectors: Tensor, coordinates: Tensor, correlations: Tensor, kind: str = "absolute") -> Tensor:
     """How much of a layer each of its canonical variates accounts for.
 
     Args:
         vectors: (..., p, c) canonical directions in the layer's basis.
         coordinates: (..., p, d) the layer's neurons in that basis.
-        kind: "absolute", Σ_j |⟨h_i, x_j⟩| as in the paper, or "squared", Σ_j ⟨h_i, x_j⟩², which does not depend on
-            the basis that is chosen among variates of equal correlation.
+        correlations: (..., c); variates of equal ones are turned to `principal_axes` first.
+        kind: "absolute", Σ_j |⟨h_i, x_j⟩| as in the paper, or "squared", Σ_j ⟨h_i, x_j⟩², of which the sum over
+            variates of equal correlation is the same whatever their axes.
 
     Returns:
         (..., c), sums to 1 (0 for a layer without directions).
@@ -106,7 +152,7 @@ def projection_weights(vectors: Tensor, coordinates: Tensor, kind: str = "absolu
     """
     if kind not in ("absolute", "squared"):
         raise ValueError(f"weights are absolute or squared, not {kind!r}")
-    projections = vectors.mT @ coordinates
+    projections = principal_axes(vectors.mT @ coordinates, correlations)
     sums = (projections.abs() if kind == "absolute" else projections.square()).sum(dim=-1)
     return sums / sums.sum(dim=-1, keepdim=True).clamp(min=torch.finfo(sums.dtype).tiny)
 
@@ -167,8 +213,8 @@ def cca(x, y, *, weights: str = "absolute", variates: bool = False, device: str 
         distance=distance,
         reverse=distance,
         correlations=rho.cpu().numpy(),
-        weights_x=projection_weights(u, x.coordinates(), weights).cpu().numpy(),
-        weights_y=projection_weights(v, y.coordinates(), weights).cpu().numpy(),
+        weights_x=projection_weights(u, x.coordinates(), rho, weights).cpu().numpy(),
+        weights_y=projection_weights(v, y.coordinates(), rho, weights).cpu().numpy(),
         rank_x=x.rank,
         rank_y=y.rank,
         n=x.n,
@@ -202,7 +248,8 @@ def pwcca(x, y, *, weights: str = "absolute", variates: bool = False, device: st
     Args:
         x: (n, p) activations, rows are data points, columns neurons.
         y: (n, q) activations of the same data points.
-        weights: "absolute" is the paper's; "squared" is invariant when correlations tie.
+        weights: "absolute" is the paper's, completed by `principal_axes` where correlations are equal; "squared" needs
+            no such choice.
         variates: return the canonical variates too.
         device: "cpu" or "cuda".
 
@@ -219,7 +266,7 @@ def pwcca(x, y, *, weights: str = "absolute", variates: bool = False, device: st
 
 
 def pwcca_squared(x, y, *, variates: bool = False, device: str = "cpu") -> CCAResult:
-    """PWCCA with squared weights, Σ_j ⟨h_i, x_j⟩²: the distance is unique even when correlations tie."""
+    """PWCCA with squared weights, Σ_j ⟨h_i, x_j⟩²: the distance needs no choice of axes when correlations are equal."""
     return pwcca(x, y, weights="squared", variates=variates, device=device)
 
 

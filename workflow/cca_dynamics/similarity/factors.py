@@ -3,8 +3,10 @@
 A representation is an (n, d) matrix: rows are data points, columns neurons. Its thin singular value decomposition is
 X − mean = Q diag(s) Vᵀ. Arithmetic is float64 whatever the input.
 
-Directions whose singular value is rounding noise of the input's dtype are dropped, so duplicated, collinear, constant
-and dead neurons change nothing.
+Directions that may be rounding noise of the input are dropped, so duplicated, collinear, constant and dead neurons
+change nothing. Rounding errors are relative to the single number: a neuron with a large mean, or a data point far from
+all others, has large ones, and they are no noise of the other neurons and data points. So the rank is judged after
+neurons, and data points far from all others, have been divided by their size.
 """
 
 from __future__ import annotations
@@ -17,12 +19,14 @@ import torch
 from torch import Tensor
 
 from cca_dynamics.similarity.errors import RepresentationError
-
-NOISE = 8
-"""Rounding noise of activations, in units of their dtype's epsilon: a network's layers accumulate several."""
+from cca_dynamics.similarity.precision import Precision, precision_of
 
 ILL_CONDITIONED = 1e-6
 """Relative eigenvalue of the Gram matrix below which squaring has lost too much: the data are decomposed instead."""
+OUTLYING = 30
+"""Size of a data point, in units of the median one, from which it is scaled down before the rank is judged."""
+MODERATE = (1e-20, 1e20)
+"""Largest magnitudes of layers that are used as they are; eighth powers of all sums then stay in range."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,16 +34,18 @@ class Factors:
     """What all comparisons of one representation share: X - mean = Q diag(s) Vᵀ, without storing Q.
 
     Attributes:
-        x: (n, d) the representation as given, on the device of the factors.
+        x: (n, d) the representation as given, on the device of the factors; of extreme scale, times a power of two.
         mean: (d,) float64, mean of each neuron.
         s: (r,) float64, singular values, descending; r is the rank.
         v: (d, r) float64, right singular vectors.
+        to_basis: (d, r) float64, the matrix that takes X - mean to Q.
     """
 
     x: Tensor
     mean: Tensor
     s: Tensor
     v: Tensor
+    to_basis: Tensor
 
     @property
     def rank(self) -> int:
@@ -53,7 +59,7 @@ class Factors:
 
     def basis(self) -> Tensor:
         """Q, (n, r) float64 with orthonormal columns."""
-        return (self.x - self.mean) @ (self.v / self.s)
+        return (self.x - self.mean) @ self.to_basis
 
     def coordinates(self) -> Tensor:
         """R = Qᵀ (X - mean), (r, d): the neurons in the basis."""
@@ -74,7 +80,7 @@ class Factors:
             return self
         share = (self.s**2).cumsum(0) / (self.s**2).sum()
         count = min(int((share < keep - 1e-12).sum()) + 1, self.rank)
-        return replace(self, s=self.s[:count], v=self.v[:, :count])
+        return replace(self, s=self.s[:count], v=self.v[:, :count], to_basis=self.to_basis[:, :count])
 
 
 def factorize(x, *, device: str = "cpu", name: str = "x") -> Factors:
@@ -90,29 +96,72 @@ def factorize(x, *, device: str = "cpu", name: str = "x") -> Factors:
     """
     if isinstance(x, Factors):
         return x
-    x = _as_matrix(x, device, name)
-    n, d = x.shape
-    epsilon = torch.finfo(x.dtype).eps if x.is_floating_point() else 0.0
+    x = _moderate(_as_matrix(x, device, name))
     mean = x.mean(dim=0, dtype=torch.float64)
-    if not torch.isfinite(mean).all():
-        raise RepresentationError(f"{name} has numbers whose sum is infinite; divide it by a constant")
-    centred = x - mean  # float64, as the mean is
-    gram = centred.T @ centred if n >= d else centred @ centred.T
-    variance = float(gram.trace())
-    if not 1e-200 < variance < 1e200 and (variance or centred.any()):
-        # The squares overflow or underflow. No measure depends on the scale, so divide by it.
-        return factorize(x / x.abs().max(), device=device, name=name)
-    # Eigenvectors of the Gram matrix are quick, but squaring loses half of the digits of weak directions.
-    eigenvalues, vectors = torch.linalg.eigh(gram) if n >= d else (None, None)
-    if eigenvalues is None or float(eigenvalues[0]) < ILL_CONDITIONED * float(eigenvalues[-1]):
-        s, v = _decompose_without_squaring(centred)
-    else:
-        s, v = eigenvalues.flip(0).sqrt(), vectors.flip(1)
-    # The Frobenius norm of x itself, not of the centred matrix.
-    size = torch.hypot(torch.linalg.vector_norm(s), sqrt(n) * torch.linalg.vector_norm(mean))
-    noise = NOISE * epsilon * float(size) * (1 / sqrt(n) + 1 / sqrt(d))
-    rank = int((s > max(noise, float(s[0]) * max(n, d) * torch.finfo(torch.float64).eps)).sum())
-    return Factors(x, mean, s[:rank].contiguous(), v[:, :rank].contiguous())
+    return Factors(x, mean, *_decompose(x, x - mean, precision_of(x)))  # x - mean is float64, as the mean is
+
+
+def _decompose(x: Tensor, centred: Tensor, precision: Precision) -> tuple[Tensor, Tensor, Tensor]:
+    """s, v and to_basis of `Factors`.
+
+    Args:
+        x: (n, d) as given; its magnitudes say how large rounding errors may be.
+        centred: (n, d) float64.
+        precision: of x.
+    """
+    n, d = centred.shape
+    if n >= d:
+        # Eigenvectors of the Gram matrix are quick, but squaring loses half of the digits of weak directions.
+        squares, vectors = torch.linalg.eigh(centred.T @ centred)
+        weakest, strongest = float(squares[0]), float(squares[-1])
+        largest_error = precision.roundings * precision.epsilon * float(_columns(x).max())
+        if weakest > max(ILL_CONDITIONED * strongest, (largest_error * (sqrt(n) + sqrt(d))) ** 2):
+            s, v = squares.flip(0).sqrt(), vectors.flip(1)
+            return s, v, v / s
+    rows, columns = _sizes(x)
+    scaled = centred / columns
+    # Singular values of noise alone reach the root mean square of its entries times this sum.
+    noise = float((precision.error(x) / (rows * columns)).square().mean().sqrt()) * (sqrt(n) + sqrt(d))
+    s, w = _decompose_without_squaring(scaled / rows)
+    w = w[:, s > max(noise, float(s[0]) * max(n, d) * torch.finfo(torch.float64).eps)]
+    triangle = torch.linalg.qr(scaled @ w, mode="r").R
+    rotation, s, vt = torch.linalg.svd(triangle @ w.T * columns, full_matrices=False)
+    to_basis = (w / columns[:, None]) @ torch.linalg.solve_triangular(triangle, rotation, upper=True)
+    return s, vt.T.contiguous(), to_basis
+
+
+def _columns(x: Tensor) -> Tensor:
+    """(d,) root mean square of each neuron, not centred; 1 of a dead one."""
+    x = x.double()
+    largest = x.abs().amax(dim=0)
+    largest = torch.where(largest > 0, largest, 1.0)
+    sizes = (x / largest).square().mean(dim=0).sqrt()  # of numbers up to 1: squares of very small ones would vanish
+    return torch.where(sizes > 0, largest * sizes, 1.0)
+
+
+def _sizes(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Sizes of data points (n, 1), at least 1 and more only for outlying ones, and of neurons (d,) divided by these."""
+    magnitudes = x.double().abs()
+    rows = magnitudes.new_ones(len(x), 1)
+    for _ in range(50):  # the sizes of neurons contain the outlying data points at first
+        columns = _columns(magnitudes / rows)
+        sizes = (magnitudes / columns).square().mean(dim=1, keepdim=True).sqrt()
+        relative = sizes / sizes[sizes > 0].median() if sizes.any() else sizes
+        found = torch.where(relative > OUTLYING, relative, 1.0)
+        if torch.allclose(found, rows, rtol=0.1):
+            break
+        rows = found
+    return rows, columns
+
+
+def _moderate(x: Tensor) -> Tensor:
+    """A layer times a power of two if its scale is so extreme that powers of it would overflow or underflow."""
+    largest = float(x.abs().max())
+    if largest == 0 or MODERATE[0] < largest < MODERATE[1]:
+        return x
+    exponent = int(np.frexp(largest)[1])
+    half = exponent // 2  # in two steps: the reciprocal of the smallest number is infinite
+    return x.double() * 2.0**-half * 2.0 ** (half - exponent)
 
 
 def factorize_pair(x, y, device: str) -> tuple[Factors, Factors]:

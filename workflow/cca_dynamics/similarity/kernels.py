@@ -28,8 +28,8 @@ def pwcca_kernel(
 ) -> tuple[Tensor, Tensor]:
     """Distances of `pwcca`."""
     u, rho, v = canonical_directions(cross)
-    weights_x = projection_weights(u, x.coordinates(), weights)
-    weights_y = projection_weights(v, stack([y.coordinates() for y in others]), weights)
+    weights_x = projection_weights(u, x.coordinates(), rho, weights)
+    weights_y = projection_weights(v, stack([y.coordinates() for y in others]), rho, weights)
     forward, backward = ((1 - (shares * rho).sum(dim=-1)).clamp(0, 1) for shares in (weights_x, weights_y))
     return forward, backward
 

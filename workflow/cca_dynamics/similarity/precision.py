@@ -1,0 +1,87 @@
+"""How exact the numbers of a representation are: what of their variation may be rounding alone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import sqrt
+
+import torch
+from torch import Tensor
+
+SAMPLE = 4096
+"""Numbers that are looked at before all are."""
+LAST_BIT = 0.1
+"""Share of the numbers that use the last binary digit of a format from which they count as rounded to it; of numbers
+that were rounded, half do."""
+
+
+@dataclass(frozen=True)
+class Precision:
+    """How numbers were rounded.
+
+    Attributes:
+        epsilon: distance of 1 to the next number of their format.
+        roundings: how many independent roundings an error may stem from, in units of the standard deviation of one.
+    """
+
+    epsilon: float
+    roundings: float
+
+    def error(self, x: Tensor) -> Tensor:
+        """Standard deviation of the rounding error that each number of x may have; in float64, as x in shape.
+
+        A rounded number is off by up to half of the distance to its neighbours, uniformly.
+        """
+        return self.roundings * self.epsilon / sqrt(12) * _below(x)
+
+
+SINGLE = Precision(torch.finfo(torch.float32).eps, roundings=32)
+"""A network that computes in this format adds up many rounded products."""
+DOUBLE = Precision(torch.finfo(torch.float64).eps, roundings=32)
+HALVES = {
+    torch.float16: Precision(torch.finfo(torch.float16).eps, roundings=2),
+    torch.bfloat16: Precision(torch.finfo(torch.bfloat16).eps, roundings=2),
+}
+"""Formats in which activations are stored; they were added up in a wider one, and rounded once."""
+
+
+def precision_of(x: Tensor) -> Precision:
+    """The precision of numbers, whatever format they are in now: storing rounded numbers in a wider one adds nothing.
+
+    Args:
+        x: finite, real.
+
+    Returns:
+        The precision of the narrowest format that the numbers were rounded to. Integers, in any format, are exact, and
+        so are numbers that a format holds without using its last digits; of these it is that of the format they are in.
+    """
+    if x.dtype in HALVES:
+        return HALVES[x.dtype]
+    if not x.is_floating_point():
+        return DOUBLE
+    for dtype, precision in HALVES.items():
+        if _rounded_to(dtype, x):
+            return precision
+    if x.dtype == torch.float32 or _rounded_to(torch.float32, x):
+        return SINGLE
+    return DOUBLE
+
+
+def _rounded_to(dtype: torch.dtype, x: Tensor) -> bool:
+    """Whether all numbers are of a format, and enough of them use its last digit; integers are not taken for
+    rounded."""
+    flat = x.reshape(-1)
+    for numbers in (flat[:: max(1, len(flat) // SAMPLE)], flat):
+        if not torch.equal(numbers.to(dtype).to(x.dtype), numbers):
+            return False
+    if torch.equal(flat, flat.round()):
+        return False
+    used = flat[flat != 0].double()
+    last_digits = used / (torch.finfo(dtype).eps * _below(used))  # whole numbers, odd if the last binary digit is 1
+    return float((last_digits % 2 == 1).double().mean()) >= LAST_BIT
+
+
+def _below(x: Tensor) -> Tensor:
+    """The power of two at or below the magnitude of each number, float64; 0 of 0."""
+    mantissa, exponent = torch.frexp(x.double())
+    return torch.where(mantissa == 0, 0.0, torch.ldexp(torch.ones_like(mantissa), exponent - 1))
