@@ -6,33 +6,41 @@ import numpy as np
 import pytest
 import scipy.linalg
 import scipy.spatial
+import scipy.stats
 import torch
 from cca_dynamics import similarity
 from cca_dynamics.similarity import (
     MEASURES,
     DegenerateCCAWarning,
+    angular_shape,
     bartlett,
     cca,
     cosine,
     euclidean,
     linear_cka,
     linear_cka_debiased,
+    linear_predictivity,
     mean_cca,
+    mutual_neighbours,
     null_floor,
     null_moments,
     procrustes,
     pwcca,
     pwcca_squared,
     pwcca_thresholded,
+    rbf_cka,
+    rsa,
     svcca,
 )
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.cross_decomposition import CCA as ScikitCCA
+from sklearn.linear_model import LinearRegression
+from sklearn.neighbors import NearestNeighbors
 
 CCA_FAMILY = (mean_cca, svcca, pwcca, pwcca_squared, bartlett)
-SYMMETRIC = (mean_cca, svcca, bartlett, linear_cka, linear_cka_debiased, procrustes, cosine, euclidean)
-BASELINES = (linear_cka, linear_cka_debiased, procrustes, cosine, euclidean)
+BASELINES = tuple(record.function for record in MEASURES.values() if not record.canonical)
+SYMMETRIC = tuple(record.function for record in MEASURES.values() if record.symmetric)
 
 
 def centred(x):
@@ -173,6 +181,70 @@ def test_procrustes_agrees_with_the_best_rotation(rng):
     assert procrustes(x, 3 * x @ rotation(rng, 5) + 1).distance == pytest.approx(0, abs=1e-12)
 
 
+def test_rbf_cka_agrees_with_centred_kernel_matrices(rng):
+    x, y = related(rng, n=50)
+    kernels = []
+    for layer in (x, y):
+        distances = scipy.spatial.distance.squareform(scipy.spatial.distance.pdist(layer))
+        pairs = np.sort(distances[np.triu_indices(50, 1)])
+        sigma = 0.7 * pairs[(len(pairs) - 1) // 2]  # torch's median is the lower of two
+        kernels.append(np.exp(-(distances**2) / (2 * sigma**2)))
+    centring = np.eye(50) - 1 / 50
+    k, m = (centring @ kernel @ centring for kernel in kernels)
+    expected = np.trace(k @ m) / np.sqrt(np.trace(k @ k) * np.trace(m @ m))
+    assert rbf_cka(x, y, bandwidth=0.7).distance == pytest.approx(1 - expected, abs=1e-10)
+    wide = rbf_cka(x, y, bandwidth=1e4).distance  # a kernel that is nearly quadratic
+    assert wide == pytest.approx(linear_cka(x, y).distance, abs=1e-6)
+
+
+def test_rsa_agrees_with_scipy(rng):
+    x, y = related(rng, n=40)
+    expected = scipy.stats.spearmanr(*(scipy.spatial.distance.pdist(layer) for layer in (x, y))).statistic
+    assert rsa(x, y).distance == pytest.approx(1 - expected, abs=1e-12)
+
+
+def test_mutual_neighbours_agree_with_scikit_learn(rng):
+    x, y = related(rng, n=60)
+    near = []
+    for layer in (x, y):
+        model = NearestNeighbors(n_neighbors=5, metric="cosine").fit(layer)
+        near.append(model.kneighbors(return_distance=False))
+    shared = np.mean([len(np.intersect1d(a, b)) / 5 for a, b in zip(*near, strict=True)])
+    assert mutual_neighbours(x, y, neighbours=5).distance == pytest.approx(1 - shared, abs=1e-12)
+
+
+def test_linear_predictivity_agrees_with_scikit_learn(rng):
+    x, y = related(rng)
+    expected = 1 - explained(x, y), 1 - explained(y, x)
+    result = linear_predictivity(x, y)
+    assert (result.distance, result.reverse) == pytest.approx(expected, abs=1e-12)
+
+
+def explained(x, y):
+    residual = y - LinearRegression().fit(x, y).predict(x)
+    return 1 - (residual**2).sum() / (centred(y) ** 2).sum()
+
+
+def test_angular_shape_is_the_angle_after_the_best_rotation(rng):
+    x, y = related(rng, p=5, q=5)
+    a, b = (centred(layer) / np.linalg.norm(centred(layer)) for layer in (x, y))
+    turned = b @ scipy.linalg.orthogonal_procrustes(b, a)[0]
+    assert angular_shape(x, y).distance == pytest.approx(np.arccos((a * turned).sum()), abs=1e-9)
+
+
+def test_angular_shape_is_a_metric_and_pwcca_is_not(rng):
+    """On the way by a layer that has the directions of both, PWCCA is shorter than on the straight one."""
+    broken = {"angular_shape": 0, "pwcca": 0}
+    for _ in range(20):
+        a, b = rng.normal(size=(2, 60, 3))
+        layers = [a, np.hstack([a, b]), b]
+        for measure in broken:
+            d = similarity.pairwise(layers, measure)
+            d = (d + d.T) / 2
+            broken[measure] += d[0, 2] > d[0, 1] + d[1, 2] + 1e-9
+    assert broken["angular_shape"] == 0 and broken["pwcca"] > 10
+
+
 def test_cosine_and_euclidean_compare_the_raw_activations(rng):
     x, y = rng.normal(size=(20, 3)) + 1, rng.normal(size=(20, 3))
     assert cosine(x, y).distance == pytest.approx(scipy.spatial.distance.cosine(x.ravel(), y.ravel()), abs=1e-12)
@@ -187,7 +259,7 @@ def test_cosine_and_euclidean_compare_the_raw_activations(rng):
 @pytest.mark.parametrize("measure", [*CCA_FAMILY, *BASELINES])
 def test_a_layer_is_at_distance_0_from_itself(rng, measure):
     x, _ = related(rng)
-    assert measure(x, x).distance == pytest.approx(0, abs=1e-7 if measure is euclidean else 1e-10)
+    assert measure(x, x).distance == pytest.approx(0, abs=1e-7 if measure in (euclidean, angular_shape) else 1e-10)
 
 
 def test_affine_images_are_at_distance_0(rng):
@@ -441,7 +513,8 @@ def test_a_layer_that_does_not_vary_is_unlike_any_other(rng, measure):
             result = measure(*pair)
             assert np.isfinite([result.distance, result.reverse]).all()
             if measure not in (cosine, euclidean):
-                assert result.distance == pytest.approx(1)
+                record = next(record for record in MEASURES.values() if record.function is measure)
+                assert result.distance == pytest.approx(record.to_constant)
 
 
 def test_more_directions_than_data_points_force_correlations(rng):
@@ -476,7 +549,7 @@ def test_any_finite_input_gives_numbers_or_a_clear_refusal(seed, n, p, q, scale,
             except ValueError as refusal:
                 assert any(
                     phrase in str(refusal)
-                    for phrase in ("spans all", "different widths", "needs at least 4 data points")
+                    for phrase in ("spans all", "different widths", "needs at least 4 data", "needs at least 12 data")
                 )
             else:
                 assert np.isfinite([result.distance, result.reverse]).all()
@@ -632,6 +705,11 @@ GOOD = np.random.default_rng(0).normal(size=(20, 3))
         (GOOD + 1j, GOOD, "x is complex"),
         (GOOD, np.array([["a"] * 3] * 20), "y is not numeric"),
         (GOOD, [[1, 2], [3]] * 10, "y is not"),
+        (GOOD, np.ma.masked_greater(GOOD, 1), "y has masked values; leave out these data points"),
+        (torch.eye(20).to_sparse(), GOOD, r"x is sparse; give x\.to_dense\(\)"),
+        (torch.ones(20, 3).to(torch.float8_e4m3fn), GOOD, "x is of type torch.float8_e4m3fn, too coarse"),
+        (torch.empty(20, 3, device="meta"), GOOD, "x is without data"),
+        ({"conv1": GOOD}, GOOD, "x is a dict; give the array in it"),
     ],
 )
 @pytest.mark.parametrize("measure", [pwcca, linear_cka, cosine])

@@ -227,7 +227,8 @@ def compare(options: argparse.Namespace) -> None:
     device = _device(options)
     from cca_dynamics.compare import comparison
 
-    comparison.run(options.files, options.measure, options.out, options.table, device)
+    inference = comparison.Inference(options.permutations, options.intervals)
+    comparison.run(options.files, options.measure, options.out, options.table, device, inference)
 
 
 def capture(options: argparse.Namespace) -> None:
@@ -417,7 +418,9 @@ def _parser() -> argparse.ArgumentParser:
     argument("files", type=Path, nargs="+", metavar="FILE", help=".npy .npz .safetensors .pt .pth")
     argument("--measure", nargs="+", default=["pwcca"], help="pwcca (the default), svcca, linear_cka, ...")
     argument("--out", type=Path, default=Path("heatmap.png"), help="the heatmap, .png .pdf .svg")
-    argument("--table", type=Path, help="also write a, b, measure, distance, floor of every pair, .csv")
+    argument("--table", type=Path, help="also write a, b, measure, distance, floor, ... of every pair, .csv")
+    argument("--permutations", type=int, default=0, metavar="K", help="test distances against K permutations, e.g. 200")
+    argument("--intervals", action="store_true", help="add confidence intervals over data points")
 
     argument = add(capture, device=True)
     argument("model", metavar="MODEL", help="a name of torchvision.models, or module:function of your own")

@@ -1,7 +1,8 @@
 """How similar are the layers in these files? Distances of all pairs, as a table and as a heatmap.
 
 A distance is the mean of both directions, because PWCCA is not symmetric. Beside it stands the floor: the distance to
-expect of unrelated Gaussian layers of the same ranks on as many data points.
+expect of unrelated Gaussian layers of the same ranks on as many data points. If asked for, also how often permuted data
+points give so small a distance, and an interval.
 """
 
 from __future__ import annotations
@@ -10,8 +11,9 @@ import difflib
 import math
 import sys
 import warnings
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -25,16 +27,37 @@ from cca_dynamics.similarity import (
     MEASURES,
     DegenerateCCAWarning,
     Factors,
+    Intervals,
+    PermutationTest,
     RepresentationError,
     factorize,
     null_floor,
     pairwise,
+    pairwise_intervals,
+    pairwise_permutation_test,
 )
+from cca_dynamics.similarity.significance import ALPHA, FEWEST_PERMUTATIONS
 
 FEW = 6
 """Representations of which all pairs are listed; of more a matrix is printed."""
 READABLE = 16
 """Representations whose distances are written into the cells of a heatmap of full width."""
+
+
+@dataclass(frozen=True)
+class Inference:
+    """What to say of a distance besides its value.
+
+    Attributes:
+        permutations: of data points, by which it is tested; 0: no test.
+        intervals: whether to give confidence intervals (95 %).
+    """
+
+    permutations: int = 0
+    intervals: bool = False
+
+
+NO_INFERENCE = Inference()
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,12 +69,16 @@ class Comparison:
         ranks: directions in which each varies.
         distances: measure → (N, N), the mean of both directions, 0 on the diagonal.
         floors: measure → (N, N), what unrelated Gaussian layers would give; nan where that is not known.
+        tests: measure → against permuted data points; {} if not asked for.
+        intervals: measure → confidence intervals; {} if not asked for.
     """
 
     representations: list[Representation]
     ranks: list[int]
     distances: dict[str, np.ndarray]
     floors: dict[str, np.ndarray]
+    tests: dict[str, PermutationTest] = field(default_factory=dict)
+    intervals: dict[str, Intervals] = field(default_factory=dict)
 
     @property
     def names(self) -> list[str]:
@@ -64,15 +91,23 @@ class Comparison:
         return len(self.representations[0].x)
 
 
-def run(files: Sequence[Path], measures: Sequence[str], out: Path, table: Path | None, device: str) -> None:
+def run(
+    files: Sequence[Path],
+    measures: Sequence[str],
+    out: Path,
+    table: Path | None,
+    device: str,
+    inference: Inference = NO_INFERENCE,
+) -> None:
     """Compare all representations in files, print their distances, write a heatmap and, if asked for, a table.
 
     Args:
         files: see `representations.read`.
         measures: keys of `similarity.MEASURES`.
         out: the heatmap, .png, .pdf or .svg.
-        table: None or a .csv of a, b, measure, distance, floor; one row for each pair and measure.
+        table: None or a .csv, see `pairs`.
         device: "cpu" or "cuda".
+        inference: tests and intervals.
 
     Raises:
         UserError: something is wrong with a file, a name or what is in it; nothing is written.
@@ -82,7 +117,7 @@ def run(files: Sequence[Path], measures: Sequence[str], out: Path, table: Path |
         raise UserError(f"{out}: its suffix is none of .{', .'.join(figures.FORMATS)}; name the heatmap so")
     if table is not None and table.suffix != ".csv":
         raise UserError(f"{table}: its suffix is not .csv; name the table so")
-    comparison = compare(files, measures, device)
+    comparison = compare(files, measures, device, inference)
     if table is not None:
         with replacing(table) as temporary:
             pairs(comparison).to_csv(temporary, index=False)
@@ -91,13 +126,22 @@ def run(files: Sequence[Path], measures: Sequence[str], out: Path, table: Path |
     print(f"Heatmap: {out}" + (f"  Table: {table}" if table is not None else ""))
 
 
-def compare(files: Sequence[Path], measures: Sequence[str] = ("pwcca",), device: str = "cpu") -> Comparison:
+def compare(
+    files: Sequence[Path],
+    measures: Sequence[str] = ("pwcca",),
+    device: str = "cpu",
+    inference: Inference = NO_INFERENCE,
+) -> Comparison:
     """Distances between all pairs of the representations in files. Arguments and errors as `run`."""
     for measure in measures:
         if measure not in MEASURES:
             close = difflib.get_close_matches(measure, MEASURES, n=1)
             hint = f"did you mean {close[0]}?" if close else f"choose from {', '.join(MEASURES)}"
             raise UserError(f"--measure: {measure} is not known; {hint}")
+    if inference.permutations and inference.permutations < FEWEST_PERMUTATIONS:
+        raise UserError(
+            f"--permutations: {inference.permutations} give no p below .05; use {FEWEST_PERMUTATIONS} or more, e.g. 200"
+        )
     representations = read(files)
     if len(representations) < 2:
         raise UserError(f"{representations[0].source} is all there is; give at least two layers to compare")
@@ -105,23 +149,55 @@ def compare(files: Sequence[Path], measures: Sequence[str] = ("pwcca",), device:
         factors = [factorize(each.x, device=device, name=each.source) for each in representations]
     except RepresentationError as problem:
         raise UserError(str(problem)) from None
-    distances, floors = {}, {}
+    distances, floors, tests, found = {}, {}, {}, {}
     for measure in dict.fromkeys(measures):
-        _check(representations, factors, measure)
         compared = MEASURES[measure].compared(factors)
+        _check(representations, factors, compared, measure)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", DegenerateCCAWarning)  # `notes` says how many pairs, and how bad it is
             both_ways = pairwise(factors, measure, device=device)
         distances[measure] = (both_ways + both_ways.T) / 2
         floors[measure] = np.array([[null_floor(x.rank, y.rank, x.n, measure) for y in compared] for x in compared])
-    return Comparison(representations, [x.rank for x in factors], distances, floors)
+        if inference.permutations:
+            with _progress(measure, "permutations") as progress, _in_one_line():
+                how = {"permutations": inference.permutations, "device": device, "progress": progress}
+                tests[measure] = pairwise_permutation_test(factors, measure, **how)
+        if inference.intervals:
+            with _progress(measure, "groups left out") as progress, _in_one_line():
+                found[measure] = pairwise_intervals(factors, measure, device=device, progress=progress)
+    return Comparison(representations, [x.rank for x in factors], distances, floors, tests, found)
 
 
-def _check(representations: list[Representation], factors: list[Factors], measure: str) -> None:
+@contextmanager
+def _in_one_line() -> Iterator[None]:
+    """What inference refuses, as a problem of the user's."""
+    try:
+        yield
+    except RepresentationError as problem:
+        raise UserError(str(problem)) from None
+
+
+@contextmanager
+def _progress(measure: str, unit: str) -> Iterator[Callable[[int, int], None]]:
+    """A progress bar, where the output is a terminal."""
+    from tqdm import tqdm
+
+    with tqdm(desc=figures.measure_label(measure), unit=f" {unit}", disable=None, leave=False) as bar:
+
+        def show(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        yield show
+
+
+def _check(
+    representations: list[Representation], factors: list[Factors], compared: list[Factors], measure: str
+) -> None:
     """Refuse by name what the measure would refuse by number."""
     record = MEASURES[measure]
-    for representation, x in zip(representations, factors, strict=True):
-        if record.canonical and x.rank >= x.n - 1:
+    for representation, x, directions in zip(representations, factors, compared, strict=True):
+        if record.canonical and directions.rank >= x.n - 1:
             raise UserError(
                 f"{representation.source} spans all {x.n - 1} directions of its {x.n} data points, so that everything "
                 "correlates with it perfectly; use more data points than neurons, or --measure linear_cka_debiased"
@@ -139,23 +215,21 @@ def _check(representations: list[Representation], factors: list[Factors], measur
 
 
 def pairs(comparison: Comparison) -> pd.DataFrame:
-    """A row for each pair and measure: a, b, measure, distance, floor."""
+    """A row for each pair and measure: a, b, measure, distance, floor.
+
+    With tests also p_value, p_family and calibrated, see `PermutationTest`; with intervals ci_low and ci_high.
+    """
     names, (a, b) = np.array(comparison.names, dtype=object), np.triu_indices(len(comparison.names), k=1)
-    return pd.concat(
-        [
-            pd.DataFrame(
-                {
-                    "a": names[a],
-                    "b": names[b],
-                    "measure": measure,
-                    "distance": distances[a, b],
-                    "floor": comparison.floors[measure][a, b],
-                }
-            )
-            for measure, distances in comparison.distances.items()
-        ],
-        ignore_index=True,
-    )
+    tables = []
+    for measure, distances in comparison.distances.items():
+        columns = {"distance": distances, "floor": comparison.floors[measure]}
+        if test := comparison.tests.get(measure):
+            columns |= {"p_value": test.p_value, "p_family": test.p_family, "calibrated": test.calibrated}
+        if interval := comparison.intervals.get(measure):
+            columns |= {"ci_low": interval.low, "ci_high": interval.high}
+        values = {column: matrix[a, b] for column, matrix in columns.items()}
+        tables.append(pd.DataFrame({"a": names[a], "b": names[b], "measure": measure, **values}))
+    return pd.concat(tables, ignore_index=True)
 
 
 def notes(comparison: Comparison) -> list[str]:
@@ -178,12 +252,25 @@ def notes(comparison: Comparison) -> list[str]:
         found.append(f"{dead} of {len(comparison.names)} representations do not vary (rank 0) and resemble nothing")
     ranks = np.array(comparison.ranks)
     forced = np.maximum(ranks[a] + ranks[b] - (comparison.n - 1), 0)
-    if forced.any() and any(MEASURES[measure].canonical for measure in measures):
+    if forced.any() and any(MEASURES[measure].uses_all_correlations for measure in measures):
         found.append(
             f"in {(forced > 0).sum()} of {len(a)} pairs up to {forced.max()} correlations are exactly 1 because the "
             "ranks exceed n - 1 (too few data points)"
         )
+    for measure, test in comparison.tests.items():
+        of = f" under {figures.measure_label(measure)}" if len(measures) > 1 else ""
+        significant = int((test.p_family[a, b] < ALPHA).sum())
+        found.append(
+            f"{significant} of {len(a)} pairs are more alike than permuted data points{of} (p < .05, corrected for "
+            "the number of pairs)" + ("" if significant == len(a) else "; the others are crossed out in the heatmap")
+        )
+    if comparison.tests or comparison.intervals:
+        found.append("tests and intervals take data points for independent")
     return found
+
+
+SHOWN = {"p_value": "p", "p_family": "p (family)", "calibrated": "Calibrated"}
+"""Columns of `pairs` that are printed where a test was made → their titles."""
 
 
 def show(comparison: Comparison) -> None:
@@ -206,12 +293,19 @@ def show(comparison: Comparison) -> None:
         for block in _matrix(comparison, measure, max(1, (console.width - 4) // 5)):
             console.print(block)
     if not many:
-        listed = _table("a", "b", "Measure", "Distance", "Floor", left=("a", "b", "Measure"))
-        for row in pairs(comparison).itertuples():
+        table = pairs(comparison)
+        extra = [column for column in SHOWN if column in table]
+        titles = ("a", "b", "Measure", "Distance", "Floor", *(SHOWN[column] for column in extra))
+        if comparison.intervals:
+            titles += ("95 % interval",)
+        listed = _table(*titles, left=("a", "b", "Measure"))
+        for row in table.itertuples():
             floor = "" if math.isnan(row.floor) else f"{row.floor:.3f}"
-            listed.add_row(
-                escape(row.a), escape(row.b), figures.measure_label(row.measure), f"{row.distance:.3f}", floor
-            )
+            cells = [f"{getattr(row, column):.3f}" for column in extra]
+            if comparison.intervals:
+                cells.append(f"{row.ci_low:.3f} to {row.ci_high:.3f}")
+            label = figures.measure_label(row.measure)
+            listed.add_row(escape(row.a), escape(row.b), label, f"{row.distance:.3f}", floor, *cells)
         console.print(listed)
     console.print()
     for note in notes(comparison):
@@ -269,6 +363,11 @@ def heatmap(comparison: Comparison):
                 red, green, blue, _ = image.cmap(image.norm(distances[i, j]))
                 colour = "black" if 0.299 * red + 0.587 * green + 0.114 * blue > 0.5 else "white"
                 axis.text(j, i, _short(distances[i, j]), color=colour, ha="center", va="center", fontsize=7)
+        if test := comparison.tests.get(measure):
+            rows, columns_ = np.nonzero(test.p_family >= ALPHA)
+            cell = 420 / columns / count  # points
+            axis.scatter(columns_, rows, marker="x", s=(0.7 * cell) ** 2, c="white", linewidths=1.6, alpha=0.8)
+            axis.scatter(columns_, rows, marker="x", s=(0.7 * cell) ** 2, c="#b2182b", linewidths=0.7)
     for axis in axes[len(measures) :]:
         axis.set_visible(False)
     if len(measures) > 1:

@@ -45,8 +45,8 @@ def read(paths: Sequence[Path]) -> list[Representation]:
 
     Args:
         paths: .npy, .npz, .safetensors, .pt or .pth. An array is (data points, neurons) or (data points, channels,
-            height, width), whose mean over space is taken; in .safetensors also (networks, data points, neurons), as
-            the workflow's activations are.
+            height, width), whose mean over space is taken; in .safetensors that the workflow wrote also (networks, data
+            points, neurons), its activations.
 
     Returns:
         One representation an array, or one a network where networks are stacked.
@@ -63,7 +63,7 @@ def read(paths: Sequence[Path]) -> list[Representation]:
         if isinstance(files := facts.get("files"), str):
             captured[files] = path
         for key, array in arrays.items():
-            for layer, x, positions in _layers(path, _printable(key), array):
+            for layer, x, positions in _layers(path, _printable(key), array, stacked=bool(facts)):
                 name = ":".join(part for part in (label if len(paths) > 1 or not layer else "", layer) if part)
                 found.append(Representation(name, f"{path}: {layer or 'the array'}", x, positions))
     if len(captured) > 1:
@@ -176,18 +176,32 @@ def _tensor(path: Path, name: str, array: object) -> Tensor:
     return torch.from_numpy(np.require(array, array.dtype.newbyteorder("=") if floating else np.float64, ["C", "W"]))
 
 
-def _layers(path: Path, name: str, tensor: Tensor) -> Iterator[tuple[str, Tensor, tuple[int, int] | None]]:
-    """(name, (n, d), positions) of what one array holds."""
+def _layers(
+    path: Path, name: str, tensor: Tensor, stacked: bool
+) -> Iterator[tuple[str, Tensor, tuple[int, int] | None]]:
+    """(name, (n, d), positions) of what one array holds; networks are stacked in files of the workflow alone."""
     called = f"{path}: {name or 'the array'}"
     tensor = tensor.detach()
     if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_complex() or tensor.is_meta:
         raise UserError(f"{called} is sparse, quantized, complex or without data; save a dense tensor of real numbers")
+    if tensor.is_floating_point() and torch.finfo(tensor.dtype).bits < 16:
+        raise UserError(f"{called} is of type {tensor.dtype}, too coarse to compare; record it in half precision")
     if tensor.dtype not in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
         tensor = tensor.double()
     shape = tuple(tensor.shape)
-    if tensor.ndim == 3 and len(tensor) and path.suffix.lower() == ".safetensors":
+    if tensor.ndim == 3 and len(tensor) and stacked:
         for i, x in enumerate(tensor):
             yield f"{name}[{i}]", x, None
+    elif tensor.ndim == 3:
+        raise UserError(
+            f"{called} has shape {shape}, not (data points, neurons); if it is (inputs, tokens, neurons), save "
+            f"x.mean(axis=1), one token, or x.reshape(-1, {shape[2]}), which makes tokens data points"
+        )
+    elif tensor.ndim == 4 and shape[1] == shape[2] != shape[3]:
+        raise UserError(
+            f"{called} has shape {shape}, which looks like (data points, height, width, channels); save "
+            "x.transpose(0, 3, 1, 2), or for maps that are not square its mean over space"
+        )
     elif tensor.ndim == 4 and all(shape):
         yield name, tensor.mean(dim=(2, 3), dtype=torch.float64).to(tensor.dtype), shape[2:]
     elif tensor.ndim == 2:

@@ -1,7 +1,8 @@
-"""Measures that CCA is compared with: CKA, Procrustes, cosine and Euclidean distance. All are symmetric."""
+"""Measures that CCA is compared with, from products of neurons: CKA, Procrustes, linear predictivity and others."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -19,7 +20,7 @@ class BaselineResult:
 
     Attributes:
         distance: from x to y; its range is the measure's.
-        reverse: from y to x, which is the same.
+        reverse: from y to x; the same but for `linear_predictivity`.
         rank_x, rank_y: ranks of the two centred layers.
         n: data points.
     """
@@ -44,7 +45,7 @@ def linear_cka(x, y, *, device: str = "cpu") -> BaselineResult:
     Source: Kornblith et al. 2019.
     """
     x, y = factorize_pair(x, y, device)
-    return _result(x, y, 1 - _hsic(x, y) / _geometric_mean(_hsic(x, x), _hsic(y, y)))
+    return symmetric_result(x, y, 1 - _hsic(x, y) / _geometric_mean(_hsic(x, x), _hsic(y, y)))
 
 
 def linear_cka_debiased(x, y, *, device: str = "cpu") -> BaselineResult:
@@ -53,10 +54,9 @@ def linear_cka_debiased(x, y, *, device: str = "cpu") -> BaselineResult:
     Arguments and errors as `linear_cka`; n must be at least 4. Source: Song et al. 2012; Nguyen et al. 2021.
     """
     x, y = factorize_pair(x, y, device)
-    if x.n < FEWEST_FOR_DEBIASED_CKA:
-        raise RepresentationError(f"debiased CKA needs at least {FEWEST_FOR_DEBIASED_CKA} data points, not {x.n}")
+    require_points("debiased CKA", FEWEST_FOR_DEBIASED_CKA, x, y)
     norm = _geometric_mean(_hsic_unbiased(x, x), _hsic_unbiased(y, y))
-    return _result(x, y, 1 - _hsic_unbiased(x, y) / norm)
+    return symmetric_result(x, y, 1 - _hsic_unbiased(x, y) / norm)
 
 
 def procrustes(x, y, *, device: str = "cpu") -> BaselineResult:
@@ -67,7 +67,32 @@ def procrustes(x, y, *, device: str = "cpu") -> BaselineResult:
     x, y = factorize_pair(x, y, device)
     cross = x.s[:, None] * (x.basis().T @ y.basis()) * y.s
     nuclear = torch.linalg.svdvals(cross).sum() if cross.numel() else cross.sum()
-    return _result(x, y, 1 - nuclear / _geometric_mean(x.s.square().sum(), y.s.square().sum()))
+    return symmetric_result(x, y, 1 - nuclear / _geometric_mean(x.s.square().sum(), y.s.square().sum()))
+
+
+def angular_shape(x, y, *, device: str = "cpu") -> BaselineResult:
+    """The angle between the centred layers once one is rotated to the other, arccos(‖XᵀY‖_* / (‖X‖ ‖Y‖)), a metric.
+
+    In radians, in [0, π/2]; the cosine is 1 minus the distance of `procrustes`. Arguments and errors as `linear_cka`.
+    Source: Williams et al. 2021.
+    """
+    x, y = factorize_pair(x, y, device)
+    return symmetric_result(x, y, math.acos(min(1.0, 1 - procrustes(x, y).distance)))
+
+
+def linear_predictivity(x, y, *, device: str = "cpu") -> BaselineResult:
+    """1 - R² of the linear regression of all neurons of y on x, over the data points that it was fitted to. In [0, 1].
+
+    Not symmetric: `reverse` predicts x from y. In sample: on n data points, x of rank r explains r / (n - 1) of
+        unrelated
+    neurons. Arguments and errors as `linear_cka`.
+    """
+    x, y = factorize_pair(x, y, device)
+    cross = x.basis().T @ y.basis()
+    forward, backward = ((cross * y.s).square().sum(), (x.s[:, None] * cross).square().sum())
+    unexplained = [1 - part / _geometric_mean(*2 * [z.s.square().sum()]) for part, z in ((forward, y), (backward, x))]
+    distance, reverse = (max(float(share), 0.0) for share in unexplained)
+    return BaselineResult(distance, reverse, x.rank, y.rank, x.n)
 
 
 def cosine(x, y, *, device: str = "cpu") -> BaselineResult:
@@ -77,7 +102,7 @@ def cosine(x, y, *, device: str = "cpu") -> BaselineResult:
     `linear_cka`.
     """
     x, y = _factorize_equal_widths(x, y, device)
-    return _result(x, y, 1 - _cosine_of_angle(x, y))
+    return symmetric_result(x, y, 1 - _cosine_of_angle(x, y))
 
 
 def euclidean(x, y, *, device: str = "cpu") -> BaselineResult:
@@ -87,7 +112,20 @@ def euclidean(x, y, *, device: str = "cpu") -> BaselineResult:
     with neuron i, so the layers need the same width. Arguments and errors as `linear_cka`.
     """
     x, y = _factorize_equal_widths(x, y, device)
-    return _result(x, y, torch.sqrt(torch.clamp(2 - 2 * _cosine_of_angle(x, y), min=0)))
+    return symmetric_result(x, y, torch.sqrt(torch.clamp(2 - 2 * _cosine_of_angle(x, y), min=0)))
+
+
+def require_points(measure: str, fewest: int, *layers: Factors) -> None:
+    """Refuse fewer data points than a measure needs, and layers of which only second moments are known.
+
+    Raises:
+        RepresentationError: as said.
+    """
+    for layer in layers:
+        if layer.n < fewest:
+            raise RepresentationError(f"{measure} needs at least {fewest} data points, not {layer.n}")
+        if layer.points is not None:
+            raise RepresentationError(f"{measure} compares single data points; second moments do not have them")
 
 
 def _factorize_equal_widths(x, y, device: str) -> tuple[Factors, Factors]:
@@ -100,7 +138,8 @@ def _factorize_equal_widths(x, y, device: str) -> tuple[Factors, Factors]:
     return x, y
 
 
-def _result(x: Factors, y: Factors, distance) -> BaselineResult:
+def symmetric_result(x: Factors, y: Factors, distance) -> BaselineResult:
+    """The result of a symmetric measure."""
     distance = max(float(distance), 0.0)
     return BaselineResult(distance, distance, x.rank, y.rank, x.n)
 

@@ -39,6 +39,8 @@ class Factors:
         s: (r,) float64, singular values, descending; r is the rank.
         v: (d, r) float64, right singular vectors.
         to_basis: (d, r) float64, the matrix that takes X - mean to Q.
+        points: None if the rows of x are data points. Else their number n, and x has other rows with equal second
+            moments, as `Moments` makes them: a neuron that is 1 at every data point is √n in the first row, else 0.
     """
 
     x: Tensor
@@ -46,6 +48,7 @@ class Factors:
     s: Tensor
     v: Tensor
     to_basis: Tensor
+    points: int | None = None
 
     @property
     def rank(self) -> int:
@@ -55,11 +58,15 @@ class Factors:
     @property
     def n(self) -> int:
         """Number of data points."""
-        return self.x.shape[0]
+        return self.x.shape[0] if self.points is None else self.points
 
     def basis(self) -> Tensor:
-        """Q, (n, r) float64 with orthonormal columns."""
-        return (self.x - self.mean) @ self.to_basis
+        """Q, (n, r) float64 with orthonormal columns; with as many rows as x."""
+        if self.points is None:
+            return (self.x - self.mean) @ self.to_basis
+        centred = self.x.clone()
+        centred[0] -= sqrt(self.points) * self.mean
+        return centred @ self.to_basis
 
     def coordinates(self) -> Tensor:
         """R = Qᵀ (X - mean), (r, d): the neurons in the basis."""
@@ -96,7 +103,7 @@ def factorize(x, *, device: str = "cpu", name: str = "x") -> Factors:
     """
     if isinstance(x, Factors):
         return x
-    x = _moderate(_as_matrix(x, device, name))
+    x = moderate(as_matrix(x, device, name))
     mean = x.mean(dim=0, dtype=torch.float64)
     return Factors(x, mean, *_decompose(x, x - mean, precision_of(x)))  # x - mean is float64, as the mean is
 
@@ -114,23 +121,40 @@ def _decompose(x: Tensor, centred: Tensor, precision: Precision) -> tuple[Tensor
         # Eigenvectors of the Gram matrix are quick, but squaring loses half of the digits of weak directions.
         squares, vectors = torch.linalg.eigh(centred.T @ centred)
         weakest, strongest = float(squares[0]), float(squares[-1])
-        largest_error = precision.roundings * precision.epsilon * float(_columns(x).max())
+        largest_error = precision.roundings * precision.epsilon * float(column_sizes(x).max())
         if weakest > max(ILL_CONDITIONED * strongest, (largest_error * (sqrt(n) + sqrt(d))) ** 2):
             s, v = squares.flip(0).sqrt(), vectors.flip(1)
             return s, v, v / s
     rows, columns = _sizes(x)
+    noise = float((precision.error(x) / (rows * columns)).square().mean().sqrt())
+    return decompose_scaled(centred, columns, noise, n, rows)
+
+
+def decompose_scaled(
+    centred: Tensor, columns: Tensor, noise: float, points: int, rows: Tensor | float = 1.0
+) -> tuple[Tensor, Tensor, Tensor]:
+    """s, v and to_basis of `Factors`; directions are judged after neurons and data points are divided by their sizes.
+
+    Args:
+        centred: (m, d) float64, with the second moments of the data points.
+        columns: (d,) sizes of neurons.
+        noise: root mean square of the rounding errors of the scaled numbers.
+        points: n, the number of data points.
+        rows: (m, 1) sizes of data points, 1 for usual ones.
+    """
+    d = centred.shape[1]
     scaled = centred / columns
-    # Singular values of noise alone reach the root mean square of its entries times this sum.
-    noise = float((precision.error(x) / (rows * columns)).square().mean().sqrt()) * (sqrt(n) + sqrt(d))
     s, w = _decompose_without_squaring(scaled / rows)
-    w = w[:, s > max(noise, float(s[0]) * max(n, d) * torch.finfo(torch.float64).eps)]
+    # Singular values of noise alone reach the root mean square of its entries times √n + √d.
+    least = max(noise * (sqrt(points) + sqrt(d)), float(s[0]) * max(points, d) * torch.finfo(torch.float64).eps)
+    w = w[:, s > least]
     triangle = torch.linalg.qr(scaled @ w, mode="r").R
     rotation, s, vt = torch.linalg.svd(triangle @ w.T * columns, full_matrices=False)
     to_basis = (w / columns[:, None]) @ torch.linalg.solve_triangular(triangle, rotation, upper=True)
     return s, vt.T.contiguous(), to_basis
 
 
-def _columns(x: Tensor) -> Tensor:
+def column_sizes(x: Tensor) -> Tensor:
     """(d,) root mean square of each neuron, not centred; 1 of a dead one."""
     x = x.double()
     largest = x.abs().amax(dim=0)
@@ -144,7 +168,7 @@ def _sizes(x: Tensor) -> tuple[Tensor, Tensor]:
     magnitudes = x.double().abs()
     rows = magnitudes.new_ones(len(x), 1)
     for _ in range(50):  # the sizes of neurons contain the outlying data points at first
-        columns = _columns(magnitudes / rows)
+        columns = column_sizes(magnitudes / rows)
         sizes = (magnitudes / columns).square().mean(dim=1, keepdim=True).sqrt()
         relative = sizes / sizes[sizes > 0].median() if sizes.any() else sizes
         found = torch.where(relative > OUTLYING, relative, 1.0)
@@ -154,7 +178,7 @@ def _sizes(x: Tensor) -> tuple[Tensor, Tensor]:
     return rows, columns
 
 
-def _moderate(x: Tensor) -> Tensor:
+def moderate(x: Tensor) -> Tensor:
     """A layer times a power of two if its scale is so extreme that powers of it would overflow or underflow."""
     largest = float(x.abs().max())
     if largest == 0 or MODERATE[0] < largest < MODERATE[1]:
@@ -183,11 +207,16 @@ def _decompose_without_squaring(centred: Tensor) -> tuple[Tensor, Tensor]:
     return s, vt.T
 
 
-def _as_matrix(x, device: str, name: str) -> Tensor:
-    """A finite matrix of data points and neurons on the device, in its dtype (bool becomes uint8)."""
+def as_matrix(x, device: str, name: str, fewest: int = 3) -> Tensor:
+    """A finite matrix of at least some data points on the device, in its dtype (bool becomes uint8)."""
     x = x.detach() if isinstance(x, Tensor) else _as_tensor(x, name)
-    if x.is_complex():
-        raise RepresentationError(f"{name} is complex; give real activations")
+    if x.layout != torch.strided:
+        raise RepresentationError(f"{name} is sparse; give x.to_dense()")
+    if x.is_complex() or x.is_quantized or x.is_meta:
+        kind = "complex" if x.is_complex() else "quantized" if x.is_quantized else "without data (device meta)"
+        raise RepresentationError(f"{name} is {kind}; give real activations")
+    if x.is_floating_point() and torch.finfo(x.dtype).bits < 16:
+        raise RepresentationError(f"{name} is of type {x.dtype}, too coarse for a rank; record it in half precision")
     if x.ndim != 2:
         remedy = (
             "take the mean over space, x.mean(axis=(2, 3)) of a (n, channels, height, width) map, or flatten it"
@@ -195,8 +224,9 @@ def _as_matrix(x, device: str, name: str) -> Tensor:
             else "use x[:, None] for one neuron"
         )
         raise RepresentationError(f"{name} has shape {tuple(x.shape)}, not (data points, neurons); {remedy}")
-    if x.shape[0] < 3 or x.shape[1] < 1:
-        raise RepresentationError(f"{name} has shape {tuple(x.shape)}; give at least 3 data points and 1 neuron")
+    if x.shape[0] < fewest or x.shape[1] < 1:
+        few = f"{fewest} data point{'s' if fewest > 1 else ''}"
+        raise RepresentationError(f"{name} has shape {tuple(x.shape)}; give at least {few} and 1 neuron")
     try:
         x = x.to(device)
     except (RuntimeError, AssertionError) as problem:
@@ -214,6 +244,12 @@ def _as_matrix(x, device: str, name: str) -> Tensor:
 
 def _as_tensor(x, name: str) -> Tensor:
     """A tensor of an array or of nested lists: in native byte order, contiguous, with at most 8 bytes per number."""
+    if isinstance(x, np.ma.MaskedArray):
+        if np.ma.is_masked(x):
+            raise RepresentationError(f"{name} has masked values; leave out these data points in all representations")
+        x = x.data
+    if isinstance(x, dict):
+        raise RepresentationError(f"{name} is a dict; give the array in it")
     try:
         x = np.asarray(x)
     except ValueError as problem:

@@ -54,3 +54,17 @@ def procrustes_kernel(cross: Tensor, x: Factors, others: Sequence[Factors]) -> t
     nuclear = torch.linalg.svdvals(x.s[:, None] * cross * s[..., None, :]).sum(dim=-1)
     distance = (1 - nuclear / (x.s.square().sum() * s.square().sum(dim=-1)).sqrt()).clamp(min=0)
     return distance, distance
+
+
+def angular_shape_kernel(cross: Tensor, x: Factors, others: Sequence[Factors]) -> tuple[Tensor, Tensor]:
+    """Distances of `angular_shape`."""
+    distance = (1 - procrustes_kernel(cross, x, others)[0]).clamp(max=1).arccos()
+    return distance, distance
+
+
+def linear_predictivity_kernel(cross: Tensor, x: Factors, others: Sequence[Factors]) -> tuple[Tensor, Tensor]:
+    """Distances of `linear_predictivity`."""
+    s = stack([y.s for y in others])
+    forward = 1 - (cross * s[..., None, :]).square().sum(dim=(-1, -2)) / s.square().sum(dim=-1)
+    backward = 1 - (x.s[:, None] * cross).square().sum(dim=(-1, -2)) / x.s.square().sum()
+    return forward.clamp(min=0), backward.clamp(min=0)

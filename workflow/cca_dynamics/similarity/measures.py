@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from math import nan
+from math import nan, pi
 
 from cca_dynamics.similarity.baselines import (
     FEWEST_FOR_DEBIASED_CKA,
+    angular_shape,
     cosine,
     euclidean,
     linear_cka,
     linear_cka_debiased,
+    linear_predictivity,
     procrustes,
 )
 from cca_dynamics.similarity.cca import (
@@ -27,12 +29,21 @@ from cca_dynamics.similarity.cca import (
 from cca_dynamics.similarity.factors import Factors
 from cca_dynamics.similarity.kernels import (
     Kernel,
+    angular_shape_kernel,
     linear_cka_kernel,
+    linear_predictivity_kernel,
     mean_cca_kernel,
     procrustes_kernel,
     pwcca_kernel,
 )
 from cca_dynamics.similarity.nulls import mean_cca_floor
+from cca_dynamics.similarity.points import (
+    FEWEST_FOR_NEIGHBOURS,
+    FEWEST_FOR_RSA,
+    mutual_neighbours,
+    rbf_cka,
+    rsa,
+)
 
 
 @dataclass(frozen=True)
@@ -50,8 +61,11 @@ class Measure:
         uses_all_correlations: whether it uses all canonical correlations of the layers as given, so that their ranks
             say how many of these are exactly 1 because the ranks exceed n - 1.
         keep: share of the variance of a layer whose leading directions are compared; None compares all directions.
+        all_directions: the measure that compares all directions instead, where `keep` is given.
         neuron_by_neuron: whether neuron i is compared with neuron i, so that the layers need equal widths.
         fewest_points: the smallest number of data points it is defined for.
+        to_constant: the distance from a layer that does not vary to any other, which it resembles in nothing.
+        second_moments: whether it is determined by the second moments of the layers, so that `Moments` has it.
     """
 
     function: Callable
@@ -62,8 +76,11 @@ class Measure:
     canonical: bool = False
     uses_all_correlations: bool = False
     keep: float | None = None
+    all_directions: str = ""
     neuron_by_neuron: bool = False
     fewest_points: int = 3
+    to_constant: float = 1.0
+    second_moments: bool = True
 
     def compared(self, layers: Sequence[Factors], keep: float | None = None) -> list[Factors]:
         """Layers as the measure compares them: SVCCA leaves out their weakest directions.
@@ -107,6 +124,7 @@ MEASURES: dict[str, Measure] = {
         symmetric=False,
         canonical=True,
         keep=SVCCA_KEEP,
+        all_directions="pwcca",
     ),
     "mean_cca": Measure(
         function=mean_cca,
@@ -123,13 +141,34 @@ MEASURES: dict[str, Measure] = {
         floor=mean_cca_floor,
         canonical=True,
         keep=SVCCA_KEEP,
+        all_directions="mean_cca",
     ),
     "bartlett": Measure(function=bartlett, label="Bartlett CCA", canonical=True, uses_all_correlations=True),
     "linear_cka": Measure(function=linear_cka, label="Linear CKA", kernel=linear_cka_kernel),
     "linear_cka_debiased": Measure(
-        function=linear_cka_debiased, label="Debiased linear CKA", fewest_points=FEWEST_FOR_DEBIASED_CKA
+        function=linear_cka_debiased,
+        label="Debiased linear CKA",
+        fewest_points=FEWEST_FOR_DEBIASED_CKA,
+        second_moments=False,
+    ),
+    "rbf_cka": Measure(function=rbf_cka, label="RBF-CKA", second_moments=False),
+    "rsa": Measure(function=rsa, label="RSA", fewest_points=FEWEST_FOR_RSA, second_moments=False),
+    "mutual_neighbours": Measure(
+        function=mutual_neighbours,
+        label="Mutual nearest neighbours",
+        fewest_points=FEWEST_FOR_NEIGHBOURS,
+        second_moments=False,
     ),
     "procrustes": Measure(function=procrustes, label="Procrustes", kernel=procrustes_kernel),
+    "angular_shape": Measure(
+        function=angular_shape, label="Angular shape", kernel=angular_shape_kernel, to_constant=pi / 2
+    ),
+    "linear_predictivity": Measure(
+        function=linear_predictivity,
+        label="Linear predictivity",
+        kernel=linear_predictivity_kernel,
+        symmetric=False,
+    ),
     "cosine": Measure(function=cosine, label="Cosine", neuron_by_neuron=True),
     "euclidean": Measure(function=euclidean, label="Euclidean", neuron_by_neuron=True),
 }

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from typing import Protocol
 
 import numpy as np
@@ -47,7 +47,7 @@ class BlockCache(Protocol):
 
 
 def pairwise(
-    representations: Sequence,
+    representations: Iterable,
     measure: str = "pwcca",
     *,
     device: str = "cpu",
@@ -83,6 +83,7 @@ def pairwise(
         DegenerateCCAWarning: once, if the ranks of a pair together exceed n - 1.
     """
     _check_arguments(measure, precision, block, options)
+    representations = as_list(representations)
     if len(representations) == 0:
         raise RepresentationError("there are no representations to compare; give at least one")
     record, count = MEASURES[measure], len(representations)
@@ -99,7 +100,7 @@ def pairwise(
             factors = record.compared(factors, options.pop("keep", record.keep))
         _check_representations(factors, record)
         if block is None:
-            largest_basis = max(x.n * max(x.rank, 1) for x in factors) * PRECISIONS[precision].itemsize
+            largest_basis = max(x.x.shape[0] * max(x.rank, 1) for x in factors) * PRECISIONS[precision].itemsize
             block = int(max(1, min(count, MEMORY // largest_basis)))
         comparison = "" if cache is None else _digest(factors, measure, precision, block, options)
         distances = np.zeros((count, count))
@@ -141,7 +142,7 @@ def _compare_block(
     # The bases of the block lie side by side: one product with another basis gives the cross-products with many.
     edges = np.cumsum([0, *(factors[j].rank for j in indices)]).tolist()
     dtype = PRECISIONS[precision]
-    bases = torch.empty(factors[0].n, edges[-1], dtype=dtype, device=factors[0].x.device)
+    bases = torch.empty(factors[0].x.shape[0], edges[-1], dtype=dtype, device=factors[0].x.device)
 
     def bases_of(start: int, stop: int) -> Tensor:
         return bases[:, edges[start - first] : edges[stop - first]]
@@ -156,7 +157,7 @@ def _compare_block(
         for batch in _batches_of_equal_shape(factors, range(start, stop), device):
             cross = stack([crosses[j - start] for j in batch])
             if min(cross.shape[-2:]) == 0:  # a layer without directions is unlike any other
-                both_ways = np.ones((2, len(batch)))
+                both_ways = np.full((2, len(batch)), measure.to_constant)
             else:
                 both_ways = torch.stack(measure.kernel(cross, factors[i], [factors[j] for j in batch])).cpu().numpy()
             columns[:, i, [j - first for j in batch]] = both_ways.reshape(2, -1)
@@ -203,6 +204,20 @@ def _batches_of_equal_shape(factors: list[Factors], indices: range, device: str)
         shape = (factors[j].rank, factors[j].x.shape[1])
         batches.setdefault(j if device == "cpu" else shape, []).append(j)
     return list(batches.values())
+
+
+def as_list(representations) -> list:
+    """The representations of any iterable but a dict.
+
+    Raises:
+        RepresentationError: it is none.
+    """
+    if isinstance(representations, Mapping):
+        raise RepresentationError("the representations are a dict; give list(representations.values())")
+    if not isinstance(representations, Iterable):
+        kind = type(representations).__name__
+        raise RepresentationError(f"the representations are of type {kind}; give a list of them")
+    return list(representations)
 
 
 def _check_arguments(measure: str, precision: str, block: int | None, options: dict) -> None:

@@ -32,7 +32,7 @@ class Precision:
 
         A rounded number is off by up to half of the distance to its neighbours, uniformly.
         """
-        return self.roundings * self.epsilon / sqrt(12) * _below(x)
+        return self.roundings * self.epsilon / sqrt(12) * power_below(x)
 
 
 SINGLE = Precision(torch.finfo(torch.float32).eps, roundings=32)
@@ -77,11 +77,11 @@ def _rounded_to(dtype: torch.dtype, x: Tensor) -> bool:
     if torch.equal(flat, flat.round()):
         return False
     used = flat[flat != 0].double()
-    last_digits = used / (torch.finfo(dtype).eps * _below(used))  # whole numbers, odd if the last binary digit is 1
+    last_digits = used / (torch.finfo(dtype).eps * power_below(used))  # whole; odd if the last binary digit is 1
     return float((last_digits % 2 == 1).double().mean()) >= LAST_BIT
 
 
-def _below(x: Tensor) -> Tensor:
+def power_below(x: Tensor) -> Tensor:
     """The power of two at or below the magnitude of each number, float64; 0 of 0."""
     mantissa, exponent = torch.frexp(x.double())
     return torch.where(mantissa == 0, 0.0, torch.ldexp(torch.ones_like(mantissa), exponent - 1))
