@@ -7,6 +7,7 @@ import re
 import shlex
 import sys
 import textwrap
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -16,7 +17,7 @@ from cca_dynamics import cli
 from cca_dynamics.compare import capture, comparison, readers
 from cca_dynamics.errors import Interrupted, UserError, as_user_error
 from cca_dynamics.runtime.storage import read_tensors, write_tensors
-from cca_dynamics.similarity import MEASURES, null_floor, pairwise, pwcca, svcca
+from cca_dynamics.similarity import MEASURES, null_floor, pairwise, pairwise_permutation_test, pwcca, svcca
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -430,6 +431,60 @@ def test_dead_layers_and_too_few_points_are_told(tmp_path, rng, capsys):
     assert "In 1 of 3 pairs up to 6 correlations are exactly 1 because the ranks exceed n - 1" in out.replace("\n", " ")
 
 
+def test_tests_and_intervals_stand_beside_the_distances(tmp_path, rng, capsys):
+    z = rng.normal(size=(120, 3))
+    layers = {name: z @ rng.normal(size=(3, 4)) + 0.3 * rng.normal(size=(120, 4)) for name in ("a", "b")}
+    layers["other"] = rng.normal(size=(120, 4))
+    file, table = write(tmp_path / "all.npz", layers), tmp_path / "t.csv"
+    arguments = ("--permutations", 39, "--intervals", "--table", table, "--out", tmp_path / "h.png")
+    status, out, err = run(capsys, "compare", file, "--measure", "pwcca", "rsa", *arguments)
+    assert status == 0, err
+    rows = pd.read_csv(table)
+    new = ["p_value", "p_family", "calibrated", "ci_low", "ci_high"]
+    assert list(rows) == ["a", "b", "measure", "distance", "floor", *new]
+    related = rows[(rows["a"] == "a") & (rows["b"] == "b")]
+    assert (related["p_family"] == 1 / 40).all() and (related["calibrated"] > 0.15).all()
+    assert (rows[rows["b"] == "other"]["calibrated"] < 0.1).all()
+    assert ((rows["ci_low"] < rows["distance"]) & (rows["distance"] < rows["ci_high"])).all()
+    x, y = layers["a"], layers["b"]
+    assert related.iloc[0]["distance"] == pytest.approx(symmetric(x, y), abs=1e-12)
+    test = pairwise_permutation_test(list(layers.values()), permutations=39)
+    np.testing.assert_allclose(rows[rows["measure"] == "pwcca"]["p_value"], test.p_value[np.triu_indices(3, 1)])
+    assert "p (family)" in out and "95 % interval" in out and "1 of 3 pairs are more alike" in out.replace("\n", " ")
+    plain = comparison.pairs(comparison.compare([file]))
+    assert list(plain) == ["a", "b", "measure", "distance", "floor"]
+
+
+@pytest.mark.parametrize("count", [5, 30])
+def test_pairs_like_chance_are_marked_in_the_heatmap(tmp_path, rng, count):
+    layers = {f"layer{i}": rng.normal(size=(60, 2)) for i in range(count)} | {"x": rng.normal(size=(60, 2))}
+    layers["same"] = layers["x"] + 0.1
+    inference = comparison.Inference(permutations=39)
+    found = comparison.compare([write(tmp_path / "a.npz", layers)], inference=inference)
+    alike = found.tests["pwcca"].p_family < 0.05
+    assert alike[count, count + 1] and not alike[0, 1]
+    axis = comparison.heatmap(found).axes[0]
+    texts = [text.get_text() for text in axis.texts]
+    if count == 5:
+        assert sum(text.startswith("(") for text in texts) == (found.tests["pwcca"].p_family >= 0.05).sum()
+    else:
+        dots = axis.collections[0].get_offsets()
+        assert not texts and len(dots) == (found.tests["pwcca"].p_family >= 0.05).sum()
+        assert [count + 1, count] not in dots.tolist()
+
+
+def test_a_measure_is_checked_by_the_directions_it_compares(tmp_path, rng):
+    """More neurons than images, and 20 strong directions: SVCCA compares these, PWCCA has nothing to compare."""
+    z = rng.normal(size=(100, 20))
+    layers = {name: z @ rng.normal(size=(20, 300)) + 0.01 * rng.normal(size=(100, 300)) for name in "ab"}
+    file = write(tmp_path / "wide.npz", layers)
+    found = comparison.compare([file], ["svcca"])
+    assert found.distances["svcca"][0, 1] == pytest.approx(svcca(layers["a"], layers["b"]).distance, abs=1e-9)
+    assert not any("exactly 1" in note for note in comparison.notes(found))
+    with pytest.raises(UserError, match="spans all 99 directions"):
+        comparison.compare([file], ["pwcca"])
+
+
 def objects() -> bytes:
     buffer = io.BytesIO()
     np.save(buffer, np.array([{}, 1], dtype=object), allow_pickle=True)
@@ -441,6 +496,16 @@ BAD = {
     "nan.npy": (lambda path, x: np.save(path, np.where(x > 1, np.nan, x)), "values that are NaN or infinite; remove"),
     "vector.npy": (lambda path, x: np.save(path, x[:, 0]), "the array has shape (80,), not (data points"),
     "cube.npy": (lambda path, x: np.save(path, x[:, :, None]), "the array has shape (80, 6, 1), not (data points"),
+    "tokens.npy": (
+        lambda path, x: np.save(path, np.ones((80, 5, 6))),
+        "(80, 5, 6), not (data points, neurons); if it is (inputs, tokens, neurons), save x.mean(axis=1)",
+    ),
+    "tokens.safetensors": (
+        lambda path, x: save_file({"block": torch.ones(80, 5, 6)}, path),
+        "block has shape (80, 5, 6), not (data points, neurons); if it is (inputs, tokens, neurons)",
+    ),
+    "last.npy": (lambda path, x: np.save(path, np.ones((80, 7, 7, 6))), "save x.transpose(0, 3, 1, 2)"),
+    "float8.pt": (lambda path, x: torch.save(torch.ones(80, 3).to(torch.float8_e5m2), path), "too coarse to compare"),
     "text.npy": (lambda path, x: np.save(path, np.array(["a", "b"])), "the array is of type <U1; save real numbers"),
     "complex.npy": (lambda path, x: np.save(path, x + 1j), "the array is of type complex"),
     "objects.npy": (lambda path, x: path.write_bytes(objects()), "or a pickle, which is never loaded; save numbers"),
@@ -481,6 +546,9 @@ def test_a_bad_file_is_named_and_nothing_written(tmp_path, two, capsys, name):
         (["x.npy", "y.npy", "--measure", "cosine"], "y.npy: the array has 9 neurons and x.npy: the array 6; cosine"),
         (["x.npy", "y.npy", "--out", "h.jpg"], "h.jpg: its suffix is none of .png, .pdf, .svg"),
         (["x.npy", "y.npy", "--table", "t.txt"], "t.txt: its suffix is not .csv"),
+        (["x.npy", "y.npy", "--permutations", "19"], "--permutations: 19 give no p below .05; use 20 or more"),
+        (["four.npz", "--permutations", "20"], "4 data points have too few orders for a test; use 5 or more"),
+        (["four.npz", "--intervals"], "4 data points do not fill 20 groups; use fewer groups"),
         (["few.npz"], "few.npz: a has shape (2, 5); give at least 3 data points"),
         (["clash.npz", "a.npz"], "has the same name as another"),
     ],
@@ -489,8 +557,9 @@ def test_bad_arguments_are_named(tmp_path, two, capsys, monkeypatch, arguments, 
     monkeypatch.chdir(tmp_path)
     for name, x in zip("xy", two, strict=True):
         np.save(f"{name}.npy", x)
+    np.savez("four.npz", a=x[:4, :1], b=x[:4, 1:2])
     np.savez("few.npz", a=np.ones((2, 5)), b=np.ones((2, 5)))
-    save_file({"x": torch.ones(2, 9, 3), "x[0]": torch.ones(9, 3)}, "clash.safetensors")
+    write_tensors(Path("clash.safetensors"), {"x": torch.ones(2, 9, 3), "x[0]": torch.ones(9, 3)}, cohort="c")
     arguments = ["clash.safetensors" if each == "clash.npz" else each for each in arguments if each != "a.npz"]
     before = set(tmp_path.iterdir())
     assert message in refusal(capsys, "compare", *arguments)
@@ -508,6 +577,53 @@ def test_layers_of_different_images_are_not_compared(tmp_path, images, small, ca
     assert "b.safetensors: it was captured from other images than a.npz" in refusal(
         capsys, "compare", "a.npz", "b.safetensors"
     )
+
+
+# Networks side by side ------------------------------------------------------------------------------------------------
+
+
+def test_layers_by_layers_are_what_captured_files_give(tmp_path, images, small, capsys):
+    model, table, out = f"{small}:small", tmp_path / "t.csv", tmp_path / "h.png"
+    layers = ("--layers", "conv", "fc", "--images", images, "--size", 16, "--batch", 7)
+    status, said, err = run(
+        capsys,
+        *("compare-networks", model, model, "--seed", 0, 1, *layers, "--table", table, "--out", out),
+        *("--measure", "pwcca", "linear_cka", "procrustes"),
+    )
+    assert status == 0, err
+    files = [tmp_path / f"seed{seed}.npz" for seed in (0, 1)]
+    for seed, file in enumerate(files):
+        status, _, err = run(capsys, "capture", model, *layers, "--seed", seed, "--out", file)
+        assert status == 0, err
+    rows, held = pd.read_csv(table), [dict(np.load(file)) for file in files]
+    names = [name for name in held[0] if name != readers.DESCRIPTION]
+    assert names == ["conv", "fc"] and len(rows) == 3 * 4
+    for row in rows.itertuples():
+        x, y = held[0][row.a], held[1][row.b]
+        assert row.distance == pytest.approx(symmetric(x, y, MEASURES[row.measure].function), abs=1e-6)
+    floor = rows[rows["measure"] == "pwcca"].iloc[0]
+    assert floor["floor"] == pytest.approx(pwcca(held[0][floor.a], held[1][floor.b]).floor)
+    assert "Nearest of" in said and f"{IMAGES} images" in said and out.read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--layers", "conv"], "--images is missing"),
+        (["--images", "IMAGES"], "--layers is missing"),
+        (["--images", "IMAGES", "--layers", "con"], "has no layer con; did you mean conv"),
+        (["--images", "IMAGES", "--layers", "conv*", "--measure", "rsa"], "--measure: rsa compares single images"),
+        (["--images", "IMAGES", "--layers", "conv*", "--measure", "pwca"], "did you mean pwcca?"),
+        (["--images", "IMAGES", "--layers", "conv*", "--out", "a.gif"], "a.gif: its suffix is none of"),
+        (["--images", "IMAGES", "--layers", "conv*", "--batch", "0"], "--batch is at least 1, not 0"),
+        (["--images", "IMAGES", "--layers", "conv", "--points", "5"], "spans all"),
+    ],
+)
+def test_networks_that_cannot_be_compared_are_named(tmp_path, images, small, capsys, flags, message):
+    flags = [images if flag == "IMAGES" else flag for flag in flags]
+    model, before = f"{small}:small", set(tmp_path.iterdir())
+    assert message in refusal(capsys, "compare-networks", model, model, "--size", 16, *flags)
+    assert {path for path in tmp_path.iterdir() if path.name != "__pycache__"} == before - {tmp_path / "__pycache__"}
 
 
 def test_the_page_says_what_works(tmp_path, images, monkeypatch, capsys):

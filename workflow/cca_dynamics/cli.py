@@ -244,6 +244,21 @@ def capture(options: argparse.Namespace) -> None:
         capture.run(*arguments, points=options.points, batch=options.batch, **how)
 
 
+def compare_networks(options: argparse.Namespace) -> None:
+    """Compare the layers of two networks on a folder of images, without storing activations."""
+    device = _device(options)
+    from cca_dynamics.compare import networks
+
+    sides = []
+    for index, model in enumerate((options.first, options.second)):
+        # One value of an option is for both networks, of two the second is for the second.
+        weights, seed = (values[min(index, len(values) - 1)] for values in (options.weights, options.seed))
+        layers = options.second_layers if index and options.second_layers else options.layers
+        sides.append(networks.Side(model, weights, seed, tuple(layers)))
+    how = {"size": options.size, "points": options.points, "batch": options.batch, "device": device}
+    networks.run(tuple(sides), options.images, options.measure, options.out, options.table, **how)
+
+
 def _decoded(kind: object, text: str) -> object:
     """A typed argument from its JSON; pydantic is imported late, since `compare` and `capture` do without it."""
     from cca_dynamics.config.base import decode
@@ -288,7 +303,9 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     def add(run: Callable, *, device: bool = False, resumes: bool = False) -> Callable:
-        command = commands.add_parser(run.__name__, help=run.__doc__.splitlines()[0], description=run.__doc__)
+        command = commands.add_parser(
+            run.__name__.replace("_", "-"), help=run.__doc__.splitlines()[0], description=run.__doc__
+        )
         command.set_defaults(run=run)
         if device:
             command.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
@@ -297,6 +314,13 @@ def _parser() -> argparse.ArgumentParser:
             command.add_argument("--save-minutes", type=float, default=5.0, help="at most so long between two saves")
             command.add_argument("--save-steps", type=int, default=0, help="and at most so many steps; 0: any number")
         return command.add_argument
+
+    def add_images(argument: Callable) -> None:
+        argument("--images", type=Path, metavar="FOLDER", help="images, in subfolders of any depth")
+        argument("--layers", nargs="+", default=[], metavar="LAYER", help="names or globs, e.g. layer1 'layer*.0'")
+        argument("--size", type=int, default=224, help="height and width that images are scaled and cropped to")
+        argument("--points", type=int, help="so many images, spread evenly over all; default: all")
+        argument("--batch", type=int, default=64, help="images in a forward pass")
 
     # Arguments that several stages take.
     data = {"type": Path, "required": True, "help": "the materialised dataset or corpus"}
@@ -425,15 +449,22 @@ def _parser() -> argparse.ArgumentParser:
     argument = add(capture, device=True)
     argument("model", metavar="MODEL", help="a name of torchvision.models, or module:function of your own")
     argument("--list", action="store_true", help="only print the layers and the shapes of their outputs")
-    argument("--images", type=Path, metavar="FOLDER", help="images, in subfolders of any depth")
-    argument("--layers", nargs="+", default=[], metavar="LAYER", help="names or globs, e.g. layer1 'layer*.0'")
+    add_images(argument)
     argument("--out", type=Path, help="output, .safetensors or .npz")
     weights = "none (the default): initialised; default: torchvision's, downloaded; or a state_dict, .pt .safetensors"
     argument("--weights", default="none", help=weights)
-    argument("--size", type=int, default=224, help="height and width that images are scaled and cropped to")
-    argument("--points", type=int, help="so many images, spread evenly over all; default: all")
     argument("--seed", type=int, default=0, help="of the initialisation")
-    argument("--batch", type=int, default=64, help="images in a forward pass")
+
+    argument = add(compare_networks, device=True)
+    argument("first", metavar="A", help="a name of torchvision.models, or module:function of your own")
+    argument("second", metavar="B", help="likewise; the same as A, to compare seeds or weights")
+    add_images(argument)
+    argument("--second-layers", nargs="+", default=[], metavar="LAYER", help="of B; default: those of --layers")
+    argument("--weights", nargs="+", default=["none"], help=f"of both networks, or of A and of B; {weights}")
+    argument("--seed", type=int, nargs="+", default=[0], help="of the initialisation of both, or of A and of B")
+    argument("--measure", nargs="+", default=["pwcca"], help="pwcca (the default), svcca, linear_cka, ...")
+    argument("--out", type=Path, default=Path("networks.png"), help="the heatmap, .png .pdf .svg")
+    argument("--table", type=Path, help="also write a, b, measure, distance, floor of every pair of layers, .csv")
     return parser
 
 

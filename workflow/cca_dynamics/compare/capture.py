@@ -12,7 +12,7 @@ import hashlib
 import json
 import os
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -275,8 +275,6 @@ def store(
         UserError: a layer, an image or the folder is refused, by name; nothing is written.
         OSError: the output cannot be written.
     """
-    from tqdm import tqdm
-
     model = str(facts["model"])
     paths, checksum = listing(folder, points)
     calls = probe(network, size, model)
@@ -285,22 +283,10 @@ def store(
         raise UserError(f"{out}: an .npz file cannot hold a layer called {taken.pop()}; write .safetensors")
     shapes = {name: calls[name][0][1:] for name in names}
     parts: dict[str, list[Tensor]] = {name: [] for name in names}
-
-    def keep(name: str, output: Tensor) -> None:
-        # A copy: what follows may change the output in place.
-        x = output.mean(dim=(2, 3)) if output.ndim == 4 else output
-        parts[name].append(x.to("cpu", torch.float32, copy=True))
-
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        for start in tqdm(range(0, len(paths), batch), desc=model, unit="batch", disable=None):
-            images = list(pool.map(lambda path: image(path, size), paths[start : start + batch]))
-            _forward(network, torch.stack(images), names, keep, model)
+    for pixels in batches(paths, size, batch, model):
+        for name, x in given(network, pixels, names, model).items():
+            parts[name].append(x.cpu())
     tensors = {name: torch.cat(part) for name, part in parts.items()}
-    for name, x in tensors.items():
-        if len(x) != len(paths):
-            raise UserError(f"--layers: {name} of {model} gives {len(x)} rows for {len(paths)} images; choose another")
-        if not torch.isfinite(x).all():
-            raise UserError(f"--layers: {name} of {model} gives NaN or infinite values; check the weights")
     described = {**facts, "size": size, "layers": shapes, "images": len(paths), "files": checksum}
     with replacing(out) as temporary:
         if out.suffix == ".npz":
@@ -313,6 +299,37 @@ def store(
         else:
             write_tensors(temporary, tensors, **described)
     return described
+
+
+def batches(paths: Sequence[Path], size: int, batch: int, description: str) -> Iterator[Tensor]:
+    """Batches of images, (b, 3, size, size), with a progress bar where the output is a terminal."""
+    from tqdm import tqdm
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        for start in tqdm(range(0, len(paths), batch), desc=description, unit="batch", disable=None):
+            yield torch.stack(list(pool.map(lambda path: image(path, size), paths[start : start + batch])))
+
+
+def given(network: nn.Module, pixels: Tensor, names: Sequence[str], model: str) -> dict[str, Tensor]:
+    """What layers give for a batch of images: name → (b, d) float32, maps averaged over space.
+
+    Raises:
+        UserError: a layer gives another number of rows, or NaN, or the forward pass fails.
+    """
+    found: dict[str, Tensor] = {}
+
+    def keep(name: str, output: Tensor) -> None:
+        # A copy: what follows may change the output in place.
+        x = output.mean(dim=(2, 3)) if output.ndim == 4 else output
+        found[name] = x.to(torch.float32, copy=True)
+
+    _forward(network, pixels, names, keep, model)
+    for name, x in found.items():
+        if len(x) != len(pixels):
+            raise UserError(f"--layers: {name} of {model} gives {len(x)} rows for {len(pixels)} images; choose another")
+        if not torch.isfinite(x).all():
+            raise UserError(f"--layers: {name} of {model} gives NaN or infinite values; check the weights")
+    return {name: found[name] for name in names}
 
 
 def run(
@@ -338,9 +355,7 @@ def run(
             raise UserError(f"{name} is missing; it is needed, unless you ask for --list")
     if out.suffix not in (".safetensors", ".npz"):
         raise UserError(f"{out}: its suffix is neither .safetensors nor .npz; name the output so")
-    for name, number, least in (("--size", size, 1), ("--batch", batch, 1), ("--points", points, FEWEST)):
-        if number is not None and number < least:
-            raise UserError(f"{name} is at least {least}, not {number}; raise it")
+    check_numbers(size, batch, points)
     network = build(model, weights, seed).to(device)
     facts = {"model": model, "weights": weights, "seed": seed, "torch": torch.__version__}
     described = store(network, folder, layers, out, size=size, points=points, batch=batch, facts=facts)
@@ -350,6 +365,13 @@ def run(
         averaged = f", averaged over {shape[1]} × {shape[2]} positions" if len(shape) == 3 else ""
         few = f"; PWCCA needs more than {shape[0] + 1} images for them" if shape[0] >= count - 1 else ""
         print(f"  {name}: {shape[0]} neurons{averaged}{few}")
+
+
+def check_numbers(size: int, batch: int, points: int | None) -> None:
+    """Refuse options that are too small, by name."""
+    for name, number, least in (("--size", size, 1), ("--batch", batch, 1), ("--points", points, FEWEST)):
+        if number is not None and number < least:
+            raise UserError(f"{name} is at least {least}, not {number}; raise it")
 
 
 def show(model: str, *, weights: str, size: int, seed: int, device: str) -> None:

@@ -113,10 +113,7 @@ def run(
         UserError: something is wrong with a file, a name or what is in it; nothing is written.
         OSError: an output cannot be written.
     """
-    if out.suffix[1:] not in figures.FORMATS:
-        raise UserError(f"{out}: its suffix is none of .{', .'.join(figures.FORMATS)}; name the heatmap so")
-    if table is not None and table.suffix != ".csv":
-        raise UserError(f"{table}: its suffix is not .csv; name the table so")
+    check_outputs(out, table)
     comparison = compare(files, measures, device, inference)
     if table is not None:
         with replacing(table) as temporary:
@@ -126,6 +123,23 @@ def run(
     print(f"Heatmap: {out}" + (f"  Table: {table}" if table is not None else ""))
 
 
+def check_outputs(out: Path, table: Path | None) -> None:
+    """Refuse suffixes that say nothing of a format that can be written."""
+    if out.suffix[1:] not in figures.FORMATS:
+        raise UserError(f"{out}: its suffix is none of .{', .'.join(figures.FORMATS)}; name the heatmap so")
+    if table is not None and table.suffix != ".csv":
+        raise UserError(f"{table}: its suffix is not .csv; name the table so")
+
+
+def check_measures(measures: Sequence[str]) -> None:
+    """Refuse a measure that is not known."""
+    for measure in measures:
+        if measure not in MEASURES:
+            close = difflib.get_close_matches(measure, MEASURES, n=1)
+            hint = f"did you mean {close[0]}?" if close else f"choose from {', '.join(MEASURES)}"
+            raise UserError(f"--measure: {measure} is not known; {hint}")
+
+
 def compare(
     files: Sequence[Path],
     measures: Sequence[str] = ("pwcca",),
@@ -133,11 +147,7 @@ def compare(
     inference: Inference = NO_INFERENCE,
 ) -> Comparison:
     """Distances between all pairs of the representations in files. Arguments and errors as `run`."""
-    for measure in measures:
-        if measure not in MEASURES:
-            close = difflib.get_close_matches(measure, MEASURES, n=1)
-            hint = f"did you mean {close[0]}?" if close else f"choose from {', '.join(MEASURES)}"
-            raise UserError(f"--measure: {measure} is not known; {hint}")
+    check_measures(measures)
     if inference.permutations and inference.permutations < FEWEST_PERMUTATIONS:
         raise UserError(
             f"--permutations: {inference.permutations} give no p below .05; use {FEWEST_PERMUTATIONS} or more, e.g. 200"
@@ -260,9 +270,11 @@ def notes(comparison: Comparison) -> list[str]:
     for measure, test in comparison.tests.items():
         of = f" under {figures.measure_label(measure)}" if len(measures) > 1 else ""
         significant = int((test.p_family[a, b] < ALPHA).sum())
+        marked = "in brackets" if len(comparison.names) <= READABLE // min(len(measures), 2) else "dotted"
+        others = "" if significant == len(a) else f"; the others are {marked} in the heatmap"
         found.append(
-            f"{significant} of {len(a)} pairs are more alike than permuted data points{of} (p < .05, corrected for "
-            "the number of pairs)" + ("" if significant == len(a) else "; the others are crossed out in the heatmap")
+            f"{significant} of {len(a)} pairs are more alike than permuted data points{of} (p < .05 over all pairs)"
+            f"{others}"
         )
     if comparison.tests or comparison.intervals:
         found.append("tests and intervals take data points for independent")
@@ -321,12 +333,12 @@ def _matrix(comparison: Comparison, measure: str, columns: int):
         block = range(start, min(start + columns, count))
         table = _table("", *(f"{j + 1}" for j in block), padding=1)
         for i in range(count):
-            cells = ["–" if i == j else "" if np.isnan(values[i, j]) else _short(values[i, j]) for j in block]
+            cells = ["–" if i == j else "" if np.isnan(values[i, j]) else short(values[i, j]) for j in block]
             table.add_row(f"{i + 1}", *cells)
         yield table
 
 
-def _short(value: float) -> str:
+def short(value: float) -> str:
     """Two digits, without the zero before the point."""
     return f"{value:.2f}".removeprefix("0")
 
@@ -355,6 +367,7 @@ def heatmap(comparison: Comparison):
         )
         figure.colorbar(image, ax=axis, label=label, shrink=0.8, pad=0.03).outline.set_visible(False)
         size = min(7.0, 300 / columns / len(places))
+        insignificant = _insignificant(comparison, measure)
         axis.set_xticks(places, names, rotation=90, fontsize=size)
         axis.set_yticks(places, names, fontsize=size)
         axis.set(xlabel="Representation", ylabel="Representation")
@@ -362,18 +375,25 @@ def heatmap(comparison: Comparison):
             for i, j in np.ndindex(distances.shape):
                 red, green, blue, _ = image.cmap(image.norm(distances[i, j]))
                 colour = "black" if 0.299 * red + 0.587 * green + 0.114 * blue > 0.5 else "white"
-                axis.text(j, i, _short(distances[i, j]), color=colour, ha="center", va="center", fontsize=7)
-        if test := comparison.tests.get(measure):
-            rows, columns_ = np.nonzero(test.p_family >= ALPHA)
-            cell = 420 / columns / count  # points
-            axis.scatter(columns_, rows, marker="x", s=(0.7 * cell) ** 2, c="white", linewidths=1.6, alpha=0.8)
-            axis.scatter(columns_, rows, marker="x", s=(0.7 * cell) ** 2, c="#b2182b", linewidths=0.7)
+                text = short(distances[i, j])
+                text = f"({text})" if (i, j) in insignificant else text
+                axis.text(j, i, text, color=colour, ha="center", va="center", fontsize=7)
+        else:
+            rows, places_ = ([pair[side] for pair in insignificant] for side in (0, 1))
+            dots = {"marker": "o", "s": min(6.0, (100 / columns / count) ** 2), "linewidths": 0.3}
+            axis.scatter(places_, rows, c="black", edgecolors="white", **dots)
     for axis in axes[len(measures) :]:
         axis.set_visible(False)
     if len(measures) > 1:
         figures.letters(*axes[: len(measures)])
     figures.footnote(figure, [_literal(note) for note in notes(comparison)])
     return figure
+
+
+def _insignificant(comparison: Comparison, measure: str) -> set[tuple[int, int]]:
+    """The cells of pairs that are no more alike than permuted data points; empty without a test."""
+    test = comparison.tests.get(measure)
+    return set() if test is None else set(zip(*np.nonzero(test.p_family >= ALPHA), strict=True))
 
 
 def _on_axis(name: str) -> str:

@@ -7,6 +7,7 @@ builds the DAG.
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -172,10 +173,15 @@ def legend_outside(
     figure.legend(handles, labels, loc=f"outside {side} center", ncols=len(labels), title=title)
 
 
+NOTE_WIDTH = 20
+"""Characters of a footnote per inch. Lines are broken here: matplotlib would break them after it has made room."""
+
+
 def footnote(figure, notes: Sequence[str]) -> None:
     """Sentences below the panels; none: nothing."""
     if notes:
-        figure.supxlabel("Note: " + "; ".join(notes) + ".", x=0.01, ha="left", fontsize=6.5, color=GREY, wrap=True)
+        lines = textwrap.fill(f"Note: {'; '.join(notes)}.", round(NOTE_WIDTH * figure.get_figwidth()))
+        figure.supxlabel(lines, x=0.01, ha="left", fontsize=6.5, color=GREY)
 
 
 def save(figure, outputs: Sequence[Path]) -> None:

@@ -116,18 +116,34 @@ def _decompose(x: Tensor, centred: Tensor, precision: Precision) -> tuple[Tensor
         centred: (n, d) float64.
         precision: of x.
     """
-    n, d = centred.shape
-    if n >= d:
-        # Eigenvectors of the Gram matrix are quick, but squaring loses half of the digits of weak directions.
-        squares, vectors = torch.linalg.eigh(centred.T @ centred)
-        weakest, strongest = float(squares[0]), float(squares[-1])
-        largest_error = precision.roundings * precision.epsilon * float(column_sizes(x).max())
-        if weakest > max(ILL_CONDITIONED * strongest, (largest_error * (sqrt(n) + sqrt(d))) ** 2):
-            s, v = squares.flip(0).sqrt(), vectors.flip(1)
-            return s, v, v / s
+    largest_error = precision.roundings * precision.epsilon * float(column_sizes(x).max())
+    if (found := decompose_by_squares(centred, largest_error, len(x))) is not None:
+        return found
     rows, columns = _sizes(x)
     noise = float((precision.error(x) / (rows * columns)).square().mean().sqrt())
-    return decompose_scaled(centred, columns, noise, n, rows)
+    return decompose_scaled(centred, columns, noise, len(x), rows)
+
+
+def decompose_by_squares(centred: Tensor, largest_error: float, points: int) -> tuple[Tensor, Tensor, Tensor] | None:
+    """s, v and to_basis of `Factors`, from the Gram matrix: quick, but squaring loses half of the digits.
+
+    Args:
+        centred: (m, d) float64, with the second moments of the data points.
+        largest_error: a bound of the rounding error of every number.
+        points: n, the number of data points.
+
+    Returns:
+        None if weak directions would be inexact, or may be noise.
+    """
+    if centred.shape[0] < centred.shape[1]:
+        return None
+    squares, vectors = torch.linalg.eigh(centred.T @ centred)
+    weakest, strongest = float(squares[0]), float(squares[-1])
+    noise = largest_error * (sqrt(points) + sqrt(centred.shape[1]))
+    if weakest <= max(ILL_CONDITIONED * strongest, noise**2):
+        return None
+    s, v = squares.flip(0).sqrt(), vectors.flip(1)
+    return s, v, v / s
 
 
 def decompose_scaled(

@@ -10,7 +10,14 @@ import torch
 from torch import Tensor
 
 from cca_dynamics.similarity.errors import RepresentationError
-from cca_dynamics.similarity.factors import Factors, as_matrix, column_sizes, decompose_scaled, moderate
+from cca_dynamics.similarity.factors import (
+    Factors,
+    as_matrix,
+    column_sizes,
+    decompose_by_squares,
+    decompose_scaled,
+    moderate,
+)
 from cca_dynamics.similarity.measures import MEASURES
 from cca_dynamics.similarity.pairwise import pairwise
 from cca_dynamics.similarity.precision import DOUBLE, Precision, power_below, precision_of
@@ -147,8 +154,11 @@ class Moments:
         raw = moderate(raw)
         centred, sizes = raw.clone(), column_sizes(raw) * sqrt(len(raw) / self.n)
         centred[0] = 0
-        mean = raw[0] / sqrt(self.n)
-        return Factors(raw, mean, *decompose_scaled(centred, sizes, noise, self.n), points=self.n)
+        largest_error = precision.roundings * precision.epsilon * float(sizes.max())
+        found = decompose_by_squares(centred, largest_error, self.n)
+        if found is None:
+            found = decompose_scaled(centred, sizes, noise, self.n)
+        return Factors(raw, raw[0] / sqrt(self.n), *found, points=self.n)
 
     def distance(self, measure: str = "pwcca", **options: object) -> float:
         """Distance from the first representation to the second.

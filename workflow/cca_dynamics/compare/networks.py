@@ -1,0 +1,270 @@
+"""Two networks side by side on the same images: distances of layers × layers, without storing activations.
+
+Of all layers together the second moments are kept (`similarity.Moments`), so memory does not grow with the images.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from cca_dynamics.compare import capture
+from cca_dynamics.compare.comparison import check_measures, check_outputs, short
+from cca_dynamics.errors import UserError
+from cca_dynamics.results import figures
+from cca_dynamics.runtime.storage import replacing
+from cca_dynamics.similarity import (
+    MEASURES,
+    DegenerateCCAWarning,
+    Moments,
+    RepresentationError,
+    null_floor,
+    pairwise,
+)
+
+MOST_NEURONS = 30_000
+"""Neurons of all layers together, from which the moments take 7 GB."""
+
+
+@dataclass(frozen=True)
+class Side:
+    """One of two networks.
+
+    Attributes:
+        model, weights, seed: see `capture.build`.
+        layers: names or globs, see `capture.chosen`.
+    """
+
+    model: str
+    weights: str
+    seed: int
+    layers: tuple[str, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class LayersByLayers:
+    """Distances between the layers of two networks.
+
+    Attributes:
+        layers: names of the layers of each network.
+        ranks: directions in which each of these layers varies.
+        n: images.
+        distances: measure → (layers of the first, layers of the second), the mean of both directions.
+        floors: measure → the same shape, what unrelated Gaussian layers would give; nan where that is not known.
+    """
+
+    layers: tuple[list[str], list[str]]
+    ranks: tuple[list[int], list[int]]
+    n: int
+    distances: dict[str, np.ndarray]
+    floors: dict[str, np.ndarray]
+
+
+def compare(
+    sides: tuple[Side, Side],
+    folder: Path,
+    measures: Sequence[str],
+    *,
+    size: int,
+    points: int | None,
+    batch: int,
+    device: str,
+) -> LayersByLayers:
+    """Run the images of a folder through two networks and compare the layers of one with those of the other.
+
+    Args:
+        sides: the networks.
+        folder: of the images, see `capture.listing`.
+        measures: keys of `MEASURES` that second moments determine.
+        size, points, batch: see `capture.store`.
+        device: of the networks; "cpu" or "cuda".
+
+    Raises:
+        UserError: a measure, a network, a layer, an image or the folder is refused, by name.
+    """
+    check_measures(measures)
+    for measure in measures:
+        if not MEASURES[measure].second_moments:
+            raise UserError(
+                f"--measure: {measure} compares single images, which are not kept; use capture and compare for it"
+            )
+    paths, _ = capture.listing(folder, points)
+    networks = [capture.build(side.model, side.weights, side.seed).to(device) for side in sides]
+    chosen = []
+    widths = 0
+    for network, side in zip(networks, sides, strict=True):
+        calls = capture.probe(network, size, side.model)
+        names = capture.chosen(side.layers, calls, side.model)
+        chosen.append(names)
+        widths += sum(calls[name][0][1] for name in names)
+    if widths > MOST_NEURONS:
+        raise UserError(
+            f"--layers: the layers have {widths} neurons together, more than the {MOST_NEURONS} whose moments fit into "
+            "memory; name fewer layers"
+        )
+    moments = Moments(device)
+    description = " and ".join(dict.fromkeys(side.model for side in sides))
+    for pixels in capture.batches(paths, size, batch, description):
+        layers = []
+        for network, side, names in zip(networks, sides, chosen, strict=True):
+            layers += capture.given(network, pixels, names, side.model).values()
+        moments.update(*layers)
+    return _compared(moments, tuple(chosen), sides, measures, device)
+
+
+def _compared(moments: Moments, chosen, sides: tuple[Side, Side], measures: Sequence[str], device: str):
+    factors, first = moments.factors(), len(chosen[0])
+    named = [f"{side.model}: {name}" for side, names in zip(sides, chosen, strict=True) for name in names]
+    ranks = [x.rank for x in factors[:first]], [x.rank for x in factors[first:]]
+    distances, floors = {}, {}
+    for measure in dict.fromkeys(measures):
+        record = MEASURES[measure]
+        compared = record.compared(factors)
+        for name, x in zip(named, compared, strict=True):
+            if record.canonical and x.rank >= x.n - 1:
+                raise UserError(
+                    f"{name} spans all {x.n - 1} directions of its {x.n} images, so that everything correlates with it "
+                    "perfectly; use more images than neurons, or --measure linear_cka"
+                )
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", DegenerateCCAWarning)  # `notes` says it
+                both_ways = pairwise(factors, measure, device=device)
+        except RepresentationError as problem:
+            raise UserError(f"{measure} of these layers: {problem}") from None
+        distances[measure] = ((both_ways + both_ways.T) / 2)[:first, first:]
+        floors[measure] = np.array(
+            [[null_floor(x.rank, y.rank, x.n, measure) for y in compared[first:]] for x in compared[:first]]
+        )
+    return LayersByLayers(chosen, ranks, moments.n, distances, floors)
+
+
+def table(comparison: LayersByLayers) -> pd.DataFrame:
+    """A row for each pair of layers and measure: a, b, measure, distance, floor."""
+    first, second = (np.array(names, dtype=object) for names in comparison.layers)
+    a, b = (axis.ravel() for axis in np.meshgrid(first, second, indexing="ij"))
+    columns = [
+        pd.DataFrame({"a": a, "b": b, "measure": measure, "distance": d.ravel(), "floor": floor.ravel()})
+        for (measure, d), floor in zip(comparison.distances.items(), comparison.floors.values(), strict=True)
+    ]
+    return pd.concat(columns, ignore_index=True)
+
+
+def heatmap(comparison: LayersByLayers, titles: Sequence[str]):
+    """A matrix of distances for each measure, layers of the second network over those of the first; returns the figure.
+
+    Args:
+        comparison: see there.
+        titles: what axes call the networks.
+    """
+    measures, (first, second) = comparison.distances, comparison.layers
+    columns = min(len(measures), 2)
+    height = (2.2 if columns == 2 else 3.6) + 0.06 * max(map(len, second))
+    figure, axes = figures.panels(math.ceil(len(measures) / columns), columns, height=height)
+    for axis, (measure, distances) in zip(axes, measures.items(), strict=False):
+        top = max(1.0, float(distances.max()))
+        image = axis.imshow(distances, cmap="cividis", vmin=0, vmax=top, interpolation="nearest", aspect="auto")
+        bar = figure.colorbar(image, ax=axis, label=f"{figures.measure_label(measure)} distance", shrink=0.8, pad=0.03)
+        bar.outline.set_visible(False)
+        for names, place, turned in ((second, axis.set_xticks, 90), (first, axis.set_yticks, 0)):
+            step = math.ceil(len(names) / (40 // columns))
+            size = min(7.0, 260 / columns / math.ceil(len(names) / step))
+            labels = [name if len(name) <= 24 else f"…{name[-23:]}" for name in names[::step]]
+            place(range(0, len(names), step), labels, rotation=turned, fontsize=size)
+        axis.set(xlabel=titles[1], ylabel=titles[0])
+        if max(len(first), 2 * len(second) * columns // 2) <= 16:
+            for i, j in np.ndindex(distances.shape):
+                red, green, blue, _ = image.cmap(image.norm(distances[i, j]))
+                colour = "black" if 0.299 * red + 0.587 * green + 0.114 * blue > 0.5 else "white"
+                axis.text(j, i, short(distances[i, j]), color=colour, ha="center", va="center", fontsize=6.5)
+    for axis in axes[len(measures) :]:
+        axis.set_visible(False)
+    if len(measures) > 1:
+        figures.letters(*axes[: len(measures)])
+    figures.footnote(figure, notes(comparison))
+    return figure
+
+
+def notes(comparison: LayersByLayers) -> list[str]:
+    """What a reader of the distances must know."""
+    found = [f"{comparison.n} images"]
+    if not all(MEASURES[measure].symmetric for measure in comparison.distances):
+        found.append("a distance is the mean of both directions")
+    for measure, floors in comparison.floors.items():
+        if not np.isnan(floors).all():
+            low, high = floors.min(), floors.max()
+            spread = f"{low:.3f}" if high - low < 5e-4 else f"{low:.3f} to {high:.3f}"
+            found.append(
+                f"the floor of {figures.measure_label(measure)}, what unrelated Gaussian layers would give, is {spread}"
+            )
+    worst = max(0, *((r_a + r_b - comparison.n + 1) for r_a in comparison.ranks[0] for r_b in comparison.ranks[1]))
+    if worst and any(MEASURES[measure].uses_all_correlations for measure in comparison.distances):
+        found.append(
+            f"up to {worst} correlations of a pair are exactly 1 because the ranks exceed n - 1 (too few images)"
+        )
+    return found
+
+
+def run(
+    sides: tuple[Side, Side],
+    folder: Path | None,
+    measures: Sequence[str],
+    out: Path,
+    table_path: Path | None,
+    *,
+    size: int,
+    points: int | None,
+    batch: int,
+    device: str,
+) -> None:
+    """Compare two networks, print for each layer its nearest one, write a heatmap and, if asked for, a table.
+
+    Arguments and errors as `compare`; out is .png, .pdf or .svg, the table .csv.
+    """
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    for name, value in (("--images", folder), ("--layers", sides[0].layers)):
+        if not value:
+            raise UserError(f"{name} is missing; it is needed to compare networks")
+    check_outputs(out, table_path)
+    capture.check_numbers(size, batch, points)
+    how = {"size": size, "points": points, "batch": batch, "device": device}
+    comparison = compare(sides, folder, measures, **how)
+    if table_path is not None:
+        with replacing(table_path) as temporary:
+            table(comparison).to_csv(temporary, index=False)
+    figures.save(heatmap(comparison, _titles(sides)), [out])
+    console = Console(file=sys.stdout, width=None if sys.stdout.isatty() else 120, highlight=False)
+    for measure, distances in comparison.distances.items():
+        shown = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="")
+        for column in (f"Layer of {sides[0].model}", f"Nearest of {sides[1].model}", "Distance", "Floor"):
+            shown.add_column(column, overflow="fold")
+        nearest = distances.argmin(axis=1)
+        for i, (name, j) in enumerate(zip(comparison.layers[0], nearest, strict=True)):
+            floor = comparison.floors[measure][i, j]
+            cells = f"{distances[i, j]:.3f}", "" if math.isnan(floor) else f"{floor:.3f}"
+            shown.add_row(escape(name), escape(comparison.layers[1][j]), *cells)
+        console.print(f"{figures.measure_label(measure)}:")
+        console.print(shown)
+        console.print()
+    for note in notes(comparison):
+        console.print(escape(f"{note[0].upper()}{note[1:]}."))
+    print(f"Heatmap: {out}" + (f"  Table: {table_path}" if table_path is not None else ""))
+
+
+def _titles(sides: tuple[Side, Side]) -> list[str]:
+    """What tells the networks apart: the model, and the weights or the seed where these alone differ."""
+    if sides[0].model != sides[1].model:
+        return [side.model for side in sides]
+    if sides[0].weights != sides[1].weights:
+        return [f"{side.model}, weights {Path(side.weights).name}" for side in sides]
+    return [f"{side.model}, seed {side.seed}" for side in sides]
