@@ -637,7 +637,7 @@ def test_the_page_says_what_works(tmp_path, images, monkeypatch, capsys):
     floors = [f"{null_floor(128, 128, n):.2f}".removeprefix("0") for n in (300, 1000, 5000)]
     assert "floor of {} on 300\nimages, of {} on 1,000 and of {} on 5,000".format(*floors) in page
     commands = re.findall(r"^cca-dynamics (.*?)(?:  +#.*)?$", page, re.MULTILINE)
-    assert len(commands) == 7
+    assert len(commands) == 9
     for command in commands:
         if "resnet18" in command or "seed0" in command:
             cli._parser().parse_args(shlex.split(command))

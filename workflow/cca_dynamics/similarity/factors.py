@@ -105,31 +105,34 @@ def factorize(x, *, device: str = "cpu", name: str = "x") -> Factors:
         return x
     x = moderate(as_matrix(x, device, name))
     mean = x.mean(dim=0, dtype=torch.float64)
-    return Factors(x, mean, *_decompose(x, x - mean, precision_of(x)))  # x - mean is float64, as the mean is
+    return Factors(x, mean, *_decompose(x, mean, precision_of(x)))
 
 
-def _decompose(x: Tensor, centred: Tensor, precision: Precision) -> tuple[Tensor, Tensor, Tensor]:
+def _decompose(x: Tensor, mean: Tensor, precision: Precision) -> tuple[Tensor, Tensor, Tensor]:
     """s, v and to_basis of `Factors`.
 
     Args:
         x: (n, d) as given; its magnitudes say how large rounding errors may be.
-        centred: (n, d) float64.
+        mean: (d,) float64.
         precision: of x.
     """
-    largest_error = precision.roundings * precision.epsilon * float(column_sizes(x).max())
-    if (found := decompose_by_squares(centred, largest_error, len(x))) is not None:
+    centred = x - mean  # float64, as the mean is
+    if (found := decompose_by_squares(centred, mean, precision, len(x))) is not None:
         return found
     rows, columns = _sizes(x)
     noise = float((precision.error(x) / (rows * columns)).square().mean().sqrt())
     return decompose_scaled(centred, columns, noise, len(x), rows)
 
 
-def decompose_by_squares(centred: Tensor, largest_error: float, points: int) -> tuple[Tensor, Tensor, Tensor] | None:
+def decompose_by_squares(
+    centred: Tensor, mean: Tensor, precision: Precision, points: int
+) -> tuple[Tensor, Tensor, Tensor] | None:
     """s, v and to_basis of `Factors`, from the Gram matrix: quick, but squaring loses half of the digits.
 
     Args:
         centred: (m, d) float64, with the second moments of the data points.
-        largest_error: a bound of the rounding error of every number.
+        mean: (d,) float64.
+        precision: of the numbers.
         points: n, the number of data points.
 
     Returns:
@@ -137,10 +140,12 @@ def decompose_by_squares(centred: Tensor, largest_error: float, points: int) -> 
     """
     if centred.shape[0] < centred.shape[1]:
         return None
-    squares, vectors = torch.linalg.eigh(centred.T @ centred)
+    gram = centred.T @ centred
+    squares, vectors = torch.linalg.eigh(gram)
     weakest, strongest = float(squares[0]), float(squares[-1])
-    noise = largest_error * (sqrt(points) + sqrt(centred.shape[1]))
-    if weakest <= max(ILL_CONDITIONED * strongest, noise**2):
+    largest_neuron = (gram.diagonal() / points + mean.square()).max().sqrt()  # root mean square, not centred
+    error = precision.roundings * precision.epsilon * float(largest_neuron)
+    if weakest <= max(ILL_CONDITIONED * strongest, (error * (sqrt(points) + sqrt(len(mean)))) ** 2):
         return None
     s, v = squares.flip(0).sqrt(), vectors.flip(1)
     return s, v, v / s
@@ -196,7 +201,7 @@ def _sizes(x: Tensor) -> tuple[Tensor, Tensor]:
 
 def moderate(x: Tensor) -> Tensor:
     """A layer times a power of two if its scale is so extreme that powers of it would overflow or underflow."""
-    largest = float(x.abs().max())
+    largest = max(abs(float(end)) for end in x.aminmax())
     if largest == 0 or MODERATE[0] < largest < MODERATE[1]:
         return x
     exponent = int(np.frexp(largest)[1])

@@ -154,11 +154,11 @@ class Moments:
         raw = moderate(raw)
         centred, sizes = raw.clone(), column_sizes(raw) * sqrt(len(raw) / self.n)
         centred[0] = 0
-        largest_error = precision.roundings * precision.epsilon * float(sizes.max())
-        found = decompose_by_squares(centred, largest_error, self.n)
+        mean = raw[0] / sqrt(self.n)
+        found = decompose_by_squares(centred, mean, precision, self.n)
         if found is None:
             found = decompose_scaled(centred, sizes, noise, self.n)
-        return Factors(raw, raw[0] / sqrt(self.n), *found, points=self.n)
+        return Factors(raw, mean, *found, points=self.n)
 
     def distance(self, measure: str = "pwcca", **options: object) -> float:
         """Distance from the first representation to the second.
