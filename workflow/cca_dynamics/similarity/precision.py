@@ -37,7 +37,8 @@ class Precision:
 
 SINGLE = Precision(torch.finfo(torch.float32).eps, roundings=32)
 """A network that computes in this format adds up many rounded products."""
-DOUBLE = Precision(torch.finfo(torch.float64).eps, roundings=32)
+DOUBLE = Precision(torch.finfo(torch.float64).eps, roundings=512)
+"""People compute further in this format, and a difference of large numbers has their errors."""
 HALVES = {
     torch.float16: Precision(torch.finfo(torch.float16).eps, roundings=2),
     torch.bfloat16: Precision(torch.finfo(torch.bfloat16).eps, roundings=2),
