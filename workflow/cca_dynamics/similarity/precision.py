@@ -35,15 +35,15 @@ class Precision:
         return self.roundings * self.epsilon / sqrt(12) * power_below(x)
 
 
-SINGLE = Precision(torch.finfo(torch.float32).eps, roundings=32)
-"""A network that computes in this format adds up many rounded products."""
-DOUBLE = Precision(torch.finfo(torch.float64).eps, roundings=512)
-"""People compute further in this format, and a difference of large numbers has their errors."""
-HALVES = {
+FORMATS = {
+    # Activations are stored in these; they were added up in a wider format and rounded once.
     torch.float16: Precision(torch.finfo(torch.float16).eps, roundings=2),
     torch.bfloat16: Precision(torch.finfo(torch.bfloat16).eps, roundings=2),
+    # A network that computes in this one adds up many rounded products.
+    torch.float32: Precision(torch.finfo(torch.float32).eps, roundings=32),
 }
-"""Formats in which activations are stored; they were added up in a wider one, and rounded once."""
+DOUBLE = Precision(torch.finfo(torch.float64).eps, roundings=512)
+"""People compute further in double precision, and a difference of large numbers has their errors."""
 
 
 def precision_of(x: Tensor) -> Precision:
@@ -53,18 +53,13 @@ def precision_of(x: Tensor) -> Precision:
         x: finite, real.
 
     Returns:
-        The precision of the narrowest format that the numbers were rounded to. Integers, in any format, are exact, and
-        so are numbers that a format holds without using its last digits; of these it is that of the format they are in.
+        The precision of the narrowest format that the numbers were rounded to. Integers are exact, and so are numbers
+        that a format holds without using its last digits; all arithmetic on them is in double precision.
     """
-    if x.dtype in HALVES:
-        return HALVES[x.dtype]
-    if not x.is_floating_point():
-        return DOUBLE
-    for dtype, precision in HALVES.items():
-        if _rounded_to(dtype, x):
-            return precision
-    if x.dtype == torch.float32 or _rounded_to(torch.float32, x):
-        return SINGLE
+    if x.is_floating_point():
+        for dtype, precision in FORMATS.items():
+            if _rounded_to(dtype, x):
+                return precision
     return DOUBLE
 
 
