@@ -13,6 +13,7 @@ Side by side, on the same arrays and threads, in turns:
     python benchmarks/similarity.py                 the table and the figure, about 15 minutes on 2 cores
     python benchmarks/similarity.py --quick         d = 64 and 128 only, about 2 minutes
     python benchmarks/similarity.py --growth        how time grows with networks, data points and neurons
+    python benchmarks/similarity.py --inference     permutations and streaming beside the distances alone; 2 minutes
     python benchmarks/similarity.py --large         memory of 200 networks × 512 neurons × 10,000 data points; about
                                                     half an hour on 2 cores, or --blocks 2 for its first blocks
     python benchmarks/similarity.py --device cuda   on a GPU; --large then compares 200 × 256 × 10,000
@@ -35,7 +36,7 @@ import numpy as np
 import pandas as pd
 import torch
 from cca_dynamics.runtime.machine import hardware
-from cca_dynamics.similarity import factorize, pairwise
+from cca_dynamics.similarity import Moments, factorize, pairwise, pairwise_permutation_test, pwcca
 
 OUT = Path(__file__).parent / "out"
 SAMPLED = 5  # pairs on which slow methods are timed
@@ -230,6 +231,39 @@ def large(device: str, blocks: int | None) -> None:
         print(f"peak GPU memory {torch.cuda.max_memory_allocated() / 1e9:.2f} GB")
 
 
+def inference(device: str, rounds: int) -> None:
+    """What a permutation of 40 networks costs beside their distances, and streaming beside all data at once."""
+    count, n, d, permutations = 40, 10_000, 128, 20
+    layers = representations(count, n, d)
+    factors = [factorize(layer, device=device) for layer in layers]
+    seconds: dict[str, list[float]] = {}
+
+    def record(name: str, function) -> None:
+        seconds.setdefault(name, []).append(timed(function, device))
+
+    def stream() -> float:
+        moments = Moments(device)
+        for start in range(0, n, 256):
+            moments.update(*(layer[start : start + 256] for layer in layers[:2]))
+        return moments.distance()
+
+    for _ in range(rounds):
+        record("distances", lambda: pairwise(factors, device=device))
+        how = {"permutations": permutations, "device": device}
+        record("permuted", lambda: pairwise_permutation_test(factors, **how))
+        record("whole", lambda: pwcca(*layers[:2], device=device))
+        record("streamed", stream)
+    each = {name: statistics.median(values) for name, values in seconds.items()}
+    permutation = (each["permuted"] - each["distances"]) / permutations
+    print(
+        f"{count} networks × {d} neurons × {n:,} data points: distances {each['distances']:.2f} s from factors, one "
+        f"permutation {permutation:.2f} s ({permutation / each['distances']:.2f} of them), 200 permutations "
+        f"{200 * permutation / 60:.1f} min\n"
+        f"one pair: all data {1e3 * each['whole']:.0f} ms, batches of 256 {1e3 * each['streamed']:.0f} ms "
+        f"({each['streamed'] / each['whole']:.2f}), distance off by {abs(stream() - pwcca(*layers[:2]).distance):.0e}"
+    )
+
+
 def draw(rows: list[dict], path: Path) -> None:
     """Times against the size that varies, with the products as the limit."""
     import matplotlib.pyplot as plt
@@ -276,12 +310,16 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="64 and 128 neurons only")
     parser.add_argument("--growth", action="store_true", help="time against each size")
     parser.add_argument("--large", action="store_true", help="memory of the largest comparison")
+    parser.add_argument("--inference", action="store_true", help="permutations and streaming")
     parser.add_argument("--blocks", type=int, help="stop --large after so many blocks")
     chosen = parser.parse_args()
     OUT.mkdir(exist_ok=True)
     print(machine(chosen.device))
     if chosen.large:
         large(chosen.device, chosen.blocks)
+        return
+    if chosen.inference:
+        inference(chosen.device, chosen.rounds)
         return
     if chosen.growth:
         rows, name = growth(chosen.device, chosen.rounds), f"similarity-growth-{chosen.device}"
