@@ -236,6 +236,7 @@ def inference(device: str, rounds: int) -> None:
     count, n, d, permutations = 40, 10_000, 128, 20
     layers = representations(count, n, d)
     factors = [factorize(layer, device=device) for layer in layers]
+    how = {"permutations": permutations, "device": device}
     seconds: dict[str, list[float]] = {}
 
     def record(name: str, function) -> None:
@@ -249,7 +250,6 @@ def inference(device: str, rounds: int) -> None:
 
     for _ in range(rounds):
         record("distances", lambda: pairwise(factors, device=device))
-        how = {"permutations": permutations, "device": device}
         record("permuted", lambda: pairwise_permutation_test(factors, **how))
         record("whole", lambda: pwcca(*layers[:2], device=device))
         record("streamed", stream)
