@@ -1,4 +1,7 @@
-"""docs/other-implementations.md says by how much other formulae for PWCCA differ: here the numbers are made."""
+"""docs/other-implementations.md says by how much other formulae for PWCCA differ: here the numbers are made.
+
+Each function is a package's formula, as read in its source in November 2026, for layers without degenerate directions.
+"""
 
 import numpy as np
 import pytest
@@ -22,44 +25,135 @@ def inverse_root(matrix):
     return vectors / np.sqrt(values) @ vectors.T
 
 
-def without_whitening(x, y):
-    """google/svcca: directions without Σ^(-1/2), means added back, weights from uncentred activations."""
-    a, b = x - x.mean(axis=0), y - y.mean(axis=0)
+def centred(*layers):
+    return [layer - layer.mean(axis=0) for layer in layers]
+
+
+def weighted(rho, weights):
+    return 1 - weights[: len(rho)] @ rho / weights.sum()
+
+
+def google_svcca(x, y):
+    """Directions without Σ^(-1/2), means added back, weights of activations that are not centred; p <= q."""
+    a, b = centred(x, y)
     u, rho, _ = np.linalg.svd(inverse_root(a.T @ a) @ a.T @ b @ inverse_root(b.T @ b))
     directions, _ = np.linalg.qr(a @ u + x.mean(axis=0))
-    weights = np.abs(directions.T @ x).sum(axis=1)
-    return 1 - weights @ rho / weights.sum()
+    return weighted(rho, np.abs(directions.T @ x).sum(axis=1))
 
 
-def summed_over_data_points(x, y):
-    """anatome: the weight of a variate is the sum of its absolute values over the data points."""
-    result = pwcca(x, y, variates=True)
-    weights = np.abs(result.variates_x).sum(axis=0)
-    return 1 - weights @ result.correlations / weights.sum()
+def anatome_2021(x, y):
+    """393b36d: the coefficients are made orthonormal; sums over data points that are not centred."""
+    a, b = centred(x, y)
+    (qx, rx), (qy, _) = np.linalg.qr(a), np.linalg.qr(b)
+    u, rho, _ = np.linalg.svd(qx.T @ qy, full_matrices=False)
+    coefficients, _ = np.linalg.qr(np.linalg.solve(rx, u))
+    return weighted(rho, np.abs(x @ coefficients).sum(axis=0))
+
+
+def anatome_before(x, y):
+    """015ccc4: the same without that."""
+    a, b = centred(x, y)
+    (qx, rx), (qy, _) = np.linalg.qr(a), np.linalg.qr(b)
+    u, rho, _ = np.linalg.svd(qx.T @ qy, full_matrices=False)
+    return weighted(rho, np.abs(x @ np.linalg.solve(rx, u)).sum(axis=0))
+
+
+def aristotelian(x, y):
+    """Sums of the absolute coefficients of the neurons, with a ridge of 1e-6; p <= q."""
+    (a, b), n = centred(x, y), len(x)
+    white_x, white_y = (inverse_root(c.T @ c / (n - 1) + 1e-6 * np.eye(c.shape[1])) for c in (a, b))
+    u, rho, _ = np.linalg.svd(white_x @ (a.T @ b / (n - 1)) @ white_y)
+    return weighted(rho, np.abs(white_x @ u).sum(axis=0))
+
+
+def sim_metric(x, y):
+    """Ding et al. 2021: the shares are those of all p directions, also if q < p have a correlation."""
+    a, b = centred(x, y)
+    white = inverse_root(a.T @ a)
+    u, rho, _ = np.linalg.svd(white @ a.T @ b @ inverse_root(b.T @ b))
+    return weighted(rho, np.abs((a @ white @ u).T @ a).sum(axis=1))
+
+
+def contextual_correlation(x, y, keep=0.99):
+    """Wu et al. 2020: z-scores, and principal components below a share of their variance."""
+    bases = []
+    for layer in centred(x, y):
+        u, s, _ = np.linalg.svd(layer / layer.std(axis=0, ddof=1), full_matrices=False)
+        bases.append(u[:, : int((np.cumsum(s**2) < keep * np.sum(s**2)).sum())])
+    u, rho, _ = np.linalg.svd(bases[0].T @ bases[1], full_matrices=False)
+    return weighted(rho, np.abs((bases[0] @ u).T @ x).sum(axis=1))
+
+
+def platonic_universe(x, y):
+    """Its C++: squared norms of orthonormal columns."""
+    qx, qy = (np.linalg.qr(layer)[0] for layer in centred(x, y))
+    u, rho, _ = np.linalg.svd(qx.T @ qy, full_matrices=False)
+    return weighted(rho, np.square(qx @ u).sum(axis=0))
+
+
+def repsim(x, y):
+    """The definition, mean of both directions."""
+    result = pwcca(x, y)
+    return (result.distance + result.reverse) / 2
+
+
+def ours(x, y):
+    return pwcca(x, y).distance
+
+
+ROWS = {
+    "`cca_dynamics.similarity`": ours,
+    "[sim_metric](https://github.com/js-d/sim_metric)": sim_metric,
+    "[repsim](https://pypi.org/project/repsim/) on PyPI": repsim,
+    "[contextual-corr-analysis](https://github.com/johnmwu/contextual-corr-analysis)": contextual_correlation,
+    "[google/svcca](https://github.com/google/svcca)": google_svcca,
+    "[ReSi](https://github.com/mklabunde/resi)": google_svcca,
+    "[similarity-repository](https://github.com/nacloos/similarity-repository), four backends": google_svcca,
+    "[anatome](https://github.com/moskomule/anatome) until November 2021": anatome_before,
+    "anatome since": anatome_2021,
+    "[Aristotelian](https://github.com/mlbio-epfl/Aristotelian)": aristotelian,
+    "[platonic-universe](https://github.com/UniverseTBD/platonic-universe), C++": platonic_universe,
+}
+
+
+@pytest.mark.parametrize("package", ROWS)
+def test_every_row_of_the_table_is_made_here(package):
+    cells = [f"{ROWS[package](*toy(offset)):.3f}" for offset in (0, 10, 1000)]
+    row = next(line for line in PAGE.splitlines() if line.startswith(f"| {package} |"))
+    assert [cell.strip() for cell in row.split("|")[2:5]] == cells
+
+
+def test_who_gives_the_definition_and_who_does_not():
+    x, y = toy()
+    assert sim_metric(x[:, :7], y) == pytest.approx(ours(x[:, :7], y), abs=1e-9)
+    assert abs(sim_metric(x, y[:, :7]) - ours(x, y[:, :7])) > 0.05  # more neurons in the first layer
+    for wrong in (google_svcca, anatome_before, anatome_2021, aristotelian, platonic_universe):
+        assert abs(wrong(x, y) - ours(x, y)) > 0.005
+
+
+def test_coefficients_weigh_weak_neurons_most():
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(100_000, 4)) * [8, 4, 2, 1]
+    rho = np.array([0.9, 0.6, 0.3, 0.1])
+    y = rho * x / [8, 4, 2, 1] + np.sqrt(1 - rho**2) * rng.normal(size=x.shape)
+    found = f"{ours(x, y):.2f}", f"{aristotelian(x, y):.2f}"
+    assert "distance {}, by their formula {}".format(*found) in PAGE
+
+
+def test_squared_norms_give_the_unweighted_mean_exactly():
+    x, y = toy()
+    assert platonic_universe(x, y) == pytest.approx(1 - pwcca(x, y).correlations.mean(), abs=1e-12)
+    assert f"the unweighted mean, {platonic_universe(x, y):.3f}" in PAGE
 
 
 def shares_of_singular_values(x, y, keep):
     """anatome: SVCCA keeps directions by their share of the singular values, not of the variance."""
     kept = []
-    for layer in (x, y):
-        s = np.linalg.svd(layer - layer.mean(axis=0), compute_uv=False)
+    for layer in centred(x, y):
+        s = np.linalg.svd(layer, compute_uv=False)
         count = int((np.cumsum(s) / s.sum() < keep).sum())
         kept.append((np.cumsum(s**2) / np.sum(s**2))[count - 1])
     return kept
-
-
-@pytest.mark.parametrize(("offset", "wrong"), [(0, "0.471"), (10, "0.345"), (1000, "0.208")])
-def test_means_leak_into_the_weights_without_centring(offset, wrong):
-    x, y = toy(offset)
-    assert f"{without_whitening(x, y):.3f}" == wrong and f"| +{offset} | {wrong} |" in PAGE
-    assert f"{pwcca(x, y).distance:.3f}" == "0.478" and "whose distance is 0.478" in PAGE
-
-
-def test_sums_over_data_points_are_nearly_the_unweighted_mean():
-    x, y = toy()
-    wrong, mean = summed_over_data_points(x, y), 1 - pwcca(x, y).correlations.mean()
-    assert abs(wrong - mean) < 0.02 < abs(pwcca(x, y).distance - mean)
-    assert f"{wrong:.3f} instead of {pwcca(x, y).distance:.3f}; the unweighted mean is {mean:.3f}" in PAGE
 
 
 def test_shares_of_singular_values_keep_another_number_of_directions():
