@@ -270,7 +270,7 @@ def test_default_weights_are_torchvision_s(monkeypatch, capsys, images, tmp_path
         ({"layers": None}, "--layers is missing"),
         ({"images": None}, "--images is missing"),
         ({"images": "nowhere"}, "nowhere: there is no such folder"),
-        ({"images": "empty"}, "empty: it holds no image (.png, .jpg, .jpeg)"),
+        ({"images": "empty"}, "empty: it holds no image (.png, .jpg, .jpeg, .webp, .bmp, .gif, .tif, .tiff); add"),
         ({"images": "damaged"}, "b.png: not an image, or damaged ("),
         ({"points": 500}, f"it holds {IMAGES} images, fewer than --points 500"),
         ({"points": 2}, "--points is at least 3, not 2"),

@@ -13,7 +13,7 @@ import pytest
 import torch
 from cca_dynamics import cli
 from cca_dynamics.config.models import Cifar10, ImageFolder
-from cca_dynamics.data import datasets, images
+from cca_dynamics.data import datasets, images, pictures
 from cca_dynamics.errors import UserError
 from cca_dynamics.training.augmentation import SHIFT, flip_and_shift
 from PIL import Image
@@ -51,6 +51,87 @@ def test_a_folder_is_read_as_it_is(tmp_path):
     np.testing.assert_array_equal(train_x, made["train"])
     np.testing.assert_array_equal(test_x, made["test"])
     assert train_y.tolist() == [0] * 6 + [1] * 6 + [2] * 6 and test_y.tolist() == [0] * 3 + [1] * 3 + [2] * 3
+
+
+RGB = np.random.default_rng(1).integers(0, 256, (8, 10, 3), dtype=np.uint8)
+GREY = RGB[..., 0]
+
+
+def saved(tmp_path, image, suffix="png", **how):
+    image.save(tmp_path / f"image.{suffix}", **how)
+    return np.asarray(pictures.read(tmp_path / f"image.{suffix}"))
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "P", "RGB", "RGBA", "LA", "CMYK", "YCbCr", "LAB", "I;16", "I", "F"])
+def test_every_mode_of_pillow_becomes_the_colours_that_it_stands_for(tmp_path, mode):
+    grey = np.repeat(GREY[..., None], 3, axis=2)
+    made = {
+        "1": lambda: (Image.fromarray(GREY > 127), np.where(grey > 127, 255, 0), "png"),
+        "L": lambda: (Image.fromarray(GREY), grey, "png"),
+        "P": lambda: ((paletted := Image.fromarray(RGB).quantize(64)), np.asarray(paletted.convert("RGB")), "png"),
+        "RGB": lambda: (Image.fromarray(RGB), RGB, "bmp"),
+        "RGBA": lambda: (Image.fromarray(RGB).convert("RGBA"), RGB, "webp"),
+        "LA": lambda: (Image.fromarray(GREY).convert("LA"), grey, "png"),
+        "CMYK": lambda: (Image.fromarray(RGB).convert("CMYK"), RGB, "tif"),
+        "YCbCr": lambda: (Image.fromarray(RGB).convert("YCbCr"), RGB, "tif"),
+        "LAB": lambda: (Image.new("LAB", (10, 8), (255, 128, 128)), np.full_like(RGB, 255), "tif"),
+        "I;16": lambda: (Image.fromarray(GREY.astype(np.uint16) * 257), grey, "png"),
+        "I": lambda: (Image.fromarray(GREY.astype(np.int32) * 257), grey, "tif"),
+        "F": lambda: (Image.fromarray(GREY.astype(np.float32) / 255), grey, "tif"),
+    }
+    image, expected, suffix = made[mode]()
+    assert image.mode == mode
+    how = {"lossless": True} if suffix == "webp" else {}
+    np.testing.assert_allclose(saved(tmp_path, image, suffix, **how).astype(int), expected, atol=3)
+
+
+def test_transparent_pixels_are_white_and_photographs_upright(tmp_path):
+    clear = Image.fromarray(np.dstack([RGB, np.where(GREY > 99, 255, 0).astype(np.uint8)]))
+    expected = np.where(GREY[..., None] > 99, RGB, 255)
+    np.testing.assert_array_equal(saved(tmp_path, clear), expected)
+    paletted = Image.fromarray(GREY // 128).convert("P")
+    assert (saved(tmp_path, paletted, transparency=0)[GREY < 128] == 255).all()
+    exif = Image.Exif()
+    exif[0x0112] = 6  # the camera was held upright
+    np.testing.assert_array_equal(saved(tmp_path, Image.fromarray(RGB), exif=exif), np.rot90(RGB, -1))
+
+
+def test_of_animations_the_first_frame_is_taken(tmp_path):
+    frames = [Image.new("RGB", (10, 8), colour) for colour in ("red", "blue")]
+    frames[0].save(tmp_path / "image.gif", save_all=True, append_images=frames[1:])
+    assert np.asarray(pictures.read(tmp_path / "image.gif"))[0, 0].tolist() == [255, 0, 0]
+
+
+def test_links_are_followed_loops_are_not_and_the_rest_is_counted(tmp_path):
+    store, folder = tmp_path / "store", tmp_path / "folder"
+    for path in (store / "deep", folder / ".hidden"):
+        path.mkdir(parents=True)
+    for path in (store / "b.png", store / "deep/a.WEBP", folder / "c.jpg", folder / ".hidden/x.png", folder / ".y.png"):
+        Image.fromarray(RGB).save(path)
+    for name in ("notes.txt", "more.txt", "photo.heic", "README"):
+        (folder / name).write_text("")
+    (folder / "linked").symlink_to(store)
+    (store / "loop").symlink_to(folder)
+    (folder / "broken.png").symlink_to(tmp_path / "nowhere")
+    found = pictures.files_below(folder)
+    assert [str(path.relative_to(folder)) for path in found.paths] == ["c.jpg", "linked/b.png", "linked/deep/a.WEBP"]
+    assert found.note().startswith("4 files are no images by their suffix and are left out (2 .txt, ")
+    assert pictures.files_below(folder, depth=0).paths == [folder / "c.jpg"]
+
+
+def test_classes_may_be_links_and_validation_stands_for_test(tmp_path, capsys):
+    made = make_folder(tmp_path / "made")
+    root = tmp_path / "images"
+    (root / "train").mkdir(parents=True)
+    for label in CLASSES:
+        (root / "train" / label).symlink_to(tmp_path / "made/train" / label)
+    os.rename(tmp_path / "made/test", root / "val")
+    (root / "val/cat/notes.txt").write_text("")
+    (train_x, train_y), (test_x, _) = datasets.image_folder(options(tmp_path))
+    np.testing.assert_array_equal(train_x, made["train"])
+    np.testing.assert_array_equal(test_x, made["test"])
+    assert len(np.unique(train_y)) == 3
+    assert "val/cat: 1 files are no images by their suffix and are left out (1 .txt)" in capsys.readouterr().err
 
 
 def test_training_images_are_normalised_and_test_images_alike(tmp_path):
@@ -133,7 +214,17 @@ def cut(path, size):
             r"class fox is in .*test but not in .*train",
         ),
         (lambda root: (root / "train/ant").mkdir(), {}, r"train/ant holds no image"),
-        (lambda root: os.rename(root / "test", root / "valid"), {}, r"test is not a folder; images are expected in"),
+        (lambda root: os.rename(root / "test", root / "check"), {}, r"test is not a folder; images are expected in"),
+        (
+            lambda root: [os.rename(path, path.with_suffix(".heic")) for path in (root / "train/dog").iterdir()],
+            {},
+            r"train/dog holds no image .*but 6 files are no images by their suffix and are left out \(6 \.heic\)",
+        ),
+        (
+            lambda root: Image.fromarray(np.full((8, 10), 7.0, np.float32)).save(root / "test/cat/00.tif"),
+            {},
+            r"00\.tif is not an image or damaged \(mode F, values from 7 to 7, of which white is not known\)",
+        ),
         (lambda root: Image.new("RGB", (4, 4)).save(root / "test/cat/02.png"), {}, r"02\.png is 4 × 4 .* set resize"),
         (lambda root: None, {"train_size": 50}, r"50 images are asked for and .*train has 18; lower train_size"),
         (lambda root: None, {"folder": "/nowhere"}, r"/nowhere/train is not a folder"),

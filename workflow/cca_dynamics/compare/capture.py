@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from cca_dynamics.compare.readers import DESCRIPTION, read_safetensors, read_torch
-from cca_dynamics.data.images import SUFFIXES
+from cca_dynamics.data import pictures
 from cca_dynamics.errors import UserError, as_user_error
 from cca_dynamics.networks.hooks import forward_hooks, import_module
 from cca_dynamics.runtime.storage import replacing, write_tensors
@@ -201,7 +201,7 @@ def listing(folder: Path, points: int | None) -> tuple[list[Path], str]:
     """The images in a folder and its subfolders, sorted by path.
 
     Args:
-        folder: holds .png, .jpg or .jpeg files at any depth; hidden files and folders do not count.
+        folder: holds image files at any depth, see `pictures.files_below`.
         points: so many images, spread evenly over all of them; None: all. The choice does not depend on a seed, so
             that networks of different seeds see the same images.
 
@@ -213,13 +213,13 @@ def listing(folder: Path, points: int | None) -> tuple[list[Path], str]:
     """
     if not folder.is_dir():
         raise UserError(f"{folder}: there is no such folder; name one with images")
-    paths = []
-    for root, folders, names in os.walk(folder):
-        folders[:] = [name for name in folders if name[0] != "."]
-        paths += [Path(root, name) for name in names if name[0] != "." and name.lower().endswith(SUFFIXES)]
+    found = pictures.files_below(folder)
+    paths = found.paths
     if not paths:
-        raise UserError(f"{folder}: it holds no image ({', '.join(SUFFIXES)}); add some or name another folder")
-    paths.sort(key=lambda path: path.relative_to(folder).as_posix())
+        suffixes = ", ".join(pictures.SUFFIXES)
+        raise UserError(f"{folder}: it holds no image ({suffixes}); add some or name another folder")
+    if note := found.note():
+        print(f"note: {folder}: {note}", file=sys.stderr)
     if points is not None and points > len(paths):
         raise UserError(f"{folder}: it holds {len(paths)} images, fewer than --points {points}; ask for fewer")
     if points is not None:
@@ -238,8 +238,8 @@ def image(path: Path, size: int) -> Tensor:
     """
     from PIL import Image, ImageOps
 
-    with as_user_error(f"{path}: not an image, or damaged", "replace or delete it"), Image.open(path) as opened:
-        square = ImageOps.fit(opened.convert("RGB"), (size, size), Image.Resampling.BILINEAR)
+    with as_user_error(f"{path}: not an image, or damaged", "replace or delete it"):
+        square = ImageOps.fit(pictures.read(path), (size, size), Image.Resampling.BILINEAR)
         pixels = np.asarray(square, dtype=np.float32) / 255
     return torch.from_numpy((pixels - np.float32(MEAN)) / np.float32(STD)).permute(2, 0, 1).contiguous()
 

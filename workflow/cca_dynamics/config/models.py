@@ -105,7 +105,10 @@ class ImageFolder(ImageSubset):
     """Image files of the user's own."""
 
     name: Literal["image_folder"] = "image_folder"
-    folder: Text = Field(min_length=1, description="Holds {train,test}/<class>/*.{png,jpg}.")
+    folder: Text = Field(
+        min_length=1,
+        description="Holds {train,test}/<class>/ with image files; val/ stands for test/ where there is none.",
+    )
     resize: Annotated[Integer, Field(ge=4, le=1024)] | None = Field(
         None, description="Height and width to scale to; null: all images have one size."
     )

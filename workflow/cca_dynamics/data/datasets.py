@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -163,9 +164,11 @@ DIGITS = (models.DIGITS - models.TEST_DIGITS, models.TEST_DIGITS)
 
 
 def image_folder(options: models.ImageFolder) -> tuple[Split, Split]:
-    """Images in <folder>/{train,test}/<class>/*.{png,jpg,jpeg}, in colour."""
+    """Images in <folder>/{train,test}/<class>/, in colour; says which files are left out."""
     folder, seed = options.folder, options.seed
     train, test = images.image_folder(Path(folder), options.resize, Path(options.cache))
+    for line in images.left_out(Path(folder)):
+        print(f"note: {line}", file=sys.stderr)
     return (
         _subset(train, options.train_size, seed, f"{folder}/train"),
         _subset(test, options.test_size, seed, f"{folder}/test"),

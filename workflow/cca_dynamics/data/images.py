@@ -10,11 +10,13 @@ from pathlib import Path
 
 import numpy as np
 
+from cca_dynamics.data import pictures
 from cca_dynamics.errors import DamagedFile, UserError
 from cca_dynamics.runtime.storage import read_tensors, replacing, write_tensors
 
-SUFFIXES = (".png", ".jpg", ".jpeg")
 SPLITS = ("train", "test")
+VALIDATION = ("val", "valid", "validation")
+"""Names of a folder that stands for test/ where there is none."""
 
 
 def torchvision_split(name: str, folder: str, train: bool) -> tuple[np.ndarray, np.ndarray]:
@@ -62,10 +64,11 @@ def _remedy(kind: type, folder: Path) -> str:
 def image_folder(
     folder: Path, resize: int | None, cache: Path
 ) -> tuple[tuple[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]:
-    """Images of <folder>/{train,test}/<class>/*.{png,jpg,jpeg}; classes are numbered in alphabetical order.
+    """Images of <folder>/{train,test}/<class>/; classes are numbered in alphabetical order.
 
-    They are decoded once, on all cores, and stored as one tensor file in `cache`, whose name is a hash of the names,
-    sizes and times of all files.
+    Files are those that `pictures` reads; links are followed. Without test/, val/, valid/ or validation/ is taken. They
+    are decoded once, on all cores, and stored as one tensor file in `cache`, whose name is a hash of the names, sizes
+    and times of all files.
 
     Args:
         folder: the root.
@@ -80,7 +83,7 @@ def image_folder(
             images have different sizes and `resize` is None; the first such problem, with the name of the file.
     """
     files = _listing(folder)
-    digest = hashlib.sha256(repr(resize).encode())
+    digest = hashlib.sha256(repr((resize, pictures.READING)).encode())
     for split in SPLITS:
         for label, entries in files[split].items():
             digest.update(repr((split, label, [(name, size, time) for _, name, size, time in entries])).encode())
@@ -120,25 +123,21 @@ def _listing(folder: Path) -> dict[str, dict[str, list[tuple[str, str, int, int]
     """split → class → (path, name, bytes, modified) of its images, all sorted."""
     files: dict[str, dict[str, list]] = {}
     for split in SPLITS:
-        root = folder / split
-        if not root.is_dir():
-            raise UserError(
-                f"dataset.folder: {root} is not a folder; images are expected in {folder}/{{train,test}}/<class>/"
-            )
+        root = _folder_of(folder, split)
         classes = sorted(entry.name for entry in os.scandir(root) if entry.is_dir() and entry.name[0] != ".")
         if not classes:
             raise UserError(f"dataset.folder: {root} has no class folders; put images in {root}/<class>/")
         files[split] = {}
         for label in classes:
-            entries = [
-                (entry.path, entry.name, entry.stat().st_size, entry.stat().st_mtime_ns)
-                for entry in os.scandir(root / label)
-                if entry.name.lower().endswith(SUFFIXES) and entry.name[0] != "."
-            ]
-            if not entries:
+            found = pictures.files_below(root / label, depth=0)
+            if not found.paths:
+                suffixes = ", ".join(pictures.SUFFIXES)
+                left_out = f" but {note}" if (note := found.note()) else ""
                 raise UserError(
-                    f"dataset.folder: {root / label} holds no image ({', '.join(SUFFIXES)}); add some or delete it"
+                    f"dataset.folder: {root / label} holds no image ({suffixes}){left_out}; add some or delete it"
                 )
+            stats = [(path, path.stat()) for path in found.paths]
+            entries = [(str(path), path.name, stat.st_size, stat.st_mtime_ns) for path, stat in stats]
             files[split][label] = sorted(entries)
     train, test = (set(files[split]) for split in SPLITS)
     if train != test:
@@ -148,6 +147,29 @@ def _listing(folder: Path) -> dict[str, dict[str, list[tuple[str, str, int, int]
             f"dataset.folder: class {label} is in {folder / has} but not in {folder / lacks}; add or delete it"
         )
     return files
+
+
+def _folder_of(folder: Path, split: str) -> Path:
+    """The folder of a split: of test the one that is there, see VALIDATION."""
+    root = folder / split
+    if split == "test" and not root.is_dir():
+        root = next((folder / name for name in VALIDATION if (folder / name).is_dir()), root)
+    if not root.is_dir():
+        raise UserError(
+            f"dataset.folder: {root} is not a folder; images are expected in {folder}/{{train,test}}/<class>/"
+        )
+    return root
+
+
+def left_out(folder: Path) -> list[str]:
+    """A line for each class folder of `image_folder` with files that are not read, by their suffix."""
+    lines = []
+    for split in SPLITS:
+        root = _folder_of(folder, split)
+        for label in sorted(entry.name for entry in os.scandir(root) if entry.is_dir() and entry.name[0] != "."):
+            if note := pictures.files_below(root / label, depth=0).note():
+                lines.append(f"{root / label}: {note}")
+    return lines
 
 
 def _decode_all(files: dict[str, dict[str, list]], resize: int | None) -> dict:
@@ -189,11 +211,10 @@ def _decode(path: str, resize: int | None) -> np.ndarray:
     from PIL import Image  # here, because Snakemake imports this module when it builds the DAG
 
     try:
-        with Image.open(path) as image:
-            image = image.convert("RGB")
-            if resize and image.size != (resize, resize):
-                image = image.resize((resize, resize), Image.Resampling.BILINEAR)
-            return np.asarray(image)
+        image = pictures.read(path)
+        if resize and image.size != (resize, resize):
+            image = image.resize((resize, resize), Image.Resampling.BILINEAR)
+        return np.asarray(image)
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as problem:
         reason = next(iter(str(problem).strip().splitlines()), "") or type(problem).__name__
         raise UserError(f"dataset.folder: {path} is not an image or damaged ({reason}); replace or delete it") from None
