@@ -197,8 +197,8 @@ def test_seeds_change_the_network_and_not_the_images(images):
     first, second, again = (capture.build("squeezenet1_1", "none", seed).state_dict() for seed in (0, 1, 0))
     assert all(torch.equal(first[name], again[name]) for name in first)
     assert not all(torch.equal(first[name], second[name]) for name in first)
-    every, _ = capture.listing(images, None)
-    some, _ = capture.listing(images, 14)
+    every, _, _ = capture.listing(images, None)
+    some, _, _ = capture.listing(images, 14)
     assert some == every[::10]
 
 
@@ -577,6 +577,33 @@ def test_layers_of_different_images_are_not_compared(tmp_path, images, small, ca
     assert "b.safetensors: it was captured from other images than a.npz" in refusal(
         capsys, "compare", "a.npz", "b.safetensors"
     )
+
+
+def test_images_in_another_order_are_put_in_order_and_pairs_are_compared_on_demand(tmp_path, rng, capsys):
+    names, x = [f"{i}.png" for i in range(40)], rng.normal(size=(40, 3)).astype(np.float32)
+    order = rng.permutation(40)
+
+    def captured(name, x, ids, files):
+        write_tensors(tmp_path / name, {"layer": torch.from_numpy(np.ascontiguousarray(x))}, ids=ids, files=files)
+        return tmp_path / name
+
+    a = captured("a.safetensors", x, names, "1")
+    shuffled = captured("b.safetensors", x[order], [names[i] for i in order], "2")
+    assert comparison.compare([a, shuffled]).distances["pwcca"][0, 1] == pytest.approx(0, abs=1e-6)
+    blurred = captured("c.safetensors", x[order], names, "3")
+    said = refusal(capsys, "compare", a, blurred)
+    assert (
+        "c.safetensors: its images have the names of those of" in said and "add --paired to compare row by row" in said
+    )
+    others = captured("d.safetensors", x, [f"other{i}" for i in range(40)], "4")
+    assert "d.safetensors: it was captured from other images than" in refusal(capsys, "compare", a, others)
+    old = captured("e.safetensors", x, None, "5")
+    assert "e.safetensors: it was captured from other images than" in refusal(capsys, "compare", a, old)
+    for file, expected in ((others, x), (blurred, x[order])):
+        found = comparison.compare([a, file], paired=True).distances["pwcca"][0, 1]
+        assert found == pytest.approx(symmetric(x, expected), abs=1e-6)
+    arguments = ("compare", a, others, "--paired", "--out", tmp_path / "h.png")
+    assert run(capsys, *arguments)[0] == 0
 
 
 # Networks side by side ------------------------------------------------------------------------------------------------

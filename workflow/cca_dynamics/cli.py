@@ -228,7 +228,7 @@ def compare(options: argparse.Namespace) -> None:
     from cca_dynamics.compare import comparison
 
     inference = comparison.Inference(options.permutations, options.intervals)
-    comparison.run(options.files, options.measure, options.out, options.table, device, inference)
+    comparison.run(options.files, options.measure, options.out, options.table, device, inference, options.paired)
 
 
 def capture(options: argparse.Namespace) -> None:
@@ -444,6 +444,9 @@ def _parser() -> argparse.ArgumentParser:
     argument("--out", type=Path, default=Path("heatmap.png"), help="the heatmap, .png .pdf .svg")
     argument("--table", type=Path, help="also write a, b, measure, distance, floor, ... of every pair, .csv")
     argument("--permutations", type=int, default=0, metavar="K", help="test distances against K permutations, e.g. 200")
+    argument(
+        "--paired", action="store_true", help="compare row by row, though captured images have other names or contents"
+    )
     argument("--intervals", action="store_true", help="add confidence intervals over data points")
 
     argument = add(capture, device=True)

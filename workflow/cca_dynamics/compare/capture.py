@@ -197,7 +197,7 @@ def _matches(names: list[str], patterns: list[str]) -> bool:
     return len(names) == len(patterns) and all(fnmatch.fnmatchcase(name, pattern) for name, pattern in pairs)
 
 
-def listing(folder: Path, points: int | None) -> tuple[list[Path], str]:
+def listing(folder: Path, points: int | None) -> tuple[list[Path], list[str], str]:
     """The images in a folder and its subfolders, sorted by path.
 
     Args:
@@ -206,7 +206,7 @@ def listing(folder: Path, points: int | None) -> tuple[list[Path], str]:
             that networks of different seeds see the same images.
 
     Returns:
-        The paths, and a checksum of their names in the folder and their sizes.
+        The paths, their names in the folder, and a checksum of these and of their sizes.
 
     Raises:
         UserError: there is no such folder, or too few images are in it.
@@ -226,8 +226,9 @@ def listing(folder: Path, points: int | None) -> tuple[list[Path], str]:
         paths = [paths[i * len(paths) // points] for i in range(points)]
     if len(paths) < FEWEST:
         raise UserError(f"{folder}: {len(paths)} data points are too few to compare anything; use {FEWEST} or more")
-    listed = [(path.relative_to(folder).as_posix(), path.stat().st_size) for path in paths]
-    return paths, hashlib.sha256(json.dumps(listed).encode()).hexdigest()
+    names = [path.relative_to(folder).as_posix() for path in paths]
+    listed = [(name, path.stat().st_size) for name, path in zip(names, paths, strict=True)]
+    return paths, names, hashlib.sha256(json.dumps(listed).encode()).hexdigest()
 
 
 def image(path: Path, size: int) -> Tensor:
@@ -262,7 +263,7 @@ def store(
         folder: of the images, see `listing`.
         layers: names or globs, see `chosen`.
         out: .safetensors or .npz; (n, d) float32 for each layer, and a description: the facts, the layers' shapes, the
-            number of images, and the checksum of their list.
+            number of images, their names, and the checksum of names and sizes.
         size: height and width of the images.
         points: see `listing`.
         batch: images in a forward pass.
@@ -276,7 +277,7 @@ def store(
         OSError: the output cannot be written.
     """
     model = str(facts["model"])
-    paths, checksum = listing(folder, points)
+    paths, ids, checksum = listing(folder, points)
     calls = probe(network, size, model)
     names = chosen(layers, calls, model)
     if out.suffix == ".npz" and (taken := {"file", "allow_pickle"}.intersection(names)):
@@ -287,7 +288,7 @@ def store(
         for name, x in given(network, pixels, names, model).items():
             parts[name].append(x.cpu())
     tensors = {name: torch.cat(part) for name, part in parts.items()}
-    described = {**facts, "size": size, "layers": shapes, "images": len(paths), "files": checksum}
+    described = {**facts, "size": size, "layers": shapes, "images": len(paths), "files": checksum, "ids": ids}
     with replacing(out) as temporary:
         if out.suffix == ".npz":
             np.savez(

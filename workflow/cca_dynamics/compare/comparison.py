@@ -98,6 +98,7 @@ def run(
     table: Path | None,
     device: str,
     inference: Inference = NO_INFERENCE,
+    paired: bool = False,
 ) -> None:
     """Compare all representations in files, print their distances, write a heatmap and, if asked for, a table.
 
@@ -108,13 +109,14 @@ def run(
         table: None or a .csv, see `pairs`.
         device: "cpu" or "cuda".
         inference: tests and intervals.
+        paired: see `readers.read`.
 
     Raises:
         UserError: something is wrong with a file, a name or what is in it; nothing is written.
         OSError: an output cannot be written.
     """
     check_outputs(out, table)
-    comparison = compare(files, measures, device, inference)
+    comparison = compare(files, measures, device, inference, paired)
     if table is not None:
         with replacing(table) as temporary:
             pairs(comparison).to_csv(temporary, index=False)
@@ -145,6 +147,7 @@ def compare(
     measures: Sequence[str] = ("pwcca",),
     device: str = "cpu",
     inference: Inference = NO_INFERENCE,
+    paired: bool = False,
 ) -> Comparison:
     """Distances between all pairs of the representations in files. Arguments and errors as `run`."""
     check_measures(measures)
@@ -152,7 +155,7 @@ def compare(
         raise UserError(
             f"--permutations: {inference.permutations} give no p below .05; use {FEWEST_PERMUTATIONS} or more, e.g. 200"
         )
-    representations = read(files)
+    representations = read(files, paired)
     if len(representations) < 2:
         raise UserError(f"{representations[0].source} is all there is; give at least two layers to compare")
     try:

@@ -95,7 +95,7 @@ def compare(
             raise UserError(
                 f"--measure: {measure} compares single images, which are not kept; use capture and compare for it"
             )
-    paths, _ = capture.listing(folder, points)
+    paths, _, _ = capture.listing(folder, points)
     networks = [capture.build(side.model, side.weights, side.seed).to(device) for side in sides]
     chosen = []
     widths = 0

@@ -40,13 +40,16 @@ class Representation:
     positions: tuple[int, int] | None
 
 
-def read(paths: Sequence[Path]) -> list[Representation]:
+def read(paths: Sequence[Path], paired: bool = False) -> list[Representation]:
     """All representations of some files, in their order.
+
+    Files that were captured from the same images in another order are put into the order of the first one.
 
     Args:
         paths: .npy, .npz, .safetensors, .pt or .pth. An array is (data points, neurons) or (data points, channels,
             height, width), whose mean over space is taken; in .safetensors that the workflow wrote also (networks, data
             points, neurons), its activations.
+        paired: take row i of all files for the same data point, whatever they say of it.
 
     Returns:
         One representation an array, or one a network where networks are stacked.
@@ -55,23 +58,21 @@ def read(paths: Sequence[Path]) -> list[Representation]:
         UserError: a file cannot be read or holds something else, numbers of data points differ, or two files were
             captured from different images; in one line that begins with the file's name.
     """
-    found, captured = [], {}
+    found, first = [], None
     for path, label in zip(paths, _labels(paths), strict=True):
         arrays, facts = _arrays(path)
         if not arrays:
             raise UserError(f"{path}: it holds no array; save at least one layer in it")
-        if isinstance(files := facts.get("files"), str):
-            captured[files] = path
+        points = DataPoints.of(path, facts)
+        order = None
+        if points is not None and not paired:
+            first = first or points
+            order = points.order_of(first)
         for key, array in arrays.items():
             for layer, x, positions in _layers(path, _printable(key), array, stacked=bool(facts)):
                 name = ":".join(part for part in (label if len(paths) > 1 or not layer else "", layer) if part)
+                x = x if order is None else x[order]
                 found.append(Representation(name, f"{path}: {layer or 'the array'}", x, positions))
-    if len(captured) > 1:
-        first, second = list(captured.values())[:2]
-        raise UserError(
-            f"{second}: it was captured from other images than {first}; capture both from one folder, with equal "
-            "--points"
-        )
     names = [representation.name for representation in found]
     for representation in found:
         if names.count(representation.name) > 1:
@@ -82,6 +83,47 @@ def read(paths: Sequence[Path]) -> list[Representation]:
                 f"{len(found[0].x)}; compare activations of the same data points"
             )
     return found
+
+
+@dataclass(frozen=True)
+class DataPoints:
+    """What a captured file says of its data points.
+
+    Attributes:
+        path: the file.
+        checksum: of their names and sizes.
+        ids: their names, in the order of the rows; () in files of a version that did not store them.
+    """
+
+    path: Path
+    checksum: str
+    ids: tuple[str, ...]
+
+    @classmethod
+    def of(cls, path: Path, facts: dict[str, object]) -> DataPoints | None:
+        """What a file's facts say; None if it was not captured."""
+        checksum, ids = facts.get("files"), facts.get("ids")
+        if not isinstance(checksum, str):
+            return None
+        return cls(path, checksum, tuple(map(str, ids)) if isinstance(ids, list) else ())
+
+    def order_of(self, first: DataPoints) -> list[int] | None:
+        """The rows of this file in the order of another's data points; None if it is the same.
+
+        Raises:
+            UserError: the data points are others, or images of the same names differ in size.
+        """
+        if self.checksum == first.checksum:
+            return None
+        either = "capture both from one folder, with equal --points, or add --paired to compare row by row"
+        if not self.ids or sorted(self.ids) != sorted(first.ids):
+            raise UserError(f"{self.path}: it was captured from other images than {first.path}; {either}")
+        if self.ids == first.ids:
+            raise UserError(
+                f"{self.path}: its images have the names of those of {first.path}, but other contents; {either}"
+            )
+        row_of = {name: row for row, name in enumerate(self.ids)}
+        return [row_of[name] for name in first.ids]
 
 
 def read_torch(path: Path) -> dict[str, Tensor]:
