@@ -14,7 +14,8 @@ import pandas as pd
 import pytest
 import torch
 from cca_dynamics import cli
-from cca_dynamics.compare import capture, comparison, readers
+from cca_dynamics.compare import capture, comparison, inputs, readers
+from cca_dynamics.compare.outputs import Reading
 from cca_dynamics.errors import Interrupted, UserError, as_user_error
 from cca_dynamics.runtime.storage import read_tensors, write_tensors
 from cca_dynamics.similarity import MEASURES, null_floor, pairwise, pairwise_permutation_test, pwcca, svcca
@@ -168,7 +169,7 @@ def test_what_hooks_store_is_a_forward_pass(tmp_path, images, small, capsys):
     torch.manual_seed(0)
     network = sys.modules[small].small().eval()
     paths = sorted(images.rglob("*.*"), key=lambda path: path.relative_to(images).as_posix())
-    x = torch.stack([capture.image(path, 16) for path in paths])
+    x = torch.stack([inputs.image(path, inputs.Pixels(16)) for path in paths])
     with torch.no_grad():
         conv = network.conv(x)
         fc = network.fc(conv.relu().mean(dim=(2, 3)))
@@ -181,6 +182,7 @@ def test_what_hooks_store_is_a_forward_pass(tmp_path, images, small, capsys):
         np.testing.assert_allclose(stored["fc"], fc, rtol=1e-5, atol=1e-6)
     assert described == {key: value for key, value in facts.items() if key != "sha256"}
     assert facts["model"] == f"{small}:small" and facts["images"] == IMAGES and facts["layers"]["conv"] == [5, 14, 14]
+    assert facts["ids"] == [path.relative_to(images).as_posix() for path in paths]
     assert [read.name for read in readers.read([tmp_path / "a.npz"])] == ["conv", "fc", "after"]
 
 
@@ -188,24 +190,27 @@ def test_an_image_is_cropped_in_the_middle_and_normalised(tmp_path):
     pixels = np.zeros((10, 20, 3), dtype=np.uint8)
     pixels[:, 5:15] = (255, 128, 0)  # the square in the middle
     Image.fromarray(pixels).save(tmp_path / "a.png")
-    x = capture.image(tmp_path / "a.png", 10)
-    expected = (torch.tensor([1, 128 / 255, 0]) - torch.tensor(capture.MEAN)) / torch.tensor(capture.STD)
+    x = inputs.image(tmp_path / "a.png", inputs.Pixels(10))
+    mean, std = map(torch.tensor, inputs.IMAGENET[3])
+    expected = (torch.tensor([1, 128 / 255, 0]) - mean) / std
     torch.testing.assert_close(x, expected[:, None, None].expand(3, 10, 10))
 
 
 def test_seeds_change_the_network_and_not_the_images(images):
-    first, second, again = (capture.build("squeezenet1_1", "none", seed).state_dict() for seed in (0, 1, 0))
+    networks = [capture.build(capture.Origin("squeezenet1_1", seed=seed)) for seed in (0, 1, 0)]
+    first, second, again = (network.state_dict() for network in networks)
     assert all(torch.equal(first[name], again[name]) for name in first)
     assert not all(torch.equal(first[name], second[name]) for name in first)
-    every, _, _ = capture.listing(images, None)
-    some, _, _ = capture.listing(images, 14)
-    assert some == every[::10]
+    every, some = (inputs.images(images, points, inputs.Pixels()) for points in (None, 14))
+    assert some.ids == every.ids[::10]
 
 
 def test_layers_by_name_and_glob():
-    calls = capture.probe(capture.build("resnet18", "none", 0), 32, "resnet18")
-    assert capture.chosen(["layer*"], calls, "resnet18") == ["layer1", "layer2", "layer3", "layer4"]
-    assert capture.chosen(["fc", "layer[12].?.conv1", "fc"], calls, "resnet18") == [
+    network, reading = capture.build(capture.Origin("resnet18")), Reading()
+    layouts = capture.probe(network, inputs.blank(inputs.Pixels(32)), "resnet18", reading, 64)
+    found = capture.chosen(["layer*"], layouts, "resnet18", reading)
+    assert list(found) == ["layer1", "layer2", "layer3", "layer4"]
+    assert list(capture.chosen(["fc", "layer[12].?.conv1", "fc"], layouts, "resnet18", reading)) == [
         "fc",
         *(f"layer{i}.{j}.conv1" for i in (1, 2) for j in (0, 1)),
     ]
@@ -215,12 +220,16 @@ def test_list_names_layers_and_what_they_give(small, capsys):
     status, out, _ = run(capsys, "capture", f"{small}:small", "--list", "--size", "16")
     lines = {line.split()[0]: line for line in out.splitlines()}
     assert status == 0 and lines["conv"].split() == ["conv", "Conv2d", "5×14×14"]
-    for layer, problem in {"relu": "called 2 times", "unused": "never called", "lstm": "gives a tuple"}.items():
+    for layer, problem in {
+        "relu": "called 2 times",
+        "unused": "never called",
+        "tokens": "5×196 (tokens × neurons)",
+    }.items():
         assert problem in lines[layer]
 
 
 def test_weights_come_from_a_file(tmp_path, images, small, capsys):
-    network = capture.build(f"{small}:small", "none", 5)
+    network = capture.build(capture.Origin(f"{small}:small", seed=5))
     torch.save(network.state_dict(), tmp_path / "w.pt")
     save_file(network.state_dict(), tmp_path / "w.safetensors")
     model = ("capture", f"{small}:small", "--images", images, "--points", "9", "--size", "16", "--layers", "fc")
@@ -236,7 +245,7 @@ def test_default_weights_are_torchvision_s(monkeypatch, capsys, images, tmp_path
 
     state = models.squeezenet1_1(weights=None).state_dict()
     monkeypatch.setattr(models._api, "load_state_dict_from_url", lambda *arguments, **options: state)
-    network = capture.build("squeezenet1_1", "default", 0)
+    network = capture.build(capture.Origin("squeezenet1_1", "default"))
     assert all(torch.equal(tensor, state[name]) for name, tensor in network.state_dict().items())
 
     def offline(*arguments, **options):
@@ -257,15 +266,12 @@ def test_default_weights_are_torchvision_s(monkeypatch, capsys, images, tmp_path
         ({"model": "SMALL:"}, "not module:function; name both"),
         ({"model": "SMALL:fails"}, "fails() fails (RuntimeError: no such thing); it must take no arguments"),
         ({"model": "SMALL:broken"}, "broken() returns a tuple; return a torch.nn.Module"),
-        ({"model": "SMALL:demanding"}, "it fails on images of 3 × 16 × 16"),
+        ({"model": "SMALL:demanding"}, "it fails on 2 × 3 × 16 × 16"),
         ({"layers": ["cnv"]}, "has no layer cnv; did you mean conv?"),
         ({"layers": ["x*"]}, "has no layer x*; --list names"),
-        ({"layers": ["unused"]}, "unused of SMALL:small is not to be had (never called in a forward pass)"),
-        ({"layers": ["*"]}, "relu of SMALL:small is not to be had (called 2 times in a forward pass)"),
-        ({"layers": ["tokens"]}, "(gives 3×5×196, neither"),
-        ({"layers": ["lstm"]}, "(gives a tuple, not a tensor)"),
-        ({"layers": ["last"]}, "(gives 4 rows for 3 images)"),
-        ({"model": "SMALL:channels_last", "layers": ["0"]}, "(gives 16×16×3 an image, channels last)"),
+        ({"layers": ["unused"]}, "unused of SMALL:small is not to be had: it is never called in a forward pass"),
+        ({"layers": ["*"]}, "relu of SMALL:small is not to be had: it is called 2 times in a forward pass; add --call"),
+        ({"layers": ["tokens"]}, "tokens of SMALL:small gives 5×196 (tokens × neurons); add --tokens mean"),
         ({"model": "SMALL:infinite", "layers": ["1"], "size": 8}, "1 of SMALL:infinite gives NaN or infinite values"),
         ({"layers": None}, "--layers is missing"),
         ({"images": None}, "--images is missing"),
@@ -630,7 +636,7 @@ def test_layers_by_layers_are_what_captured_files_give(tmp_path, images, small, 
         assert row.distance == pytest.approx(symmetric(x, y, MEASURES[row.measure].function), abs=1e-6)
     floor = rows[rows["measure"] == "pwcca"].iloc[0]
     assert floor["floor"] == pytest.approx(pwcca(held[0][floor.a], held[1][floor.b]).floor)
-    assert "Nearest of" in said and f"{IMAGES} images" in said and out.read_bytes().startswith(b"\x89PNG")
+    assert "Nearest of" in said and f"{IMAGES} data points" in said and out.read_bytes().startswith(b"\x89PNG")
 
 
 @pytest.mark.parametrize(
@@ -639,7 +645,7 @@ def test_layers_by_layers_are_what_captured_files_give(tmp_path, images, small, 
         (["--layers", "conv"], "--images is missing"),
         (["--images", "IMAGES"], "--layers is missing"),
         (["--images", "IMAGES", "--layers", "con"], "has no layer con; did you mean conv"),
-        (["--images", "IMAGES", "--layers", "conv*", "--measure", "rsa"], "--measure: rsa compares single images"),
+        (["--images", "IMAGES", "--layers", "conv*", "--measure", "rsa"], "--measure: rsa compares single data points"),
         (["--images", "IMAGES", "--layers", "conv*", "--measure", "pwca"], "did you mean pwcca?"),
         (["--images", "IMAGES", "--layers", "conv*", "--out", "a.gif"], "a.gif: its suffix is none of"),
         (["--images", "IMAGES", "--layers", "conv*", "--batch", "0"], "--batch is at least 1, not 0"),
@@ -660,13 +666,13 @@ def test_the_page_says_what_works(tmp_path, images, monkeypatch, capsys):
     (tmp_path / "photos").symlink_to(images)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
-    torch.save(capture.build("networks:small", "none", 1).state_dict(), "trained.pt")
+    torch.save(capture.build(capture.Origin("networks:small", seed=1)).state_dict(), "trained.pt")
     floors = [f"{null_floor(128, 128, n):.2f}".removeprefix("0") for n in (300, 1000, 5000)]
     assert "floor of {} on 300\nimages, of {} on 1,000 and of {} on 5,000".format(*floors) in page
     commands = re.findall(r"^cca-dynamics (.*?)(?:  +#.*)?$", page, re.MULTILINE)
-    assert len(commands) == 9
+    assert len(commands) == 15
     for command in commands:
-        if "resnet18" in command or "seed0" in command:
+        if any(name in command for name in ("resnet18", "seed0", "epoch1", "lm:make", "step-1000", "first.npy")):
             cli._parser().parse_args(shlex.split(command))
         else:
             assert run(capsys, *shlex.split(command))[0] == 0, command

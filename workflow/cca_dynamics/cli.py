@@ -232,31 +232,73 @@ def compare(options: argparse.Namespace) -> None:
 
 
 def capture(options: argparse.Namespace) -> None:
-    """Store what layers of a network give for a folder of images, for `compare`."""
+    """Store what layers of a network give for images, text or other inputs, for `compare`."""
     device = _device(options)
     from cca_dynamics.compare import capture
 
-    how = {"weights": options.weights, "size": options.size, "seed": options.seed, "device": device}
+    origin = capture.Origin(options.model, options.weights, options.seed, options.entry)
+    source, reading = _inputs(options, listing=options.list), _reading(options)
     if options.list:
-        capture.show(options.model, **how)
+        capture.show(origin, source, reading, options.batch, device)
     else:
-        arguments = (options.model, options.images, options.layers, options.out)
-        capture.run(*arguments, points=options.points, batch=options.batch, **how)
+        capture.run(origin, source, options.layers, options.out, reading, options.batch, device)
 
 
 def compare_networks(options: argparse.Namespace) -> None:
-    """Compare the layers of two networks on a folder of images, without storing activations."""
+    """Compare the layers of two networks on the same inputs, without storing activations."""
     device = _device(options)
-    from cca_dynamics.compare import networks
+    from cca_dynamics.compare import capture, networks
 
     sides = []
     for index, model in enumerate((options.first, options.second)):
         # One value of an option is for both networks, of two the second is for the second.
-        weights, seed = (values[min(index, len(values) - 1)] for values in (options.weights, options.seed))
+        values = (options.weights, options.seed, options.entry or [None])
+        origin = capture.Origin(model, *(each[min(index, len(each) - 1)] for each in values))
         layers = options.second_layers if index and options.second_layers else options.layers
-        sides.append(networks.Side(model, weights, seed, tuple(layers)))
-    how = {"size": options.size, "points": options.points, "batch": options.batch, "device": device}
-    networks.run(tuple(sides), options.images, options.measure, options.out, options.table, **how)
+        sides.append(networks.Side(origin, tuple(layers)))
+    how = {"reading": _reading(options), "batch": options.batch, "device": device}
+    networks.run(tuple(sides), _inputs(options), options.measure, options.out, options.table, **how)
+
+
+def _inputs(options: argparse.Namespace, listing: bool = False):
+    """The inputs of networks that the options name; to list layers, none have to be named."""
+    from cca_dynamics.compare import inputs
+
+    for name, number, least in (
+        ("batch", options.batch, 1),
+        ("points", options.points, 3),
+        ("length", options.length, 1),
+    ):
+        if number is not None and number < least:
+            raise UserError(f"--{name} is at least {least}, not {number}; raise it")
+    named = [name for name in ("images", "array", "text", "data") if getattr(options, name) is not None]
+    mean, std = (values and tuple(values) for values in (options.mean, options.std))
+    pixels = inputs.Pixels(options.size, options.channels, mean, std)
+    if len(named) > 1:
+        raise UserError(f"--{named[0]} and --{named[1]} both name inputs; choose one")
+    if not named and listing:
+        return inputs.blank(pixels)
+    if not named:
+        raise UserError("--images is missing; name it, or other inputs by --array, --text or --data")
+    made = {
+        "images": lambda: inputs.images(options.images, options.points, pixels),
+        "array": lambda: inputs.array(options.array, options.points),
+        "text": lambda: inputs.text(options.text, options.points, options.tokenizer, options.length),
+        "data": lambda: inputs.code(options.data),
+    }
+    return made[named[0]]()
+
+
+def _reading(options: argparse.Namespace):
+    """How outputs of layers are read, as the options say."""
+    from cca_dynamics.compare.outputs import Reading
+
+    call = options.call
+    if call not in (None, "mean"):
+        if not call.isdecimal():
+            raise UserError(f"--call is a number from 0, or mean, not {call}; correct it")
+        call = int(call)
+    return Reading(options.output, call, options.tokens, options.maps)
 
 
 def _decoded(kind: object, text: str) -> object:
@@ -315,12 +357,27 @@ def _parser() -> argparse.ArgumentParser:
             command.add_argument("--save-steps", type=int, default=0, help="and at most so many steps; 0: any number")
         return command.add_argument
 
-    def add_images(argument: Callable) -> None:
-        argument("--images", type=Path, metavar="FOLDER", help="images, in subfolders of any depth")
+    def add_inputs(argument: Callable) -> None:
+        argument("--images", type=Path, metavar="FOLDER", help="inputs: images, in subfolders of any depth")
+        argument("--array", type=Path, metavar="FILE", help="inputs: the rows of a .npy file")
+        argument(
+            "--text", type=Path, metavar="PATH", help="inputs: sequences of a text file, or of a folder's .txt files"
+        )
+        argument("--data", metavar="MODULE:FUNCTION", help="inputs: batches that your function yields")
         argument("--layers", nargs="+", default=[], metavar="LAYER", help="names or globs, e.g. layer1 'layer*.0'")
+        argument("--tokens", choices=["mean", "first", "last", "all"], help="of sequences; all: each is a data point")
+        maps = "of feature maps; flatten: each position a neuron, positions: each a data point"
+        argument("--maps", choices=["mean", "flatten", "positions"], default="mean", help=maps)
+        argument("--output", metavar="KEY", help="key or index of the tensor in a tuple or dict that a layer gives")
+        argument("--call", metavar="N", help="which call of a layer that runs several times: 0, 1, ... or mean")
         argument("--size", type=int, default=224, help="height and width that images are scaled and cropped to")
-        argument("--points", type=int, help="so many images, spread evenly over all; default: all")
-        argument("--batch", type=int, default=64, help="images in a forward pass")
+        argument("--channels", type=int, default=3, help="3, or 1 for grey images")
+        argument("--mean", type=float, nargs="+", help="subtracted from pixels in [0, 1]; default: ImageNet's")
+        argument("--std", type=float, nargs="+", help="pixels are divided by it; default: ImageNet's")
+        argument("--tokenizer", metavar="MODULE:FUNCTION", help="text → list of numbers; default: bytes")
+        argument("--length", type=int, default=128, help="tokens of a sequence of text")
+        argument("--points", type=int, help="so many inputs, spread evenly over all; default: all")
+        argument("--batch", type=int, default=64, help="inputs in a forward pass")
 
     # Arguments that several stages take.
     data = {"type": Path, "required": True, "help": "the materialised dataset or corpus"}
@@ -452,18 +509,21 @@ def _parser() -> argparse.ArgumentParser:
     argument = add(capture, device=True)
     argument("model", metavar="MODEL", help="a name of torchvision.models, or module:function of your own")
     argument("--list", action="store_true", help="only print the layers and the shapes of their outputs")
-    add_images(argument)
+    add_inputs(argument)
     argument("--out", type=Path, help="output, .safetensors or .npz")
-    weights = "none (the default): initialised; default: torchvision's, downloaded; or a state_dict, .pt .safetensors"
+    weights = "none (the default): initialised; default: torchvision's, downloaded; or a file, .pt .ckpt .safetensors"
+    entry = "of a file with several sets of weights, e.g. ema"
     argument("--weights", default="none", help=weights)
+    argument("--entry", help=entry)
     argument("--seed", type=int, default=0, help="of the initialisation")
 
     argument = add(compare_networks, device=True)
     argument("first", metavar="A", help="a name of torchvision.models, or module:function of your own")
     argument("second", metavar="B", help="likewise; the same as A, to compare seeds or weights")
-    add_images(argument)
+    add_inputs(argument)
     argument("--second-layers", nargs="+", default=[], metavar="LAYER", help="of B; default: those of --layers")
     argument("--weights", nargs="+", default=["none"], help=f"of both networks, or of A and of B; {weights}")
+    argument("--entry", nargs="+", help=entry)
     argument("--seed", type=int, nargs="+", default=[0], help="of the initialisation of both, or of A and of B")
     argument("--measure", nargs="+", default=["pwcca"], help="pwcca (the default), svcca, linear_cka, ...")
     argument("--out", type=Path, default=Path("networks.png"), help="the heatmap, .png .pdf .svg")

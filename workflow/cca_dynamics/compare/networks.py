@@ -1,6 +1,6 @@
-"""Two networks side by side on the same images: distances of layers × layers, without storing activations.
+"""Two networks side by side on the same inputs: distances of layers × layers, without storing activations.
 
-Of all layers together the second moments are kept (`similarity.Moments`), so memory does not grow with the images.
+Of all layers together the second moments are kept (`similarity.Moments`), so memory does not grow with the inputs.
 """
 
 from __future__ import annotations
@@ -15,8 +15,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from cca_dynamics.compare import capture
+from cca_dynamics.compare import capture, outputs
+from cca_dynamics.compare.capture import Origin
 from cca_dynamics.compare.comparison import check_measures, check_outputs, short
+from cca_dynamics.compare.inputs import Source
+from cca_dynamics.compare.outputs import Reading
 from cca_dynamics.errors import UserError
 from cca_dynamics.results import figures
 from cca_dynamics.runtime.storage import replacing
@@ -38,13 +41,11 @@ class Side:
     """One of two networks.
 
     Attributes:
-        model, weights, seed: see `capture.build`.
+        origin: see `capture.build`.
         layers: names or globs, see `capture.chosen`.
     """
 
-    model: str
-    weights: str
-    seed: int
+    origin: Origin
     layers: tuple[str, ...]
 
 
@@ -55,7 +56,7 @@ class LayersByLayers:
     Attributes:
         layers: names of the layers of each network.
         ranks: directions in which each of these layers varies.
-        n: images.
+        n: data points.
         distances: measure → (layers of the first, layers of the second), the mean of both directions.
         floors: measure → the same shape, what unrelated Gaussian layers would give; nan where that is not known.
     """
@@ -68,60 +69,57 @@ class LayersByLayers:
 
 
 def compare(
-    sides: tuple[Side, Side],
-    folder: Path,
-    measures: Sequence[str],
-    *,
-    size: int,
-    points: int | None,
-    batch: int,
-    device: str,
+    sides: tuple[Side, Side], source: Source, measures: Sequence[str], reading: Reading, batch: int, device: str
 ) -> LayersByLayers:
-    """Run the images of a folder through two networks and compare the layers of one with those of the other.
+    """Run the same inputs through two networks and compare the layers of one with those of the other.
 
     Args:
         sides: the networks.
-        folder: of the images, see `capture.listing`.
+        source: of the inputs.
         measures: keys of `MEASURES` that second moments determine.
-        size, points, batch: see `capture.store`.
+        reading: how outputs become data points and neurons.
+        batch: inputs in a forward pass.
         device: of the networks; "cpu" or "cuda".
 
     Raises:
-        UserError: a measure, a network, a layer, an image or the folder is refused, by name.
+        UserError: a measure, a network, a layer or an input is refused, by name.
     """
     check_measures(measures)
     for measure in measures:
         if not MEASURES[measure].second_moments:
             raise UserError(
-                f"--measure: {measure} compares single images, which are not kept; use capture and compare for it"
+                f"--measure: {measure} compares single data points, which are not kept; use capture and compare for it"
             )
-    paths, _, _ = capture.listing(folder, points)
-    networks = [capture.build(side.model, side.weights, side.seed).to(device) for side in sides]
-    chosen = []
-    widths = 0
+    networks = [capture.build(side.origin, source).to(device) for side in sides]
+    layers = []
     for network, side in zip(networks, sides, strict=True):
-        calls = capture.probe(network, size, side.model)
-        names = capture.chosen(side.layers, calls, side.model)
-        chosen.append(names)
-        widths += sum(calls[name][0][1] for name in names)
-    if widths > MOST_NEURONS:
+        layouts = capture.probe(network, source, side.origin.model, reading, batch)
+        layers.append(capture.chosen(side.layers, layouts, side.origin.model, reading))
+        capture.refuse_randomness(network, layers[-1], side.origin.model, reading, source)
+    every = [layout for side in layers for layout in side.values()]
+    if (total := sum(outputs.neurons(layout, reading) for layout in every)) > MOST_NEURONS:
         raise UserError(
-            f"--layers: the layers have {widths} neurons together, more than the {MOST_NEURONS} whose moments fit into "
+            f"--layers: the layers have {total} neurons together, more than the {MOST_NEURONS} whose moments fit into "
             "memory; name fewer layers"
         )
+    if len(sizes := {outputs.points_per_input(layout, reading) for layout in every}) > 1:
+        raise UserError(
+            f"--layers: the layers give {' and '.join(map(str, sorted(sizes)))} data points for one {source.words}; "
+            "choose layers of equal size, or --maps mean and --tokens mean"
+        )
     moments = Moments(device)
-    description = " and ".join(dict.fromkeys(side.model for side in sides))
-    for pixels in capture.batches(paths, size, batch, description):
-        layers = []
-        for network, side, names in zip(networks, sides, chosen, strict=True):
-            layers += capture.given(network, pixels, names, side.model).values()
-        moments.update(*layers)
-    return _compared(moments, tuple(chosen), sides, measures, device)
+    description = " and ".join(dict.fromkeys(side.origin.model for side in sides))
+    for given in capture.passes(source, batch, description):
+        values = []
+        for network, side, chosen in zip(networks, sides, layers, strict=True):
+            values += capture.given(network, given, chosen, side.origin.model, reading, source).values()
+        moments.update(*values)
+    return _compared(moments, tuple(list(chosen) for chosen in layers), sides, measures, device)
 
 
 def _compared(moments: Moments, chosen, sides: tuple[Side, Side], measures: Sequence[str], device: str):
     factors, first = moments.factors(), len(chosen[0])
-    named = [f"{side.model}: {name}" for side, names in zip(sides, chosen, strict=True) for name in names]
+    named = [f"{side.origin.model}: {name}" for side, names in zip(sides, chosen, strict=True) for name in names]
     ranks = [x.rank for x in factors[:first]], [x.rank for x in factors[first:]]
     distances, floors = {}, {}
     for measure in dict.fromkeys(measures):
@@ -130,8 +128,8 @@ def _compared(moments: Moments, chosen, sides: tuple[Side, Side], measures: Sequ
         for name, x in zip(named, compared, strict=True):
             if record.canonical and x.rank >= x.n - 1:
                 raise UserError(
-                    f"{name} spans all {x.n - 1} directions of its {x.n} images, so that everything correlates with it "
-                    "perfectly; use more images than neurons, or --measure linear_cka"
+                    f"{name} spans all {x.n - 1} directions of its {x.n} data points, so that everything correlates "
+                    "with it perfectly; use more data points than neurons, or --measure linear_cka"
                 )
         try:
             with warnings.catch_warnings():
@@ -194,7 +192,7 @@ def heatmap(comparison: LayersByLayers, titles: Sequence[str]):
 
 def notes(comparison: LayersByLayers) -> list[str]:
     """What a reader of the distances must know."""
-    found = [f"{comparison.n} images"]
+    found = [f"{comparison.n} data points"]
     if not all(MEASURES[measure].symmetric for measure in comparison.distances):
         found.append("a distance is the mean of both directions")
     for measure, floors in comparison.floors.items():
@@ -207,20 +205,19 @@ def notes(comparison: LayersByLayers) -> list[str]:
     worst = max(0, *((r_a + r_b - comparison.n + 1) for r_a in comparison.ranks[0] for r_b in comparison.ranks[1]))
     if worst and any(MEASURES[measure].uses_all_correlations for measure in comparison.distances):
         found.append(
-            f"up to {worst} correlations of a pair are exactly 1 because the ranks exceed n - 1 (too few images)"
+            f"up to {worst} correlations of a pair are exactly 1 because the ranks exceed n - 1 (too few data points)"
         )
     return found
 
 
 def run(
     sides: tuple[Side, Side],
-    folder: Path | None,
+    source: Source,
     measures: Sequence[str],
     out: Path,
     table_path: Path | None,
     *,
-    size: int,
-    points: int | None,
+    reading: Reading,
     batch: int,
     device: str,
 ) -> None:
@@ -232,13 +229,10 @@ def run(
     from rich.markup import escape
     from rich.table import Table
 
-    for name, value in (("--images", folder), ("--layers", sides[0].layers)):
-        if not value:
-            raise UserError(f"{name} is missing; it is needed to compare networks")
+    if not sides[0].layers:
+        raise UserError("--layers is missing; it is needed to compare networks")
     check_outputs(out, table_path)
-    capture.check_numbers(size, batch, points)
-    how = {"size": size, "points": points, "batch": batch, "device": device}
-    comparison = compare(sides, folder, measures, **how)
+    comparison = compare(sides, source, measures, reading, batch, device)
     if table_path is not None:
         with replacing(table_path) as temporary:
             table(comparison).to_csv(temporary, index=False)
@@ -246,7 +240,7 @@ def run(
     console = Console(file=sys.stdout, width=None if sys.stdout.isatty() else 120, highlight=False)
     for measure, distances in comparison.distances.items():
         shown = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="")
-        for column in (f"Layer of {sides[0].model}", f"Nearest of {sides[1].model}", "Distance", "Floor"):
+        for column in (f"Layer of {sides[0].origin.model}", f"Nearest of {sides[1].origin.model}", "Distance", "Floor"):
             shown.add_column(column, overflow="fold")
         nearest = distances.argmin(axis=1)
         for i, (name, j) in enumerate(zip(comparison.layers[0], nearest, strict=True)):
@@ -263,8 +257,11 @@ def run(
 
 def _titles(sides: tuple[Side, Side]) -> list[str]:
     """What tells the networks apart: the model, and the weights or the seed where these alone differ."""
-    if sides[0].model != sides[1].model:
-        return [side.model for side in sides]
-    if sides[0].weights != sides[1].weights:
-        return [f"{side.model}, weights {Path(side.weights).name}" for side in sides]
-    return [f"{side.model}, seed {side.seed}" for side in sides]
+    first, second = (side.origin for side in sides)
+    if first.model != second.model:
+        return [first.model, second.model]
+    if (first.weights, first.entry) != (second.weights, second.entry):
+        return [
+            f"{each.model}, weights {Path(each.weights).name} {each.entry or ''}".strip() for each in (first, second)
+        ]
+    return [f"{each.model}, seed {each.seed}" for each in (first, second)]

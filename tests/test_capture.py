@@ -1,0 +1,543 @@
+"""Any network, any input: transformers, checkpoints as training writes them, text, arrays; the rest is refused by
+name."""
+
+import dataclasses
+import json
+import sys
+import textwrap
+
+import numpy as np
+import pytest
+import torch
+from cca_dynamics import cli
+from cca_dynamics.compare import capture, comparison, inputs, readers, weights
+from cca_dynamics.compare.outputs import Reading, tensor_of
+from PIL import Image
+from safetensors.torch import save_file
+from torch import nn
+
+NETWORKS = """
+    import torch
+    from torch import nn
+    from torch.nn import functional
+
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv1 = nn.Conv2d(3, 8, 3, stride=2)
+            self.conv2 = nn.Conv2d(8, 8, 3, stride=2)
+            self.head = nn.Linear(8, 5)
+
+        def forward(self, x):
+            x = self.conv1(x).relu()
+            return self.head(self.conv2(x).relu().mean(dim=(2, 3)))
+
+
+    def net(): return Net()
+    def half(): return Net().half()
+    def bfloat16(): return Net().bfloat16()
+    def double(): return Net().double()
+    def parallel(): return nn.DataParallel(Net())
+    def scripted(): return torch.jit.trace(Net().eval(), torch.zeros(1, 3, 16, 16))
+
+
+    class Extra(Net):
+        def get_extra_state(self): return {"version": 3}
+        def set_extra_state(self, state): pass
+
+
+    def extra(): return Extra()
+
+
+    class Lazy(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.LazyConv2d(8, 3)
+            self.head = nn.LazyLinear(5)
+
+        def forward(self, x):
+            return self.head(self.conv(x).relu().mean(dim=(2, 3)))
+
+
+    def lazy(): return Lazy()
+
+
+    class Attention(nn.Module):
+        # written out: heads, attention before and after the softmax
+        def __init__(self):
+            super().__init__()
+            self.patch = nn.Conv2d(3, 16, 4, stride=4)
+            self.qkv = nn.Linear(16, 48)
+            self.norm = nn.LayerNorm(4)
+            self.scores = nn.Identity()
+            self.shares = nn.Dropout(0.0)
+            self.block = nn.MultiheadAttention(16, 4, batch_first=True)
+            self.head = nn.Linear(16, 5)
+
+        def forward(self, x):
+            x = self.patch(x).flatten(2).transpose(1, 2)
+            b, t, _ = x.shape
+            q, k, v = self.qkv(x).view(b, t, 3, 4, 4).permute(2, 0, 3, 1, 4)
+            a = self.shares(self.scores(self.norm(q) @ k.transpose(-2, -1)).softmax(-1))
+            y = (a @ v).transpose(1, 2).reshape(b, t, 16)
+            y, _ = self.block(y, y, y)
+            return self.head(y.mean(1))
+
+
+    def attention(): return Attention()
+
+
+    class Outputs(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.pair = Pair()
+            self.named = Named()
+            self.twice = nn.ReLU()
+            self.rows = Rows()
+            self.squeezed = Squeezed()
+            self.whole = Whole()
+            self.fourier = Fourier()
+            self.last = Last()
+
+        def forward(self, x):
+            a, b = self.pair(x)
+            self.named(x)
+            self.rows(x), self.squeezed(x), self.whole(x), self.fourier(x), self.last(x)
+            return self.twice(-self.twice(a))
+
+
+    class Pair(nn.Module):
+        def forward(self, x): return x.mean((2, 3)), x.amax((2, 3))
+
+
+    class Named(nn.Module):
+        def forward(self, x): return {"loss": None, "hidden": x.mean((2, 3)), "last_hidden_state": x.amin((2, 3))}
+
+
+    class Rows(nn.Module):
+        def forward(self, x): return x.flatten(2).mean(2).repeat(4, 1)
+
+
+    class Squeezed(nn.Module):
+        def forward(self, x): return x.mean((2, 3)).squeeze()
+
+
+    class Whole(nn.Module):
+        def forward(self, x): return (x[:, 0, 0] > 0).long()
+
+
+    class Fourier(nn.Module):
+        def forward(self, x): return torch.fft.fft2(x)
+
+
+    class Last(nn.Module):
+        def forward(self, x): return x.permute(0, 2, 3, 1)
+
+
+    def outputs(): return Outputs()
+
+
+    class Noisy(Net):
+        def forward(self, x):
+            return super().forward(functional.dropout(x, 0.5))
+
+
+    def noisy(): return Noisy()
+
+
+    class Clips(Net):
+        def forward(self, x):
+            return super().forward(x.view(-1, 8, *x.shape[1:]).mean(1))
+
+
+    def clips(): return Clips()
+
+
+    class Grey(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv2d(1, 8, 3)
+
+        def forward(self, x): return self.conv(x).mean((2, 3))
+
+
+    def grey(): return Grey()
+
+
+    class Language(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.embedding = nn.Embedding(256, 6)
+            self.lstm = nn.LSTM(6, 7)  # time first
+            self.head = nn.Linear(7, 256)
+
+        def forward(self, input_ids):
+            x, _ = self.lstm(self.embedding(input_ids).transpose(0, 1))
+            return self.head(x.transpose(0, 1))
+
+
+    def language(): return Language()
+
+
+    class Signal(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv1d(2, 5, 3)
+            self.relu = nn.ReLU()
+
+        def forward(self, x): return self.relu(self.conv(x)).mean(2)
+
+
+    def signal(): return Signal()
+
+
+    def batches():
+        rng = torch.Generator().manual_seed(0)
+        for i in range(3):
+            yield {"input_ids": torch.randint(0, 256, (9, 12), generator=rng)}, [f"text{9 * i + j}" for j in range(9)]
+
+
+    def words(text): return [len(word) for word in text.split()]
+    def empty(): return []
+    def wrong(): yield "text"
+    def ragged(): yield {"a": torch.ones(5, 2), "b": torch.ones(4, 2)}
+    def fails(): raise RuntimeError("no data")
+"""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A folder with a module of networks and twenty images."""
+    folder, rng = tmp_path_factory.mktemp("capture"), np.random.default_rng(0)
+    (folder / "capturable.py").write_text(textwrap.dedent(NETWORKS))
+    (folder / "images").mkdir()
+    for i in range(20):
+        pixels = rng.integers(0, 256, (16, 16, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / f"images/{i:02d}.png")
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def here(folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+
+
+def run(capsys, *arguments) -> tuple[int, str, str]:
+    status = cli.main([*map(str, arguments), "--device", "cpu"])
+    return (status, *capsys.readouterr())
+
+
+def captured(
+    capsys, tmp_path, model, *arguments, source=("--images", "images", "--size", 16)
+) -> dict[str, torch.Tensor]:
+    out = tmp_path / "out.safetensors"
+    status, _, err = run(capsys, "capture", f"capturable:{model}", *source, *arguments, "--out", out)
+    assert status == 0, err
+    return {each.name: each.x for each in readers.read([out])}
+
+
+def refused(capsys, tmp_path, *arguments) -> str:
+    status, out, err = run(capsys, *arguments, "--out", tmp_path / "out.npz")
+    assert status == 1 and not out and err.count("\n") == 1 and err.startswith("error: ") and ";" in err, err
+    assert not list(tmp_path.iterdir())
+    return err
+
+
+def pixels() -> torch.Tensor:
+    return inputs.images(inputs.Path("images"), None, inputs.Pixels(16)).few(20)
+
+
+def module(name) -> nn.Module:
+    return capture.build(capture.Origin(f"capturable:{name}"))
+
+
+# Networks as they are ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("model", "tolerance"), [("half", 2e-3), ("bfloat16", 2e-2), ("double", 1e-6), ("parallel", 1e-6)]
+)
+def test_inputs_are_cast_to_the_network_s_type(capsys, tmp_path, model, tolerance):
+    found = captured(capsys, tmp_path, model, "--layers", "conv1", "head")
+    network = module("net")
+    with torch.no_grad():
+        expected = network(pixels())
+    torch.testing.assert_close(found["head"], expected, rtol=0, atol=tolerance)
+
+
+def test_grey_images_and_numbers_to_normalise_by(capsys, tmp_path):
+    arguments = ("--layers", "conv", "--channels", 1, "--mean", 0, "--std", 1)
+    found = captured(capsys, tmp_path, "grey", *arguments)["conv"]
+    grey = np.stack([np.asarray(Image.open(f"images/{i:02d}.png").convert("L")) for i in range(20)])
+    with torch.no_grad():
+        expected = module("grey")(torch.from_numpy(grey[:, None].astype(np.float32) / 255))
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_lazy_modules_and_extra_state_are_captured(capsys, tmp_path):
+    assert captured(capsys, tmp_path, "lazy", "--layers", "conv")["conv"].shape == (20, 8)
+    assert captured(capsys, tmp_path, "extra", "--layers", "conv1")["conv1"].shape == (20, 8)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("scripted", "--layers", "conv1"), "it is TorchScript, whose layers cannot be watched; give the module"),
+        (("noisy", "--layers", "head"), "gives other numbers for the same inputs a second time; make it deterministic"),
+        (("clips", "--layers", "head"), "capturable:clips: it fails on 2 × 3 × 16 × 16"),
+        (("grey", "--layers", "conv"), "it fails on 2 × 3 × 16 × 16"),
+        (("net", "--layers", "conv1", "--channels", "2"), "--channels is 3, or 1 for grey, not 2"),
+        (("net", "--layers", "conv1", "--mean", "1", "2"), "--mean has 2 numbers; give one, or one for each of 3"),
+        (("net", "--layers", "conv1", "--std", "0"), "--std has a number that is not positive"),
+        (("attention", "--layers", "qkv"), "gives 16×48 (tokens × neurons); add --tokens mean, first, last or all"),
+        (("attention", "--layers", "norm"), "no square map (heads of attention?); choose the module around it"),
+        (("attention", "--layers", "shares"), "gives attention, 4×16×16 for an input (heads × tokens × tokens)"),
+        (("attention", "--layers", "scores"), "gives attention, 4×16×16 for an input (heads × tokens × tokens)"),
+        (("outputs", "--layers", "rows"), "gives 8×3 for 2 inputs and 12×3 for 3, not a row for each"),
+        (("outputs", "--layers", "squeezed", "--batch", "1"), "it drops the axis of a single input, as squeeze() does"),
+        (("outputs", "--layers", "whole"), "gives numbers of type int64; choose a layer of real numbers"),
+        (("outputs", "--layers", "fourier"), "gives numbers of type complex64"),
+        (("outputs", "--layers", "twice"), "called 2 times in a forward pass; add --call 0, 1, ... or mean"),
+        (("outputs", "--layers", "twice", "--call", "2"), "so there is no call 2"),
+        (("outputs", "--layers", "twice", "--call", "x"), "--call is a number from 0, or mean, not x"),
+        (
+            ("outputs", "--layers", "named", "--output", "loss"),
+            "gives no tensor loss but loss, hidden, last_hidden_state",
+        ),
+        (("net", "--layers", "conv1", "--text", "capturable.py"), "--images and --text both name inputs; choose one"),
+    ],
+)
+def test_what_cannot_be_captured_is_said_before_the_first_batch(capsys, tmp_path, arguments, message):
+    model, *flags = arguments
+    assert message in refused(
+        capsys, tmp_path, "capture", f"capturable:{model}", "--images", "images", "--size", 16, *flags
+    )
+
+
+# Outputs ----------------------------------------------------------------------------------------------------------
+
+
+def test_tokens_and_maps_are_read_as_asked(capsys, tmp_path):
+    x, network = pixels(), module("attention")
+    with torch.no_grad():
+        maps = network.patch(x)
+        tokens = network.qkv(maps.flatten(2).transpose(1, 2))
+    expected = {
+        ("qkv", "--tokens", "mean"): tokens.mean(1),
+        ("qkv", "--tokens", "first"): tokens[:, 0],
+        ("qkv", "--tokens", "last"): tokens[:, -1],
+        ("qkv", "--tokens", "all"): tokens.flatten(0, 1),
+        ("patch", "--maps", "mean"): maps.mean((2, 3)),
+        ("patch", "--maps", "flatten"): maps.permute(0, 2, 3, 1).flatten(1),
+        ("patch", "--maps", "positions"): maps.permute(0, 2, 3, 1).reshape(-1, 16),
+    }
+    for (layer, *flags), values in expected.items():
+        found = captured(capsys, tmp_path, "attention", "--layers", layer, *flags)[layer]
+        torch.testing.assert_close(found, values, rtol=1e-5, atol=1e-6)
+    assert captured(capsys, tmp_path, "attention", "--layers", "block", "--tokens", "mean")["block"].shape == (20, 16)
+
+
+def test_containers_calls_and_axes_are_read_as_asked(capsys, tmp_path):
+    x = pixels()
+    mean, largest, smallest = x.mean((2, 3)), x.amax((2, 3)), x.amin((2, 3))
+    expected = {
+        ("pair",): mean,
+        ("pair", "--output", "1"): largest,
+        ("named",): smallest,
+        ("named", "--output", "hidden"): mean,
+        ("twice", "--call", "0"): mean.relu(),
+        ("twice", "--call", "1"): torch.zeros_like(mean),
+        ("twice", "--call", "mean"): mean.relu() / 2,
+        ("last",): mean,  # channels last
+        ("squeezed", "--batch", "19"): mean,  # not a last batch of one
+    }
+    for (layer, *flags), values in expected.items():
+        found = captured(capsys, tmp_path, "outputs", "--layers", layer, *flags)[layer]
+        torch.testing.assert_close(found, values, rtol=1e-5, atol=1e-6)
+
+
+def test_every_block_of_torchvision_s_transformers_is_to_be_had():
+    for model, blocks in (
+        ("vit_b_16", "encoder.layers.*"),
+        ("swin_t", "features.*.*"),
+        ("convnext_tiny", "features.*.*"),
+    ):
+        network, reading = capture.build(capture.Origin(model)), Reading(tokens="mean")
+        layouts = capture.probe(network, inputs.blank(inputs.Pixels(224)), model, reading, 64)
+        found = capture.chosen([blocks], layouts, model, reading)
+        kinds = {type(network.get_submodule(name)).__name__ for name in found}
+        assert {"EncoderBlock"} <= kinds or {"SwinTransformerBlock"} <= kinds or {"CNBlock"} <= kinds
+
+
+@dataclasses.dataclass
+class Output:
+    loss: None
+    hidden: torch.Tensor
+
+
+def test_a_dataclass_is_a_container(rng):
+    hidden = torch.zeros(2, 3)
+    output = Output(None, hidden)
+    assert tensor_of(output, None) is hidden and tensor_of(output, "hidden") is hidden
+    assert tensor_of(output, "loss") is None and tensor_of(output, "other") is None
+    assert tensor_of(((None, [hidden]),), None) is hidden and tensor_of("text", None) is None
+
+
+def test_signals_are_maps_with_channels_first(capsys, tmp_path, rng):
+    x = rng.normal(size=(30, 2, 11)).astype(np.float32)
+    np.save(tmp_path / "x.npy", x)
+    found = captured(capsys, tmp_path, "signal", "--layers", "conv", "relu", source=("--array", tmp_path / "x.npy"))
+    with torch.no_grad():
+        expected = module("signal").conv(torch.from_numpy(x)).mean(2)
+    torch.testing.assert_close(found["conv"], expected, rtol=1e-5, atol=1e-6)
+    assert found["relu"].shape == (30, 5)
+
+
+# Inputs -----------------------------------------------------------------------------------------------------------
+
+
+def test_text_is_cut_into_sequences_and_states_are_aligned(capsys, tmp_path):
+    for name, text in (("b.txt", "é" + "to be or not to be " * 20), ("a.txt", "that is the question " * 20)):
+        (tmp_path / name).write_text(text, encoding="utf-8")
+    source = ("--text", tmp_path, "--length", 10)
+    found = captured(capsys, tmp_path, "language", "--layers", "lstm", "--tokens", "all", source=source)["lstm"]
+    content = [(tmp_path / name).read_bytes() for name in ("a.txt", "b.txt")]
+    sequences = [list(text[i : i + 10]) for text in content for i in range(0, len(text) // 10 * 10, 10)]
+    assert len(found) == 10 * len(sequences)
+    with torch.no_grad():
+        network = module("language")
+        expected, _ = network.lstm(network.embedding(torch.tensor(sequences)).transpose(0, 1))
+    torch.testing.assert_close(found, expected.transpose(0, 1).flatten(0, 1), rtol=1e-4, atol=1e-5)
+    source = ("--text", tmp_path / "a.txt", "--length", 4, "--tokenizer", "capturable:words", "--points", 7)
+    assert captured(capsys, tmp_path, "language", "--layers", "lstm", "--tokens", "last", source=source)[
+        "lstm"
+    ].shape == (7, 7)
+
+
+def test_a_function_yields_dicts_with_ids(capsys, tmp_path):
+    arguments = ("--layers", "head", "--tokens", "mean")
+    assert captured(capsys, tmp_path, "language", *arguments, source=("--data", "capturable:batches"))[
+        "head"
+    ].shape == (27, 256)
+    _, facts = readers.read_safetensors(tmp_path / "out.safetensors")
+    assert facts["ids"] == [f"text{i}" for i in range(27)] and facts["inputs"] == 27
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (("--data", "capturable:empty"), "the first batch of capturable:empty() has fewer than 3 inputs"),
+        (("--data", "capturable:wrong"), "capturable:wrong() yields a str; yield tensors, dicts of them"),
+        (("--data", "capturable:ragged"), "has entries of different lengths"),
+        (("--data", "capturable:fails"), "capturable:fails() fails (RuntimeError: no data)"),
+        (("--data", "capturable:none"), "capturable has no function none"),
+        (("--data", "capturable"), "capturable is not module:function"),
+        (("--array", "none.npy"), "none.npy: there is no such file"),
+        (("--array", "capturable.py"), "capturable.py: damaged, no NumPy file, or a pickle"),
+        (("--text", "nowhere"), "nowhere: there is no such text file"),
+        (("--text", "capturable.py", "--length", "4000"), "sequences of 4000 tokens are too few"),
+        (("--text", "images/00.png"), "images/00.png: it is not UTF-8"),
+        (("--text", "capturable.py", "--length", "0"), "--length is at least 1, not 0"),
+        ((), "--images is missing; name it, or other inputs by --array, --text or --data"),
+    ],
+)
+def test_inputs_that_are_wrong_are_named(capsys, tmp_path, flags, message):
+    assert message in refused(capsys, tmp_path, "capture", "capturable:language", "--layers", "head", *flags)
+
+
+def test_two_networks_read_text_side_by_side(capsys, tmp_path):
+    (tmp_path / "a.txt").write_text("to be or not to be " * 60)
+    table, out = tmp_path / "t.csv", tmp_path / "h.png"
+    common = ("--text", tmp_path / "a.txt", "--length", 8, "--tokens", "mean", "--layers", "lstm", "embedding")
+    arguments = ("capturable:language", "capturable:language", "--seed", 0, 1, *common, "--table", table, "--out", out)
+    status, _, err = run(capsys, "compare-networks", *arguments)
+    assert status == 0, err
+    for seed in (0, 1):
+        run(capsys, "capture", "capturable:language", "--seed", seed, *common, "--out", tmp_path / f"{seed}.npz")
+    found = comparison.compare([tmp_path / "0.npz", tmp_path / "1.npz"])
+    rows = [line.split(",") for line in table.read_text().splitlines()[1:]]
+    for a, b, _, distance, _ in rows:
+        i, j = found.names.index(f"0:{a}"), found.names.index(f"1:{b}")
+        assert float(distance) == pytest.approx(found.distances["pwcca"][i, j], abs=1e-6)
+
+
+# Weights ----------------------------------------------------------------------------------------------------------
+
+
+def written(tmp_path, kind):
+    """The weights of the network of seed 5 as people write them; returns what to give to --weights, and what is
+    said."""
+    state = capture.build(capture.Origin("capturable:net", seed=5)).state_dict()
+    other = capture.build(capture.Origin("capturable:net", seed=6)).state_dict()
+    prefixed = lambda prefix: {f"{prefix}{name}": tensor for name, tensor in state.items()}  # noqa: E731
+    path = tmp_path / {"ckpt": "w.ckpt", "bin": "w.bin"}.get(kind, "w.pt")
+    files = {
+        "plain": (state, ""),
+        "ckpt": ({"epoch": 3, "state_dict": prefixed("model."), "optimizer_states": [{"lr": 0.1}]}, "state_dict"),
+        "bin": (prefixed("net."), "without net."),
+        "DataParallel": (prefixed("module."), "without module."),
+        "compiled": (prefixed("module._orig_mod."), "without module._orig_mod."),
+        "nested": ({"model": {"weights": state}, "step": 7}, "its entry model.weights"),
+        "optimizer": ({"model": state, "optimizer": {"state": {0: {"exp_avg": torch.ones(3)}}}}, "its entry model"),
+        "entry": ({"model": other, "ema": state}, "its entry ema"),
+    }
+    if kind == "sharded":
+        names = sorted(state)
+        for index, part in enumerate((names[:2], names[2:])):
+            save_file({name: state[name] for name in part}, tmp_path / f"part{index}.safetensors")
+        places = {name: f"part{int(name not in names[:2])}.safetensors" for name in names}
+        (tmp_path / "w.safetensors.index.json").write_text(json.dumps({"weight_map": places}))
+        return tmp_path / "w.safetensors.index.json", "", state
+    content, said = files[kind]
+    torch.save(content, path)
+    return path, said, state
+
+
+KINDS = ["plain", "ckpt", "bin", "DataParallel", "compiled", "nested", "optimizer", "entry", "sharded"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_weights_are_found_as_training_writes_them(tmp_path, capsys, kind):
+    path, said, state = written(tmp_path, kind)
+    entry = "ema" if kind == "entry" else None
+    network = capture.build(capture.Origin("capturable:net", str(path), entry=entry))
+    assert all(torch.equal(tensor, state[name]) for name, tensor in network.state_dict().items())
+    note = capsys.readouterr().err
+    assert said in note and bool(said) == bool(note)
+
+
+def spoilt(tmp_path, kind):
+    state = capture.build(capture.Origin("capturable:net")).state_dict()
+    index = tmp_path / "w.index.json"
+    if kind == "several":
+        torch.save({"model": state, "ema": state}, tmp_path / "w.pt")
+    elif kind == "none":
+        torch.save({"epoch": 3}, tmp_path / "w.pt")
+    elif kind == "wrong":
+        torch.save({"state_dict": {f"model.{name}": torch.ones(1) for name in state}}, tmp_path / "w.pt")
+    elif kind == "missing":
+        index.write_text(json.dumps({"weight_map": {"head.bias": "no.safetensors"}}))
+    elif kind == "outside":
+        index.write_text(json.dumps({"weight_map": {"head.bias": "../w.safetensors"}}))
+    else:
+        index.write_text("[]")
+    return index if index.exists() else tmp_path / "w.pt"
+
+
+@pytest.mark.parametrize(
+    ("kind", "entry", "message"),
+    [
+        ("several", None, r"holds several weights of capturable:net \(model and ema\); name one by --entry"),
+        ("several", "emma", "has no weights called emma; did you mean ema"),
+        ("none", None, "it holds no tensors; save"),
+        ("wrong", None, r"conv1.weight is \(1,\), not \(8, 3, 3, 3\) in state_dict and 5 more"),
+        ("missing", None, "it names no.safetensors, which is not beside it"),
+        ("outside", None, "it names a file outside its folder"),
+        ("index", None, "not an index of weights"),
+    ],
+)
+def test_weights_that_do_not_fit_are_named(tmp_path, kind, entry, message):
+    with pytest.raises(inputs.UserError, match=message):
+        weights.fill(module("net"), spoilt(tmp_path, kind), "capturable:net", entry)

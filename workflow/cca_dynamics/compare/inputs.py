@@ -1,0 +1,319 @@
+"""What networks are run on: images of a folder, arrays, text, or what a function of the user's yields."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import os
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from cca_dynamics.data import pictures
+from cca_dynamics.errors import UserError, as_user_error
+from cca_dynamics.networks.hooks import import_module
+
+FEWEST = 3
+"""Data points that a comparison needs at least."""
+IMAGENET = {3: ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)), 1: ((0.449,), (0.226,))}
+"""Channels → means and standard deviations of ImageNet, which torchvision's weights expect images to be normalised
+by."""
+
+Batch = Tensor | dict[str, Tensor]
+"""The argument, or the named arguments, of a forward pass."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """Inputs of a network, batch by batch.
+
+    Attributes:
+        words: what one input is, e.g. "image".
+        place: where they are from, for messages.
+        count: how many there are; None if that is not known before they are read.
+        ids: names of the inputs; None if they have none.
+        checksum: of ids and contents as far as that is quick; "" if there is none.
+        few: count → the first so many inputs, to find out what layers give.
+        batches: size → all inputs, in batches of about that size.
+    """
+
+    words: str
+    place: str
+    count: int | None
+    ids: list[str] | None
+    checksum: str
+    few: Callable[[int], Batch]
+    batches: Callable[[int], Iterator[Batch]]
+
+
+def length(batch: Batch) -> int:
+    """Number of inputs in a batch."""
+    return len(batch if isinstance(batch, Tensor) else next(iter(batch.values())))
+
+
+def first(batch: Batch, count: int) -> Batch:
+    """The first inputs of a batch."""
+    return batch[:count] if isinstance(batch, Tensor) else {name: x[:count] for name, x in batch.items()}
+
+
+@dataclass(frozen=True)
+class Pixels:
+    """How images become tensors.
+
+    Attributes:
+        size: height and width.
+        channels: 3, or 1 for grey.
+        mean, std: per channel, or one number for all; None: ImageNet's.
+    """
+
+    size: int = 224
+    channels: int = 3
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse numbers that make no sense."""
+        if self.size < 1:
+            raise UserError(f"--size is at least 1, not {self.size}; raise it")
+        if self.channels not in IMAGENET:
+            raise UserError(f"--channels is 3, or 1 for grey, not {self.channels}; networks of others read --data")
+        for name, values in (("mean", self.mean), ("std", self.std)):
+            if values is not None and len(values) not in (1, self.channels):
+                raise UserError(
+                    f"--{name} has {len(values)} numbers; give one, or one for each of {self.channels} channels"
+                )
+        if self.std is not None and min(self.std) <= 0:
+            raise UserError("--std has a number that is not positive; give standard deviations")
+
+    def normalised(self, pixels: np.ndarray) -> Tensor:
+        """(channels, size, size) float32 of (size, size, channels) bytes."""
+        mean, std = IMAGENET[self.channels]
+        mean, std = (np.float32(given or default) for given, default in ((self.mean, mean), (self.std, std)))
+        x = (pixels.reshape(self.size, self.size, self.channels).astype(np.float32) / 255 - mean) / std
+        return torch.from_numpy(x).permute(2, 0, 1).contiguous()
+
+
+def image(path: Path, pixels: Pixels) -> Tensor:
+    """(channels, size, size) float32: the largest square in the middle, scaled and normalised.
+
+    Raises:
+        UserError: the file is no image, or damaged.
+    """
+    from PIL import Image, ImageOps
+
+    with as_user_error(f"{path}: not an image, or damaged", "replace or delete it"):
+        square = ImageOps.fit(pictures.read(path), (pixels.size, pixels.size), Image.Resampling.BILINEAR)
+        return pixels.normalised(np.asarray(square.convert("L") if pixels.channels == 1 else square))
+
+
+def images(folder: Path, points: int | None, pixels: Pixels) -> Source:
+    """The images in a folder and its subfolders, sorted by path; see `pictures.files_below`.
+
+    Args:
+        folder: where they are.
+        points: so many images, spread evenly over all of them; None: all. The choice does not depend on a seed, so
+            that networks of different seeds see the same images.
+        pixels: how they become tensors.
+
+    Raises:
+        UserError: there is no such folder, or too few images are in it.
+    """
+    if not folder.is_dir():
+        raise UserError(f"{folder}: there is no such folder; name one with images")
+    found = pictures.files_below(folder)
+    if not found.paths:
+        suffixes = ", ".join(pictures.SUFFIXES)
+        raise UserError(f"{folder}: it holds no image ({suffixes}); add some or name another folder")
+    if note := found.note():
+        print(f"note: {folder}: {note}", file=sys.stderr)
+    paths = _spread(found.paths, points, folder, "images")
+    ids = [path.relative_to(folder).as_posix() for path in paths]
+    listed = [(name, path.stat().st_size) for name, path in zip(ids, paths, strict=True)]
+
+    def decoded(some: Sequence[Path]) -> Tensor:
+        return torch.stack([image(path, pixels) for path in some])
+
+    def batches(size: int) -> Iterator[Tensor]:
+        # The next batch is decoded while the network computes the last one.
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            waiting: list | None = None
+            for some in [*_batches(paths, size), None]:
+                coming = None if some is None else [pool.submit(image, path, pixels) for path in some]
+                if waiting is not None:
+                    try:
+                        ready = torch.stack([future.result() for future in waiting])
+                    except BaseException:  # a damaged image, or an interruption: do not decode the rest first
+                        pool.shutdown(wait=False, cancel_futures=True)
+                        raise
+                    yield ready
+                waiting = coming
+
+    checksum = hashlib.sha256(json.dumps(listed).encode()).hexdigest()
+    return Source("image", str(folder), len(paths), ids, checksum, lambda n: decoded(paths[:n]), batches)
+
+
+def blank(pixels: Pixels) -> Source:
+    """Images of noise, to find out what layers give where no inputs are named."""
+
+    def few(count: int) -> Tensor:
+        shape = (count, pixels.channels, pixels.size, pixels.size)
+        return torch.randn(shape, generator=torch.Generator().manual_seed(0))
+
+    place = f"{pixels.channels}×{pixels.size}×{pixels.size}"
+    return Source("image", place, FEWEST, None, "", few, lambda size: iter([few(FEWEST)]))
+
+
+def array(path: Path, points: int | None) -> Source:
+    """The rows of a .npy file, as they are.
+
+    Raises:
+        UserError: it is no such file, or too short.
+    """
+    if not path.is_file():
+        raise UserError(f"{path}: there is no such file; check the path")
+    with as_user_error(
+        f"{path}: damaged, no NumPy file, or a pickle, which is never loaded", "save it with np.save", quote=False
+    ):
+        x = np.load(path, mmap_mode="r", allow_pickle=False)
+    if x.dtype.kind not in "biuf" or not x.ndim:
+        raise UserError(
+            f"{path}: it holds an array of type {x.dtype} and {x.ndim} axes; save real numbers, inputs first"
+        )
+    rows = _spread(range(len(x)), points, path, "inputs")
+
+    def tensor(some: Sequence[int]) -> Tensor:
+        values = np.asarray(x[list(some)])
+        kept = np.float32 if values.dtype.kind == "f" and values.dtype.itemsize < 8 else values.dtype.newbyteorder("=")
+        return torch.from_numpy(np.ascontiguousarray(values, dtype=np.int64 if values.dtype.kind in "biu" else kept))
+
+    digest = hashlib.sha256(repr((x.shape, str(x.dtype), list(rows) if points else None)).encode())
+    digest.update(np.ascontiguousarray(x[:: max(1, len(x) // 100)]).tobytes())
+    ids = [str(row) for row in rows]
+    return Source(
+        "input", str(path), len(rows), ids, digest.hexdigest(), lambda n: tensor(rows[:n]),
+        lambda size: map(tensor, _batches(rows, size)),
+    )  # fmt: skip
+
+
+def text(path: Path, points: int | None, tokenizer: str | None, tokens: int) -> Source:
+    """Sequences of equally many tokens of a text file, or of all .txt files in a folder, one after the other.
+
+    Args:
+        path: the file or folder; UTF-8.
+        points: so many sequences, spread evenly; None: all.
+        tokenizer: "module:function" of text → list of token numbers; None: the bytes of the text.
+        tokens: of a sequence.
+
+    Raises:
+        UserError: there is no text, too little of it, it is not UTF-8, or the tokenizer fails.
+    """
+    files = sorted(path.rglob("*.txt")) if path.is_dir() else [path]
+    if not files or not all(file.is_file() for file in files):
+        raise UserError(f"{path}: there is no such text file, and no folder with .txt files; check the path")
+    encode = _function("--tokenizer", tokenizer) if tokenizer else lambda string: list(string.encode())
+    sequences, ids = [], []
+    for file in files:
+        try:
+            content = file.read_text(encoding="utf-8-sig")
+        except UnicodeDecodeError as problem:
+            raise UserError(f"{file}: it is not UTF-8 ({problem.reason} at byte {problem.start}); convert it") from None
+        with as_user_error(
+            f"--tokenizer: {tokenizer} fails on {file}", "it takes a text and returns a list of numbers"
+        ):
+            numbers = np.asarray(encode(content), dtype=np.int64).ravel()
+        name = file.relative_to(path).as_posix() if path.is_dir() else file.name
+        for index in range(len(numbers) // tokens):
+            sequences.append(numbers[index * tokens : (index + 1) * tokens])
+            ids.append(f"{name}:{index}")
+    chosen = _spread(range(len(sequences)), points, path, f"sequences of {tokens} tokens")
+
+    def tensor(some: Sequence[int]) -> Tensor:
+        return torch.from_numpy(np.stack([sequences[index] for index in some]))
+
+    digest = hashlib.sha256(b"".join(sequences[index].tobytes() for index in chosen))
+    return Source(
+        "sequence", str(path), len(chosen), [ids[index] for index in chosen], digest.hexdigest(),
+        lambda n: tensor(chosen[:n]), lambda size: map(tensor, _batches(chosen, size)),
+    )  # fmt: skip
+
+
+def code(name: str) -> Source:
+    """What a function of the user's yields: batches, tensors or dicts of tensors, each maybe in a pair with their ids.
+
+    It is called anew for each pass, so it has to yield the same inputs each time. Its batches are taken as they are.
+
+    Raises:
+        UserError: there is no such function, it fails, or yields something else.
+    """
+    function = _function("--data", name)
+
+    def pairs() -> Iterator[tuple[Batch, Sequence[str] | None]]:
+        with as_user_error(f"--data: {name}() fails", "it takes no arguments and returns an iterable of batches"):
+            iterator = iter(function())
+        while True:
+            with as_user_error(f"--data: {name}() fails", "it takes no arguments and returns an iterable of batches"):
+                found = next(iterator, None)
+            if found is None:
+                return
+            yield _checked(name, found)
+
+    batch, ids = next(pairs(), (None, None))
+    if batch is None or length(batch) < FEWEST:
+        raise UserError(f"--data: the first batch of {name}() has fewer than {FEWEST} inputs; yield larger batches")
+    names = None if ids is None else [str(each) for _, some in pairs() for each in some]
+    checksum = "" if names is None else hashlib.sha256(json.dumps(names).encode()).hexdigest()
+    count = None if names is None else len(names)
+    return Source(
+        "input", name, count, names, checksum, lambda n: first(batch, n), lambda size: (b for b, _ in pairs())
+    )
+
+
+def _checked(name: str, found: object) -> tuple[Batch, Sequence[str] | None]:
+    ids = None
+    if isinstance(found, tuple) and len(found) == 2 and not isinstance(found[1], Tensor):
+        found, ids = found
+    batch = dict(found) if isinstance(found, Mapping) else found
+    tensors = list(batch.values()) if isinstance(batch, dict) else [batch]
+    if not tensors or not all(isinstance(x, Tensor) and x.ndim for x in tensors):
+        raise UserError(
+            f"--data: {name}() yields a {type(found).__name__}; yield tensors, dicts of them, or (batch, ids)"
+        )
+    if len({len(x) for x in tensors}) > 1 or (ids is not None and len(ids) != len(tensors[0])):
+        raise UserError(f"--data: a batch of {name}() has entries of different lengths; give each of them all inputs")
+    return batch, ids
+
+
+def _function(option: str, name: str) -> Callable:
+    module, _, function = name.partition(":")
+    if not module or not function:
+        raise UserError(f"{option}: {name} is not module:function; name both, as in inputs:batches")
+    with as_user_error(f"{option}: {module} cannot be imported from {os.getcwd()}", "check its name and that it runs"):
+        found = getattr(import_module(module), function, None)
+    if not callable(found):
+        raise UserError(f"{option}: {module} has no function {function}; define it there")
+    return found
+
+
+def _spread(items: Sequence, points: int | None, place: object, what: str) -> Sequence:
+    """So many of the items, spread evenly; None: all."""
+    if points is not None and points > len(items):
+        raise UserError(f"{place}: it holds {len(items)} {what}, fewer than --points {points}; ask for fewer")
+    chosen = items if points is None else [items[i * len(items) // points] for i in range(points)]
+    if len(chosen) < FEWEST:
+        raise UserError(f"{place}: {len(chosen)} {what} are too few to compare anything; use {FEWEST} or more")
+    return chosen
+
+
+def _batches(items: Sequence, size: int) -> Iterable[Sequence]:
+    """Parts of so many items; the last one has more, rather than being a single item, which squeeze() would drop."""
+    edges = [*range(0, len(items), size), len(items)]
+    if size > 1 and len(edges) > 2 and edges[-1] - edges[-2] == 1:
+        del edges[-2]
+    return (items[start:end] for start, end in itertools.pairwise(edges))

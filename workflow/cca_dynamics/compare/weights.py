@@ -1,0 +1,166 @@
+"""Weights of a network as training scripts, wrappers and hubs write them.
+
+Tensors alone are read, never other objects. A file may hold more than one set of weights (a checkpoint with the
+optimiser's state, averages beside the weights), and names may begin with what wrappers add.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import sys
+import warnings
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from cca_dynamics.compare.readers import read_safetensors
+from cca_dynamics.errors import UserError, as_user_error
+
+SUFFIXES = (".pt", ".pth", ".bin", ".ckpt", ".safetensors", ".json")
+"""Of files with weights; .json is the index of weights in several files."""
+DEPTH = 3
+"""Levels of dicts in which weights are looked for."""
+COUNTERS = "num_batches_tracked"
+"""End of the names of tensors that evaluation does not use; they may be missing."""
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A set of tensors in a file.
+
+    Attributes:
+        entry: where in the file, e.g. "state_dict"; "" for the file itself.
+        prefix: what all names begin with and the network's do not, e.g. "module."; "" if nothing.
+        tensors: name, without the prefix → tensor.
+        problems: why they are not the network's; [] if they are.
+    """
+
+    entry: str
+    prefix: str
+    tensors: dict[str, Tensor]
+    problems: list[str]
+
+
+def fill(network: nn.Module, path: Path, model: str, entry: str | None) -> None:
+    """Load weights into a network, and say where in the file they were if that is not obvious.
+
+    Args:
+        network: is changed.
+        path: see `SUFFIXES`.
+        model: what messages call the network.
+        entry: of the file's sets of weights, the one to take; None: the one that fits.
+
+    Raises:
+        UserError: there is no such file or entry, it holds no weights of this network, or several sets of them.
+    """
+    if path.suffix not in SUFFIXES:
+        raise UserError(f"--weights: {path} is neither none, default nor a {', '.join(SUFFIXES)} file; give one")
+    if not path.is_file():
+        raise UserError(f"{path}: there is no such file; check the path of --weights")
+    content = _content(path)
+    own = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items() if isinstance(tensor, Tensor)}
+    candidates = [_fitted(name, tensors, own) for name, tensors in _sets(content, "", DEPTH)]
+    if entry is not None:
+        named = [candidate for candidate in candidates if candidate.entry == entry]
+        if not named:
+            known = [candidate.entry for candidate in candidates if candidate.entry]
+            close = difflib.get_close_matches(entry, known, n=1)
+            hint = f"did you mean {close[0]}?" if close else f"it has {', '.join(known) or 'none'}"
+            raise UserError(f"--entry: {path} has no weights called {entry}; {hint}")
+        candidates = named
+    fitting = [candidate for candidate in candidates if not candidate.problems]
+    if len(fitting) > 1:
+        names = " and ".join(candidate.entry or "the file itself" for candidate in fitting)
+        raise UserError(f"{path}: it holds several weights of {model} ({names}); name one by --entry")
+    if not fitting:
+        raise UserError(_misfit(path, model, candidates))
+    (chosen,) = fitting
+    parts = [f"its entry {chosen.entry}"] * bool(chosen.entry) + [f"without {chosen.prefix}"] * bool(chosen.prefix)
+    if parts:
+        print(f"note: {path}: the weights are {', names '.join(parts)}", file=sys.stderr)
+    with as_user_error(f"{path}: {model} does not take its weights", f"save {model}'s state_dict()"):
+        network.load_state_dict(chosen.tensors, strict=False)  # names and shapes have been compared
+
+
+def _misfit(path: Path, model: str, candidates: list[Candidate]) -> str:
+    """That no set of weights fits, by what the best of them lacks."""
+    if not candidates:
+        return f"{path}: it holds no tensors; save {model}'s state_dict()"
+    best = min(candidates, key=lambda candidate: len(candidate.problems))
+    first, *others = best.problems
+    more = f" and {len(others)} more" if others else ""
+    where = f" in {best.entry}" if best.entry else ""
+    return f"{path}: its weights are not those of {model} ({first}{where}{more}); save {model}'s state_dict()"
+
+
+def _content(path: Path) -> Mapping:
+    """Everything in a file, or in all files that an index names."""
+    if path.suffix == ".json":
+        return _shards(path)
+    if path.suffix == ".safetensors":
+        return read_safetensors(path)[0]
+    problem, remedy = f"{path}: damaged, or it holds more than tensors", "save the network's state_dict() alone"
+    with as_user_error(f"{problem}, which is never loaded", remedy, quote=False), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a second opinion on what is refused anyway
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    if isinstance(content, Tensor):
+        return {"": content}
+    if not isinstance(content, Mapping):
+        raise UserError(f"{path}: it holds a {type(content).__name__}; {remedy}")
+    return content
+
+
+def _shards(path: Path) -> dict[str, Tensor]:
+    """The tensors of all files that an index of Hugging Face's kind names."""
+    with as_user_error(f"{path}: not an index of weights", "give model.safetensors.index.json, or a file of weights"):
+        places = dict(json.loads(path.read_text(encoding="utf-8"))["weight_map"])
+    tensors: dict[str, Tensor] = {}
+    for name in sorted({str(place) for place in places.values()}):
+        shard = path.parent / name
+        if shard.parent != path.parent:
+            raise UserError(f"{path}: it names a file outside its folder, {name}; put all files beside it")
+        if not shard.is_file():
+            raise UserError(f"{path}: it names {name}, which is not beside it; copy all files of the weights")
+        tensors |= dict(_content(shard))
+    missing = sorted(set(places) - set(tensors))
+    if missing:
+        raise UserError(f"{path}: the files beside it lack {missing[0]}; copy all files of the weights again")
+    return tensors
+
+
+def _sets(content: Mapping, entry: str, depth: int) -> Iterator[tuple[str, dict[str, Tensor]]]:
+    """(entry, tensors) of each dict, in the file and in what it holds, with tensors in it."""
+    tensors = {name: value for name, value in content.items() if isinstance(name, str) and isinstance(value, Tensor)}
+    if tensors:
+        yield entry, tensors
+    for name, value in content.items():
+        if depth and isinstance(name, str) and isinstance(value, Mapping):
+            yield from _sets(value, f"{entry}.{name}" if entry else name, depth - 1)
+
+
+def _fitted(entry: str, tensors: dict[str, Tensor], own: dict[str, tuple[int, ...]]) -> Candidate:
+    """A set of tensors, without the prefix that all of its names share if they fit better so."""
+    best, prefix = Candidate(entry, "", tensors, _differences(tensors, own)), ""
+    while best.problems and tensors:
+        first = {name.partition(".")[0] for name in tensors}
+        if len(first) != 1 or any("." not in name for name in tensors):
+            break
+        prefix += f"{first.pop()}."
+        tensors = {name.partition(".")[2]: tensor for name, tensor in tensors.items()}
+        stripped = Candidate(entry, prefix, tensors, _differences(tensors, own))
+        if len(stripped.problems) < len(best.problems):
+            best = stripped
+    return best
+
+
+def _differences(tensors: Mapping[str, Tensor], own: dict[str, tuple[int, ...]]) -> list[str]:
+    shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    return [
+        *(f"it lacks {name}" for name in own if name not in shapes and not name.endswith(COUNTERS)),
+        *(f"{name or 'a tensor without a name'} is none of the network's" for name in shapes if name not in own),
+        *(f"{name} is {shapes[name]}, not {own[name]}" for name in own if shapes.get(name, own[name]) != own[name]),
+    ]
