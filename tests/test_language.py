@@ -4,6 +4,7 @@ import itertools
 import json
 import re
 import sys
+import unicodedata
 
 import numpy as np
 import pytest
@@ -56,6 +57,28 @@ def test_words_are_numbered_by_frequency_and_lines_end(tmp_path):
     assert sheet["words"] == ["<eos>", "b", "<unk>"] and few.train.tolist() == [1, 2, 1, 0, 0, 1, 2, 0]
     letters, sheet = materialise(tmp_path, folder=str(folder), level="character")
     assert len(letters.train) == len("b a b\n\nb c\n") and "\n" in sheet["words"]
+
+
+@pytest.mark.parametrize("level", ["word", "character"])
+def test_the_same_text_from_other_systems_has_the_same_tokens(tmp_path, level):
+    lines = ["To be, or not", "to bé: that", "is the question"]
+    same = {
+        "unix": "\n".join(lines) + "\n",
+        "windows": "\ufeff" + "\r\n".join(lines) + "\r\n",
+        "old": "\r".join(lines) + "\r",
+        "joined": "\n".join(lines[:1]) + "\n\ufeff" + "\n".join(lines[1:]) + "\n",
+        "decomposed": unicodedata.normalize("NFD", "\n".join(lines)) + "\n",
+    }
+    for name, text in same.items():
+        (tmp_path / name).write_bytes(text.encode())
+    tokens = {name: corpora._tokens(tmp_path / name, level, "train") for name in same}
+    assert all(each == tokens["unix"] for each in tokens.values())
+
+
+def test_a_line_ends_at_its_end_alone(tmp_path):
+    (tmp_path / "t").write_bytes("a\u2028b\x0cc\x85d\n\ne".encode())
+    tokens = corpora._tokens(tmp_path / "t", "word", "train")
+    assert tokens == ["a", "b", "c", "d", corpora.END, corpora.END, "e", corpora.END]
 
 
 @pytest.fixture

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import hashlib
 import json
+import unicodedata
 import warnings
 from collections import Counter
 from collections.abc import Callable
@@ -95,6 +96,8 @@ def text_folder(options: models.TextFolder) -> Texts:
     """Text files, as Penn Treebank and WikiText-2 are distributed.
 
     By word, a token is what white space separates, and <eos> ends each line; by character, every character is a token.
+    Line ends of all systems are one, letters with accents have one form (Unicode's NFC), and byte-order marks are dropped,
+    so that files from different sources share their vocabulary.
 
     Raises:
         UserError: a file is missing, empty, or not UTF-8 (with the position of the first invalid byte).
@@ -120,9 +123,11 @@ def _tokens(path: Path, level: str, key: str) -> list[str]:
         ) from None
     if not text.strip():
         raise UserError(f"corpus.{key}: {path} is empty; give a file with text")
+    text = unicodedata.normalize("NFC", text.replace("\ufeff", "").replace("\r\n", "\n").replace("\r", "\n"))
     if level == "character":
         return list(text)
-    return list(chain.from_iterable([*line.split(), END] for line in text.splitlines()))
+    lines = text.removesuffix("\n").split("\n")  # splitlines() would also split at form feeds and U+2028
+    return list(chain.from_iterable([*line.split(), END] for line in lines))
 
 
 CORPORA: dict[str, Callable[[Any], Texts]] = {
