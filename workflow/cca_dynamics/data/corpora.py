@@ -96,8 +96,8 @@ def text_folder(options: models.TextFolder) -> Texts:
     """Text files, as Penn Treebank and WikiText-2 are distributed.
 
     By word, a token is what white space separates, and <eos> ends each line; by character, every character is a token.
-    Line ends of all systems are one, letters with accents have one form (Unicode's NFC), and byte-order marks are dropped,
-    so that files from different sources share their vocabulary.
+    Line ends of all systems are one, letters with accents have one form (Unicode's NFC), and byte-order marks are
+    dropped, so that files from different sources share their vocabulary.
 
     Raises:
         UserError: a file is missing, empty, or not UTF-8 (with the position of the first invalid byte).
