@@ -306,6 +306,41 @@ def test_what_is_wrong_with_a_module_is_said_in_one_line(own, text, changes, mes
     assert "\n" not in str(refusal.value)
 
 
+TOKENS = """
+from torch import nn
+
+class Tokens(nn.Module):
+    def __init__(self, in_channels, classes):
+        super().__init__()
+        self.patches = nn.Conv2d(in_channels, 8, 2, stride=2)
+        self.block = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+        self.head = nn.Linear(8, classes)
+
+    def forward(self, x):
+        return self.head(self.block(self.patches(x).flatten(2).transpose(1, 2)).mean(1))
+"""
+
+
+def test_tokens_are_averaged_on_demand_and_else_named(own):
+    options = own(TOKENS, "Tokens", ("block",), (8,))
+    with pytest.raises(
+        ConfigError, match=r"network\.tokens: block of .* returns 12 tokens of 8 neurons.*set it to mean"
+    ):
+        build(options, 2, (6, 8), 3)
+    networks = build(options.model_copy(update={"tokens": "mean"}), 2, (6, 8), 3)
+    state = networks.initialise([np.random.default_rng(0)])
+    x = torch.randn(40, 2, 6, 8, generator=torch.Generator().manual_seed(0))
+    found = networks.representations(state, x, ["block"])["block"][0]
+    module = networks._make().eval()
+    module.load_state_dict({name: tensor[0] for name, tensor in state.items()})
+    with torch.no_grad():
+        expected = module.block(module.patches(x).flatten(2).transpose(1, 2)).mean(1)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    masks = {"block": torch.tensor([[1.0] * 8, [0.0] * 8])}
+    y = torch.zeros(40, dtype=torch.int64)
+    assert networks.accuracy_without(state, x, y, masks)[1] in (0, 1)  # without tokens, one answer for all
+
+
 def custom(**network) -> dict:
     config = read_config([ROOT / "studies/custom.yaml"], ROOT / "config.yaml")
     config["network"].update(network)

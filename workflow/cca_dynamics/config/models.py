@@ -224,6 +224,11 @@ class ModuleOptions(NetworkOptions):
     layers: tuple[HiddenLayer, ...] = Field(
         min_length=1, max_length=64, description="Names of the submodules whose outputs are compared, in order."
     )
+    tokens: Literal["mean"] | None = Field(
+        None,
+        description="Layers that return (inputs, tokens, neurons), as those of transformers: the mean over tokens is "
+        "compared; null: no layer does.",
+    )
     source: str = Field("", description="Fingerprint of the module's code; the workflow fills it in.")
 
     one_entry_per_channel = "layers"

@@ -266,6 +266,7 @@ class Module(Architecture):
         module: "file:function", whose call makes one network.
         layers: names of the submodules whose outputs are the representations, in order.
         channels: one per layer.
+        tokens: "mean" if layers return (inputs, tokens, channels), else None.
         source: fingerprint of the user's code that is meant; "": whatever it is now.
     """
 
@@ -275,6 +276,7 @@ class Module(Architecture):
     module: str
     layers: tuple[str, ...]
     channels: tuple[int, ...]
+    tokens: str | None = None
     source: str = ""
 
     @property

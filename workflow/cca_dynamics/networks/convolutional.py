@@ -294,6 +294,8 @@ class ModuleNetworks(Networks):
         """
 
         def pass_on(layer: str, y: Tensor) -> Tensor:
+            if self.architecture.tokens and y.ndim == 3:  # (n, tokens, channels)
+                return on_layer_output(layer, y[None])[0]
             flat = y.flatten(2) if y.ndim > 2 else y[..., None]  # (n, channels, positions)
             return on_layer_output(layer, flat.transpose(1, 2)[None])[0].transpose(1, 2).reshape(y.shape)
 

@@ -159,6 +159,15 @@ def _check_output(architecture: Module, layer: str, outputs: list[object]) -> No
             f"{layer} returns {returned} for {BATCH} inputs; name a submodule that returns (inputs, channels, ...)",
         )
     width = architecture.widths[layer]
+    of_tokens = output.ndim == 3 and output.shape[2] == width
+    if architecture.tokens and of_tokens:
+        return
+    if of_tokens and output.shape[1] != width:
+        raise ConfigError(
+            "network.tokens",
+            f"{layer} of {architecture.module} returns {output.shape[1]} tokens of {width} neurons, as transformers "
+            "do; set it to mean, to compare their mean",
+        )
     if output.shape[1] != width:
         raise ConfigError(
             "network.channels",
