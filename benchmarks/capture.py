@@ -70,9 +70,8 @@ def main() -> None:
             before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
             seconds = captured(network, source, Path(name) / "a.safetensors")
             peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-            print(
-                f"{count:,} images of {size} × {size}: {seconds:.0f} s, peak {peak / 1e6:.2f} GB (before {before / 1e6:.2f})"
-            )
+            what = f"{count:,} images of {size} × {size}"
+            print(f"{what}: {seconds:.0f} s, peak {peak / 1e6:.2f} GB, before it {before / 1e6:.2f} GB")
             return
         batches = list(source.batches(BATCH))
         seconds: dict[str, list[float]] = {"capture": [], "bare": []}
