@@ -44,26 +44,26 @@ def test_unrelated_layers_are_significant_as_often_as_promised(rng, distribution
     """Of 100 tests at 5 %, 12 or more are significant once in 200 runs; p is exact, so no tail makes it more."""
     draw = DISTRIBUTIONS[distribution]
     tests = [
-        permutation_test(draw(rng, (40, 4)), draw(rng, (40, 3)), measure, permutations=39, seed=seed)
+        permutation_test(draw(rng, (40, 4)), draw(rng, (40, 3)), measure, permutations=20, seed=seed)
         for seed in range(100)
     ]
     p = np.array([test.p_value for test in tests])
     assert (p <= 0.05).sum() < 12
     assert 0.35 < p.mean() < 0.65
-    assert ((p <= 0.05) == (np.array([test.calibrated for test in tests]) > 0)).mean() > 0.97
+    assert ((p <= 0.05) >= (np.array([test.calibrated for test in tests]) > 0)).all()
 
 
 def test_the_family_is_one_test_however_many_pairs(rng):
     """Of 15 unrelated pairs some have a small p; corrected for their number hardly any family has."""
     alone, together = 0, 0
-    for seed in range(30):
+    for seed in range(25):
         layers = [rng.normal(size=(40, d)) for d in (2, 3, 4, 5, 2, 3)]
-        test = pairwise_permutation_test(layers, permutations=39, seed=seed)
+        test = pairwise_permutation_test(layers, permutations=20, seed=seed)
         pairs = np.triu_indices(6, 1)
         alone += test.p_value[pairs].min() <= 0.05
         together += test.p_family[pairs].min() <= 0.05
         assert (test.p_family[pairs] >= test.p_value[pairs] - 0.2).all()
-    assert alone > 10 and together <= 6
+    assert alone > 8 and together <= 5
 
 
 @pytest.mark.parametrize("measure", MEASURES)
@@ -121,7 +121,7 @@ def test_calibration_takes_chance_out_of_width(rng):
 
 @pytest.mark.parametrize("measure", ["pwcca", "linear_cka"])
 def test_intervals_cover_what_is_expected_of_as_many_data_points(measure):
-    """At 95 %, 100 intervals miss 12 or more once in 200 runs; a bootstrap's, which draws points twice, miss most."""
+    """At 95 %, 60 intervals miss 9 or more once in 200 runs; a bootstrap, which draws points twice, is biased."""
     mixing = np.random.default_rng(5).normal(size=(2, 3, 4))
 
     def draw(seed):
@@ -130,10 +130,10 @@ def test_intervals_cover_what_is_expected_of_as_many_data_points(measure):
         return [np.maximum(shared @ m + 0.5 * rng.normal(size=(150, 4)), 0) for m in mixing]
 
     function = MEASURES[measure].function
-    expected = np.mean([function(*draw([1, seed])).distance for seed in range(400)])
-    found = [interval(*draw([2, seed]), measure, seed=seed) for seed in range(100)]
+    expected = np.mean([function(*draw([1, seed])).distance for seed in range(300)])
+    found = [interval(*draw([2, seed]), measure, seed=seed) for seed in range(60)]
     missed = sum(not each.low <= expected <= each.high for each in found)
-    assert missed < 12
+    assert missed < 9
     spread = np.std([each.distances for each in found])
     assert np.mean([each.errors for each in found]) == pytest.approx(spread, rel=0.35)
     if measure == "pwcca":
