@@ -12,6 +12,7 @@ import torch
 from cca_dynamics import cli
 from cca_dynamics.compare import capture, comparison, inputs, readers, weights
 from cca_dynamics.compare.outputs import Reading, tensor_of
+from cca_dynamics.similarity import linear_cka
 from PIL import Image
 from safetensors.torch import save_file
 from torch import nn
@@ -198,6 +199,84 @@ NETWORKS = """
             yield {"input_ids": torch.randint(0, 256, (9, 12), generator=rng)}, [f"text{9 * i + j}" for j in range(9)]
 
 
+    class Changing(Net):
+        # its first layer changes the inputs in place, once and for all
+        def forward(self, x):
+            x.mul_(2).clamp_(max=1)
+            return super().forward(x)
+
+
+    def changing(): return Changing()
+
+
+    class Batchwise(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.norm = nn.BatchNorm2d(3, track_running_stats=False)
+
+        def forward(self, x): return self.norm(x).amax((2, 3))
+
+
+    def batchwise(): return Batchwise()
+
+
+    class Sometimes(Net):
+        def forward(self, x):
+            y = super().forward(x)
+            return self.conv1(x).mean((2, 3)) if len(x) > 5 else y
+
+
+    def sometimes(): return Sometimes()
+
+
+    class Masked(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.embedding = nn.Embedding(256, 6)
+
+        def forward(self, input_ids, attention_mask): return self.embedding(input_ids)
+
+
+    def masked(): return Masked()
+
+
+    class Tied(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.embedding = nn.Embedding(9, 4)
+            self.head = nn.Linear(4, 9, bias=False)
+            self.head.weight = self.embedding.weight
+
+        def forward(self, x): return self.head(self.embedding(x))
+
+
+    def tied(): return Tied()
+    def normed(): return nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(4, 3)))
+    def on_meta(): return Net().to("meta")
+    def flat(): return nn.Linear(4, 3)
+
+
+    def padded(length):
+        rng = torch.Generator().manual_seed(1)
+        ids = torch.zeros(12, length, dtype=torch.long)
+        mask = torch.zeros(12, length, dtype=torch.long)
+        for row in range(12):
+            count = 3 + row % 4
+            ids[row, :count] = torch.randint(1, 256, (count,), generator=rng)
+            mask[row, :count] = 1
+        yield {"input_ids": ids, "attention_mask": mask}
+
+
+    def padded8(): return padded(8)
+    def padded11(): return padded(11)
+
+
+    READ = iter([torch.zeros(9, 3, 16, 16)])
+    def once(): return READ
+    def repeated(): yield {"input_ids": torch.zeros(9, 12, dtype=torch.long)}, ["a"] * 9
+    def stops():
+        yield {"input_ids": torch.zeros(9, 12, dtype=torch.long)}
+        yield None
     def words(text): return [len(word) for word in text.split()]
     def empty(): return []
     def wrong(): yield "text"
@@ -212,6 +291,7 @@ def folder(tmp_path_factory):
     folder, rng = tmp_path_factory.mktemp("capture"), np.random.default_rng(0)
     (folder / "capturable.py").write_text(textwrap.dedent(NETWORKS))
     (folder / "images").mkdir()
+    np.savez(folder / "several.npz", a=np.ones(9))
     for i in range(20):
         pixels = rng.integers(0, 256, (16, 16, 3), dtype=np.uint8)
         Image.fromarray(pixels).save(folder / f"images/{i:02d}.png")
@@ -288,6 +368,17 @@ def test_lazy_modules_and_extra_state_are_captured(capsys, tmp_path):
         (("noisy", "--layers", "head"), "gives other numbers for the same inputs a second time; make it deterministic"),
         (("clips", "--layers", "head"), "capturable:clips: it fails on 2 × 3 × 16 × 16"),
         (("grey", "--layers", "conv"), "it fails on 2 × 3 × 16 × 16"),
+        (
+            ("batchwise", "--layers", "norm"),
+            "gives other numbers for the same inputs in another batch; make it treat each",
+        ),
+        (
+            ("sometimes", "--layers", "conv1"),
+            "is called 2 times in this batch and 1 times in the first one; choose a layer",
+        ),
+        (("on_meta", "--layers", "conv1"), "conv1.weight has no data (device meta); make the network on the CPU"),
+        (("net", "--layers", "conv1", "--seed", str(2**64)), "--seed is a whole number from 0, below 2^63"),
+        (("net", "--layers", "conv1", "--std", "nan"), "--std has a number that is not finite"),
         (("net", "--layers", "conv1", "--channels", "2"), "--channels is 3, or 1 for grey, not 2"),
         (("net", "--layers", "conv1", "--mean", "1", "2"), "--mean has 2 numbers; give one, or one for each of 3"),
         (("net", "--layers", "conv1", "--std", "0"), "--std has a number that is not positive"),
@@ -432,6 +523,11 @@ def test_a_function_yields_dicts_with_ids(capsys, tmp_path):
         (("--data", "capturable:wrong"), "capturable:wrong() yields a str; yield tensors, dicts of them"),
         (("--data", "capturable:ragged"), "has entries of different lengths"),
         (("--data", "capturable:fails"), "capturable:fails() fails (RuntimeError: no data)"),
+        (("--data", "capturable:once"), "returns an iterator that can be read only once; make it anew at each call"),
+        (("--data", "capturable:repeated", "--tokens", "mean"), "gives several inputs one name; give each its own"),
+        (("--data", "capturable:stops", "--tokens", "mean"), "capturable:stops() yields a NoneType; yield tensors"),
+        (("--data", "capturable:batches", "--points", "5"), "--points does not choose from --data"),
+        (("--array", "several.npz"), "several.npz: it holds several arrays; save one with np.save"),
         (("--data", "capturable:none"), "capturable has no function none"),
         (("--data", "capturable"), "capturable is not module:function"),
         (("--array", "none.npy"), "none.npy: there is no such file"),
@@ -445,6 +541,66 @@ def test_a_function_yields_dicts_with_ids(capsys, tmp_path):
 )
 def test_inputs_that_are_wrong_are_named(capsys, tmp_path, flags, message):
     assert message in refused(capsys, tmp_path, "capture", "capturable:language", "--layers", "head", *flags)
+
+
+@pytest.mark.parametrize("tokens", ["mean", "first", "last", "all"])
+def test_padding_does_not_count(capsys, tmp_path, tokens):
+    flags = ("--layers", "embedding", "--tokens", tokens)
+    sources = [("--data", f"capturable:padded{length}") for length in (8, 11)]
+    short, long = (captured(capsys, tmp_path, "masked", *flags, source=each)["embedding"] for each in sources)
+    torch.testing.assert_close(short, long)
+    assert len(short) == (sum(3 + row % 4 for row in range(12)) if tokens == "all" else 12)
+
+
+def test_a_network_that_changes_its_inputs_leaves_those_of_others(capsys, tmp_path):
+    """Side by side in either order, and captured one by one."""
+    found = []
+    common = (
+        "--images",
+        "images",
+        "--size",
+        16,
+        "--layers",
+        "head",
+        "--measure",
+        "linear_cka",
+        "--out",
+        tmp_path / "h.png",
+    )
+    for pair in (("changing", "net"), ("net", "changing")):
+        models = [f"capturable:{name}" for name in pair]
+        assert run(capsys, "compare-networks", *models, *common, *files)[0] == 0
+        found.append(float((tmp_path / "t.csv").read_text().splitlines()[1].split(",")[3]))
+    heads = [captured(capsys, tmp_path, name, "--layers", "head")["head"] for name in ("changing", "net")]
+    assert found == pytest.approx([linear_cka(*heads).distance] * 2, abs=1e-5)
+
+
+def test_other_pictures_of_equal_names_and_sizes_are_known_as_such(capsys, tmp_path):
+    for folder, colour in (("a", 1), ("b", 200)):
+        (tmp_path / folder).mkdir()
+        for i in range(20):
+            Image.new("RGB", (16, 16), (colour, i, 7)).save(tmp_path / folder / f"{i:02d}.bmp")
+        flags = ("--layers", "head", "--images", tmp_path / folder, "--size", 16, "--out", tmp_path / f"{folder}.npz")
+        assert run(capsys, "capture", "capturable:net", *flags)[0] == 0
+    status, _, err = run(capsys, "compare", tmp_path / "a.npz", tmp_path / "b.npz", "--out", tmp_path / "h.png")
+    assert status == 1 and "its inputs have the names of those of" in err
+
+
+def test_nested_outputs_are_named_by_a_path(capsys, tmp_path):
+    source, flags = ("--text", "capturable.py", "--length", 8, "--points", 20), ("--output", "1.0", "--tokens", "last")
+    found = captured(capsys, tmp_path, "language", "--layers", "lstm", *flags, source=source)["lstm"]
+    assert found.shape == (20, 7)  # the last state, (layers, n, units), one layer
+
+
+def test_tied_and_reparametrised_weights_are_taken(tmp_path):
+    tied = module("tied")
+    save_file({"embedding.weight": tied.embedding.weight.detach()}, tmp_path / "w.safetensors")
+    weights.fill(tied, tmp_path / "w.safetensors", "tied", None)
+    old = {"0.bias": torch.ones(3), "0.weight_g": torch.ones(3, 1), "0.weight_v": torch.ones(3, 4)}
+    torch.save(old, tmp_path / "w.pt")
+    normed = module("normed")
+    weights.fill(normed, tmp_path / "w.pt", "normed", None)
+    torch.testing.assert_close(normed[0].weight, torch.full((3, 4), 0.5))
 
 
 def test_two_networks_read_text_side_by_side(capsys, tmp_path):
@@ -478,7 +634,12 @@ def written(tmp_path, kind):
         "ckpt": ({"epoch": 3, "state_dict": prefixed("model."), "optimizer_states": [{"lr": 0.1}]}, "state_dict"),
         "bin": (prefixed("net."), "without net."),
         "DataParallel": (prefixed("module."), "without module."),
-        "compiled": (prefixed("module._orig_mod."), "without module._orig_mod."),
+        "compiled": (prefixed("module._orig_mod."), "without module. and _orig_mod."),
+        "partly": (
+            {name.replace("conv1.", "conv1._orig_mod."): x for name, x in state.items()},
+            "without _orig_mod.",
+        ),
+        "counters": (state | {"norm.num_batches_tracked": torch.ones(1)}, ""),
         "nested": ({"model": {"weights": state}, "step": 7}, "its entry model.weights"),
         "optimizer": ({"model": state, "optimizer": {"state": {0: {"exp_avg": torch.ones(3)}}}}, "its entry model"),
         "entry": ({"model": other, "ema": state}, "its entry ema"),
@@ -495,7 +656,19 @@ def written(tmp_path, kind):
     return path, said, state
 
 
-KINDS = ["plain", "ckpt", "bin", "DataParallel", "compiled", "nested", "optimizer", "entry", "sharded"]
+KINDS = [
+    "counters",
+    "partly",
+    "plain",
+    "ckpt",
+    "bin",
+    "DataParallel",
+    "compiled",
+    "nested",
+    "optimizer",
+    "entry",
+    "sharded",
+]
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -517,6 +690,10 @@ def spoilt(tmp_path, kind):
         torch.save({"epoch": 3}, tmp_path / "w.pt")
     elif kind == "wrong":
         torch.save({"state_dict": {f"model.{name}": torch.ones(1) for name in state}}, tmp_path / "w.pt")
+    elif kind == "int8":
+        torch.save({name: x.to(torch.int8) for name, x in state.items()}, tmp_path / "w.pt")
+    elif kind == "pointer":
+        (tmp_path / "w.pt").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:1\n")
     elif kind == "missing":
         index.write_text(json.dumps({"weight_map": {"head.bias": "no.safetensors"}}))
     elif kind == "outside":
@@ -533,6 +710,8 @@ def spoilt(tmp_path, kind):
         ("several", "emma", "has no weights called emma; did you mean ema"),
         ("none", None, "it holds no tensors; save"),
         ("wrong", None, r"conv1.weight is \(1,\), not \(8, 3, 3, 3\) in state_dict and 5 more"),
+        ("int8", None, "conv1.weight is of type int8, not float32 and 5 more"),
+        ("pointer", None, "it is a pointer of Git LFS, not the file itself; run git lfs pull"),
         ("missing", None, "it names no.safetensors, which is not beside it"),
         ("outside", None, "it names a file outside its folder"),
         ("index", None, "not an index of weights"),

@@ -115,7 +115,8 @@ def test_links_are_followed_loops_are_not_and_the_rest_is_counted(tmp_path):
     (folder / "broken.png").symlink_to(tmp_path / "nowhere")
     found = pictures.files_below(folder)
     assert [str(path.relative_to(folder)) for path in found.paths] == ["c.jpg", "linked/b.png", "linked/deep/a.WEBP"]
-    assert found.note().startswith("4 files are no images by their suffix and are left out (2 .txt, ")
+    assert found.note().startswith("5 files are no images by their suffix and are left out (2 .txt, ")
+    assert "1 broken links" in found.note()
     assert pictures.files_below(folder, depth=0).paths == [folder / "c.jpg"]
 
 

@@ -249,6 +249,9 @@ def compare_networks(options: argparse.Namespace) -> None:
     device = _device(options)
     from cca_dynamics.compare import capture, networks
 
+    for name in ("weights", "seed", "entry"):
+        if len(getattr(options, name) or []) > 2:
+            raise UserError(f"--{name} has more than two values; give one for both networks, or one for each")
     sides = []
     for index, model in enumerate((options.first, options.second)):
         # One value of an option is for both networks, of two the second is for the second.
@@ -274,6 +277,8 @@ def _inputs(options: argparse.Namespace, listing: bool = False):
     named = [name for name in ("images", "array", "text", "data") if getattr(options, name) is not None]
     mean, std = (values and tuple(values) for values in (options.mean, options.std))
     pixels = inputs.Pixels(options.size, options.channels, mean, std)
+    if options.data is not None and options.points is not None:
+        raise UserError("--points does not choose from --data; yield fewer inputs")
     if len(named) > 1:
         raise UserError(f"--{named[0]} and --{named[1]} both name inputs; choose one")
     if not named and listing:

@@ -47,6 +47,8 @@ REMEDIES = {
     errno.EROFS: "choose another place",
     errno.ENOENT: "check the path",
     errno.ENOTDIR: "check the path",
+    errno.EEXIST: "check the path",
+    errno.ENAMETOOLONG: "choose a shorter name",
     errno.EISDIR: "check the path",
     errno.EIO: "check the disk",
 }

@@ -22,10 +22,13 @@ from torch import Tensor, nn
 from cca_dynamics.compare import inputs, outputs, weights
 from cca_dynamics.compare.inputs import FEWEST, Batch, Source
 from cca_dynamics.compare.outputs import Layout, Reading
-from cca_dynamics.compare.readers import DESCRIPTION
+from cca_dynamics.compare.readers import DESCRIPTION, printable
 from cca_dynamics.errors import UserError, as_user_error
 from cca_dynamics.networks.hooks import forward_hooks, import_module
 from cca_dynamics.runtime.storage import replacing, write_tensors
+
+RESERVED = {".npz": {"file", "allow_pickle", DESCRIPTION}, ".safetensors": {"__metadata__"}}
+"""Suffix → names that a file of this format cannot give to a layer."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +61,8 @@ def build(origin: Origin, source: Source | None = None) -> nn.Module:
         UserError: there is no such network, it cannot be built, or the weights are not there or another network's.
     """
     model = origin.model
+    if not 0 <= origin.seed < 2**63:
+        raise UserError(f"--seed is a whole number from 0, below 2^63, not {origin.seed}; choose another")
     torch.manual_seed(origin.seed)
     if ":" in model:
         if origin.weights == "default":
@@ -68,6 +73,8 @@ def build(origin: Origin, source: Source | None = None) -> nn.Module:
     network = _unwrapped(network)
     if isinstance(network, torch.jit.ScriptModule):
         raise UserError(f"{model}: it is TorchScript, whose layers cannot be watched; give the module it was made from")
+    if meta := next((name for name, tensor in network.named_parameters() if tensor.is_meta), None):
+        raise UserError(f"{model}: {meta} has no data (device meta); make the network on the CPU")
     lazy = [name for name, tensor in network.named_parameters() if isinstance(tensor, nn.UninitializedParameter)]
     if lazy and source is not None:
         _forward(network.eval(), source.few(FEWEST), (), lambda name, output: None, model, source)
@@ -138,7 +145,8 @@ def _forward(network: nn.Module, batch: Batch, layers: Sequence[str], note, mode
     like = next((tensor for tensor in network.parameters() if tensor.is_floating_point()), torch.empty(0))
 
     def cast(x: Tensor) -> Tensor:
-        return x.to(like.device, like.dtype if x.is_floating_point() else x.dtype)
+        # A copy: a network may change its input in place, and others read the same.
+        return x.to(like.device, like.dtype if x.is_floating_point() else x.dtype, copy=True)
 
     given = {name: cast(x) for name, x in batch.items()} if isinstance(batch, dict) else cast(batch)
     shapes = " and ".join(
@@ -248,37 +256,58 @@ def given(
         UserError: a layer gives another number of rows, or NaN, or the forward pass fails.
     """
     found: dict[str, list[Tensor]] = {name: [] for name in layers}
+    mask = batch.get("attention_mask") if isinstance(batch, dict) else None
 
     def keep(name: str, output: object) -> None:
-        if reading.call in (None, "mean") or len(found[name]) == reading.call:
-            x = outputs.tensor_of(output, reading.output)
-            found[name].append(outputs.points(x, layers[name], reading).to(torch.float32, copy=True))
-        else:
+        x = outputs.tensor_of(output, reading.output)
+        if x is None or not (reading.call in (None, "mean") or len(found[name]) == reading.call):
             found[name].append(torch.empty(0))
+        else:
+            found[name].append(outputs.points(x, layers[name], reading, mask).to(torch.float32, copy=True))
 
     _forward(network, batch, tuple(layers), keep, model, source)
     count, result = inputs.length(batch), {}
     for name, calls in found.items():
+        if len(calls) != (usual := layers[name].calls):
+            raise UserError(
+                f"--layers: {name} of {model} is called {len(calls)} times in this batch and {usual} times in the "
+                "first one; choose a layer that runs in every forward pass"
+            )
         x = result[name] = outputs.merged(calls, reading.call)
-        expected = count * outputs.points_per_input(layers[name], reading)
+        each = outputs.points_per_input(layers[name], reading)
+        of_tokens = mask is not None and layers[name].kind == "tokens" and reading.tokens == "all"
+        expected = int(mask.bool().sum()) if of_tokens else count * each
         if len(x) != expected:
             raise UserError(f"--layers: {name} of {model} gives {len(x)} rows for {count} inputs; choose another")
         if not torch.isfinite(x).all():
-            raise UserError(f"--layers: {name} of {model} gives NaN or infinite values; check the weights")
+            given_values = batch.values() if isinstance(batch, dict) else [batch]
+            culprit = (
+                "weights" if all(torch.isfinite(each).all() for each in given_values) else "inputs, which have some"
+            )
+            raise UserError(f"--layers: {name} of {model} gives NaN or infinite values; check the {culprit}")
     return result
 
 
 def refuse_randomness(
     network: nn.Module, layers: dict[str, Layout], model: str, reading: Reading, source: Source
 ) -> None:
-    """Refuse a network that gives other numbers for the same inputs, such as functional.dropout that is never off."""
+    """Refuse a network that gives other numbers for the same inputs, a second time or in another batch.
+
+    The first is functional.dropout that is never off, the second a batch norm without running statistics.
+    """
     few = source.few(FEWEST)
     first, second = (given(network, few, layers, model, reading, source) for _ in range(2))
+    fewer = given(network, inputs.first(few, FEWEST - 1), layers, model, reading, source)
     for name, x in first.items():
         if not torch.allclose(x, second[name], rtol=1e-3, atol=1e-5 * float(x.abs().max())):
             raise UserError(
                 f"--layers: {name} of {model} gives other numbers for the same inputs a second time; make it "
                 "deterministic in evaluation mode, e.g. functional.dropout(..., training=self.training)"
+            )
+        if not torch.allclose(x[: len(fewer[name])], fewer[name], rtol=1e-2, atol=2e-2 * float(x.abs().max())):
+            raise UserError(
+                f"--layers: {name} of {model} gives other numbers for the same inputs in another batch; make it treat "
+                "each input by itself, e.g. with running statistics in its normalisation"
             )
 
 
@@ -314,8 +343,8 @@ def store(
     model = str(facts["model"])
     layers = chosen(patterns, probe(network, source, model, reading, batch), model, reading)
     refuse_randomness(network, layers, model, reading, source)
-    if out.suffix == ".npz" and (taken := {"file", "allow_pickle"}.intersection(layers)):
-        raise UserError(f"{out}: an .npz file cannot hold a layer called {taken.pop()}; write .safetensors")
+    if taken := RESERVED[out.suffix].intersection(layers):
+        raise UserError(f"{out}: such a file cannot hold a layer called {taken.pop()}; choose another layer or format")
     parts: dict[str, list[Tensor]] = {name: [] for name in layers}
     count = 0
     for each in passes(source, batch, model):
@@ -325,8 +354,9 @@ def store(
     tensors = {name: torch.cat(part) for name, part in parts.items()}
     shapes = {name: layout.shape for name, layout in layers.items()}
     described = {**facts, "layers": shapes, f"{source.words}s": count}
-    if source.checksum:
-        described |= {"files": source.checksum, "ids": source.ids}
+    ids, checksum = source.facts()
+    if checksum:
+        described |= {"files": checksum, "ids": ids}
     with replacing(out) as temporary:
         if out.suffix == ".npz":
             np.savez(
@@ -353,16 +383,17 @@ def run(
             raise UserError(f"{name} is missing; it is needed, unless you ask for --list")
     if out.suffix not in (".safetensors", ".npz"):
         raise UserError(f"{out}: its suffix is neither .safetensors nor .npz; name the output so")
+    out = Path(os.path.abspath(out))  # code of the user may change the current folder
     network = build(origin, source).to(device)
     facts = {"model": origin.model, "weights": origin.weights, "seed": origin.seed, "torch": torch.__version__}
     described = store(network, source, patterns, out, reading=reading, batch=batch, facts=facts)
     count = described["inputs"]
-    print(f"{out}: {count} {source.words}s of {source.place}")
+    print(f"{os.path.relpath(out)}: {count} {source.words}s of {source.place}")
     for name, (layout, _) in described["read"].items():
         width = outputs.neurons(layout, reading)
         data_points = count * outputs.points_per_input(layout, reading)
         print(
-            f"  {name}: {width} neurons{_how(layout, reading)}"
+            f"  {printable(name)}: {width} neurons{_how(layout, reading)}"
             + (f"; PWCCA needs more than {width + 1} data points for them" if width >= data_points - 1 else "")
         )
 
@@ -391,16 +422,19 @@ def _how(layout: Layout, reading: Reading) -> str:
 def show(origin: Origin, source: Source, reading: Reading, batch: int, device: str) -> None:
     """Print the layers of a network and what they give for one input. Arguments and errors as `build` and `probe`."""
     from rich.console import Console
-    from rich.markup import escape
     from rich.table import Table
+    from rich.text import Text
 
     network = build(origin, source).to(device)
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="")
     for column in ("Layer", "Module", f"For one {source.words}"):
         table.add_column(column, overflow="fold")
-    for name, layout in probe(network, source, origin.model, reading, batch).items():
+    layouts = probe(network, source, origin.model, reading, batch)
+    if not layouts:
+        raise UserError(f"{origin.model}: it has no submodules to watch; wrap it, as in torch.nn.Sequential(network)")
+    for name, layout in layouts.items():
         words = f"not to be had: {layout}" if isinstance(layout, str) else layout.describe()
-        table.add_row(escape(name), type(network.get_submodule(name)).__name__, escape(words))
+        table.add_row(*map(Text, (printable(name), type(network.get_submodule(name)).__name__, words)))
     Console(file=sys.stdout, width=None if sys.stdout.isatty() else 120, highlight=False).print(table)
 
 

@@ -291,14 +291,14 @@ SHOWN = {"p_value": "p", "p_family": "p (family)", "calibrated": "Calibrated"}
 def show(comparison: Comparison) -> None:
     """Print the representations, their distances and what to know about these."""
     from rich.console import Console
-    from rich.markup import escape
+    from rich.text import Text
 
     console = Console(file=sys.stdout, width=None if sys.stdout.isatty() else 120, highlight=False)
     many = len(comparison.names) > FEW
     shown = _table("#", "Representation", "Neurons", "Rank", "Feature maps", left=("Representation",))
     for i, (each, rank) in enumerate(zip(comparison.representations, comparison.ranks, strict=True), start=1):
         maps = "×".join(map(str, each.positions)) if each.positions else ""
-        shown.add_row(f"{i}", escape(each.name), f"{each.x.shape[1]}", f"{rank}", maps)
+        shown.add_row(f"{i}", Text(each.name), f"{each.x.shape[1]}", f"{rank}", maps)
     console.print(shown)
     console.print()
     for measure in comparison.distances if many else ():
@@ -320,11 +320,11 @@ def show(comparison: Comparison) -> None:
             if comparison.intervals:
                 cells.append(f"{row.ci_low:.3f} to {row.ci_high:.3f}")
             label = figures.measure_label(row.measure)
-            listed.add_row(escape(row.a), escape(row.b), label, f"{row.distance:.3f}", floor, *cells)
+            listed.add_row(Text(row.a), Text(row.b), label, f"{row.distance:.3f}", floor, *cells)
         console.print(listed)
     console.print()
     for note in notes(comparison):
-        console.print(escape(f"{note[0].upper()}{note[1:]}."))
+        console.print(Text(f"{note[0].upper()}{note[1:]}."))
 
 
 def _matrix(comparison: Comparison, measure: str, columns: int):
@@ -389,7 +389,7 @@ def heatmap(comparison: Comparison):
         axis.set_visible(False)
     if len(measures) > 1:
         figures.letters(*axes[: len(measures)])
-    figures.footnote(figure, [_literal(note) for note in notes(comparison)])
+    figures.footnote(figure, [literal(note) for note in notes(comparison)])
     return figure
 
 
@@ -401,9 +401,9 @@ def _insignificant(comparison: Comparison, measure: str) -> set[tuple[int, int]]
 
 def _on_axis(name: str) -> str:
     """The end of a name, which tells layers apart, where there is no room for the whole."""
-    return _literal(name if len(name) <= 32 else f"…{name[-31:]}")
+    return literal(name if len(name) <= 32 else f"…{name[-31:]}")
 
 
-def _literal(text: str) -> str:
+def literal(text: str) -> str:
     """Text in which a dollar is a dollar, not mathematics."""
     return text.replace("$", r"\$")

@@ -38,19 +38,17 @@ class Source:
         words: what one input is, e.g. "image".
         place: where they are from, for messages.
         count: how many there are; None if that is not known before they are read.
-        ids: names of the inputs; None if they have none.
-        checksum: of ids and contents as far as that is quick; "" if there is none.
         few: count → the first so many inputs, to find out what layers give.
         batches: size → all inputs, in batches of about that size.
+        facts: called after a pass, (names of the inputs, or None; a checksum of names and contents).
     """
 
     words: str
     place: str
     count: int | None
-    ids: list[str] | None
-    checksum: str
     few: Callable[[int], Batch]
     batches: Callable[[int], Iterator[Batch]]
+    facts: Callable[[], tuple[list[str] | None, str]]
 
 
 def length(batch: Batch) -> int:
@@ -85,6 +83,8 @@ class Pixels:
         if self.channels not in IMAGENET:
             raise UserError(f"--channels is 3, or 1 for grey, not {self.channels}; networks of others read --data")
         for name, values in (("mean", self.mean), ("std", self.std)):
+            if values is not None and not np.isfinite(values).all():
+                raise UserError(f"--{name} has a number that is not finite; correct it")
             if values is not None and len(values) not in (1, self.channels):
                 raise UserError(
                     f"--{name} has {len(values)} numbers; give one, or one for each of {self.channels} channels"
@@ -135,7 +135,6 @@ def images(folder: Path, points: int | None, pixels: Pixels) -> Source:
         print(f"note: {folder}: {note}", file=sys.stderr)
     paths = _spread(found.paths, points, folder, "images")
     ids = [path.relative_to(folder).as_posix() for path in paths]
-    listed = [(name, path.stat().st_size) for name, path in zip(ids, paths, strict=True)]
 
     def decoded(some: Sequence[Path]) -> Tensor:
         return torch.stack([image(path, pixels) for path in some])
@@ -155,8 +154,19 @@ def images(folder: Path, points: int | None, pixels: Pixels) -> Source:
                     yield ready
                 waiting = coming
 
-    checksum = hashlib.sha256(json.dumps(listed).encode()).hexdigest()
-    return Source("image", str(folder), len(paths), ids, checksum, lambda n: decoded(paths[:n]), batches)
+    def facts() -> tuple[list[str], str]:
+        digest = hashlib.sha256()
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            for name, content in zip(ids, pool.map(_sha256, paths), strict=True):
+                digest.update(json.dumps([name, content]).encode())
+        return ids, digest.hexdigest()
+
+    return Source("image", str(folder), len(paths), lambda n: decoded(paths[:n]), batches, facts)
+
+
+def _sha256(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def blank(pixels: Pixels) -> Source:
@@ -167,7 +177,7 @@ def blank(pixels: Pixels) -> Source:
         return torch.randn(shape, generator=torch.Generator().manual_seed(0))
 
     place = f"{pixels.channels}×{pixels.size}×{pixels.size}"
-    return Source("image", place, FEWEST, None, "", few, lambda size: iter([few(FEWEST)]))
+    return Source("image", place, FEWEST, few, lambda size: iter([few(FEWEST)]), lambda: (None, ""))
 
 
 def array(path: Path, points: int | None) -> Source:
@@ -182,6 +192,8 @@ def array(path: Path, points: int | None) -> Source:
         f"{path}: damaged, no NumPy file, or a pickle, which is never loaded", "save it with np.save", quote=False
     ):
         x = np.load(path, mmap_mode="r", allow_pickle=False)
+    if not isinstance(x, np.ndarray):
+        raise UserError(f"{path}: it holds several arrays; save one with np.save")
     if x.dtype.kind not in "biuf" or not x.ndim:
         raise UserError(
             f"{path}: it holds an array of type {x.dtype} and {x.ndim} axes; save real numbers, inputs first"
@@ -190,16 +202,19 @@ def array(path: Path, points: int | None) -> Source:
 
     def tensor(some: Sequence[int]) -> Tensor:
         values = np.asarray(x[list(some)])
-        kept = np.float32 if values.dtype.kind == "f" and values.dtype.itemsize < 8 else values.dtype.newbyteorder("=")
-        return torch.from_numpy(np.ascontiguousarray(values, dtype=np.int64 if values.dtype.kind in "biu" else kept))
+        whole, single = values.dtype.kind in "biu", values.dtype.itemsize < 8
+        return torch.from_numpy(
+            np.ascontiguousarray(values, np.int64 if whole else np.float32 if single else np.float64)
+        )
 
-    digest = hashlib.sha256(repr((x.shape, str(x.dtype), list(rows) if points else None)).encode())
-    digest.update(np.ascontiguousarray(x[:: max(1, len(x) // 100)]).tobytes())
-    ids = [str(row) for row in rows]
-    return Source(
-        "input", str(path), len(rows), ids, digest.hexdigest(), lambda n: tensor(rows[:n]),
-        lambda size: map(tensor, _batches(rows, size)),
-    )  # fmt: skip
+    def facts() -> tuple[list[str], str]:
+        digest = hashlib.sha256(repr((x.shape, str(x.dtype), [*rows])).encode())
+        for some in _batches(rows, 1000):
+            digest.update(np.ascontiguousarray(x[list(some)]).tobytes())
+        return [str(row) for row in rows], digest.hexdigest()
+
+    batches = lambda size: map(tensor, _batches(rows, size))  # noqa: E731
+    return Source("input", str(path), len(rows), lambda n: tensor(rows[:n]), batches, facts)
 
 
 def text(path: Path, points: int | None, tokenizer: str | None, tokens: int) -> Source:
@@ -214,7 +229,10 @@ def text(path: Path, points: int | None, tokenizer: str | None, tokens: int) -> 
     Raises:
         UserError: there is no text, too little of it, it is not UTF-8, or the tokenizer fails.
     """
-    files = sorted(path.rglob("*.txt")) if path.is_dir() else [path]
+    every = sorted(each for each in path.rglob("*") if each.is_file()) if path.is_dir() else [path]
+    files = [each for each in every if each.suffix.lower() == ".txt"] if path.is_dir() else every
+    if len(files) < len(every):
+        print(f"note: {path}: {len(every) - len(files)} files are no .txt files and are left out", file=sys.stderr)
     if not files or not all(file.is_file() for file in files):
         raise UserError(f"{path}: there is no such text file, and no folder with .txt files; check the path")
     encode = _function("--tokenizer", tokenizer) if tokenizer else lambda string: list(string.encode())
@@ -237,42 +255,65 @@ def text(path: Path, points: int | None, tokenizer: str | None, tokens: int) -> 
     def tensor(some: Sequence[int]) -> Tensor:
         return torch.from_numpy(np.stack([sequences[index] for index in some]))
 
-    digest = hashlib.sha256(b"".join(sequences[index].tobytes() for index in chosen))
-    return Source(
-        "sequence", str(path), len(chosen), [ids[index] for index in chosen], digest.hexdigest(),
-        lambda n: tensor(chosen[:n]), lambda size: map(tensor, _batches(chosen, size)),
-    )  # fmt: skip
+    def facts() -> tuple[list[str], str]:
+        digest = hashlib.sha256(b"".join(sequences[index].tobytes() for index in chosen))
+        return [ids[index] for index in chosen], digest.hexdigest()
+
+    batches = lambda size: map(tensor, _batches(chosen, size))  # noqa: E731
+    return Source("sequence", str(path), len(chosen), lambda n: tensor(chosen[:n]), batches, facts)
 
 
 def code(name: str) -> Source:
     """What a function of the user's yields: batches, tensors or dicts of tensors, each maybe in a pair with their ids.
 
-    It is called anew for each pass, so it has to yield the same inputs each time. Its batches are taken as they are.
+    It is called anew for each pass. Its batches are taken as they are; ids and a checksum are those of the last pass,
+    so that files of other inputs, or of inputs in another order, are known as such.
 
     Raises:
-        UserError: there is no such function, it fails, or yields something else.
+        UserError: there is no such function, it fails, or yields something else, or what can be read only once.
     """
     function = _function("--data", name)
+    failing = f"--data: {name}() fails", "it takes no arguments and returns an iterable of batches"
+    last: dict[str, object] = {"ids": None, "digest": hashlib.sha256()}
 
     def pairs() -> Iterator[tuple[Batch, Sequence[str] | None]]:
-        with as_user_error(f"--data: {name}() fails", "it takes no arguments and returns an iterable of batches"):
+        with as_user_error(*failing):
             iterator = iter(function())
+        end = object()
         while True:
-            with as_user_error(f"--data: {name}() fails", "it takes no arguments and returns an iterable of batches"):
-                found = next(iterator, None)
-            if found is None:
+            with as_user_error(*failing):
+                found = next(iterator, end)
+            if found is end:
                 return
             yield _checked(name, found)
 
-    batch, ids = next(pairs(), (None, None))
+    def batches(size: int) -> Iterator[Batch]:
+        names, digest = [], hashlib.sha256()
+        last.update(ids=names, digest=digest)
+        for batch, ids in pairs():
+            if (ids is None) != (last["ids"] is None) and names:
+                raise UserError(f"--data: {name}() names the inputs of some batches only; name all or none")
+            if ids is None:
+                last["ids"] = None
+            names += ids or []
+            for x in batch.values() if isinstance(batch, dict) else [batch]:
+                digest.update(x.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+            yield batch
+
+    def facts() -> tuple[list[str] | None, str]:
+        ids = last["ids"]
+        if ids is not None and len(set(ids)) < len(ids):
+            raise UserError(f"--data: {name}() gives several inputs one name; give each its own")
+        return ids, last["digest"].hexdigest()
+
+    with as_user_error(*failing):
+        first_time, second_time = function(), function()
+    if first_time is second_time and isinstance(first_time, Iterator):
+        raise UserError(f"--data: {name}() returns an iterator that can be read only once; make it anew at each call")
+    batch, _ = next(pairs(), (None, None))
     if batch is None or length(batch) < FEWEST:
         raise UserError(f"--data: the first batch of {name}() has fewer than {FEWEST} inputs; yield larger batches")
-    names = None if ids is None else [str(each) for _, some in pairs() for each in some]
-    checksum = "" if names is None else hashlib.sha256(json.dumps(names).encode()).hexdigest()
-    count = None if names is None else len(names)
-    return Source(
-        "input", name, count, names, checksum, lambda n: first(batch, n), lambda size: (b for b, _ in pairs())
-    )
+    return Source("input", name, None, lambda n: first(batch, n), batches, facts)
 
 
 def _checked(name: str, found: object) -> tuple[Batch, Sequence[str] | None]:
@@ -287,7 +328,7 @@ def _checked(name: str, found: object) -> tuple[Batch, Sequence[str] | None]:
         )
     if len({len(x) for x in tensors}) > 1 or (ids is not None and len(ids) != len(tensors[0])):
         raise UserError(f"--data: a batch of {name}() has entries of different lengths; give each of them all inputs")
-    return batch, ids
+    return batch, None if ids is None else [str(each) for each in ids]
 
 
 def _function(option: str, name: str) -> Callable:

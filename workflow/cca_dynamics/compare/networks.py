@@ -17,9 +17,10 @@ import pandas as pd
 
 from cca_dynamics.compare import capture, outputs
 from cca_dynamics.compare.capture import Origin
-from cca_dynamics.compare.comparison import check_measures, check_outputs, short
+from cca_dynamics.compare.comparison import check_measures, check_outputs, literal, short
 from cca_dynamics.compare.inputs import Source
 from cca_dynamics.compare.outputs import Reading
+from cca_dynamics.compare.readers import printable
 from cca_dynamics.errors import UserError
 from cca_dynamics.results import figures
 from cca_dynamics.runtime.storage import replacing
@@ -174,9 +175,9 @@ def heatmap(comparison: LayersByLayers, titles: Sequence[str]):
         for names, place, turned in ((second, axis.set_xticks, 90), (first, axis.set_yticks, 0)):
             step = math.ceil(len(names) / (40 // columns))
             size = min(7.0, 260 / columns / math.ceil(len(names) / step))
-            labels = [name if len(name) <= 24 else f"…{name[-23:]}" for name in names[::step]]
+            labels = [literal(name if len(name) <= 24 else f"…{name[-23:]}") for name in names[::step]]
             place(range(0, len(names), step), labels, rotation=turned, fontsize=size)
-        axis.set(xlabel=titles[1], ylabel=titles[0])
+        axis.set(xlabel=literal(titles[1]), ylabel=literal(titles[0]))
         if max(len(first), 2 * len(second) * columns // 2) <= 16:
             for i, j in np.ndindex(distances.shape):
                 red, green, blue, _ = image.cmap(image.norm(distances[i, j]))
@@ -226,8 +227,8 @@ def run(
     Arguments and errors as `compare`; out is .png, .pdf or .svg, the table .csv.
     """
     from rich.console import Console
-    from rich.markup import escape
     from rich.table import Table
+    from rich.text import Text
 
     if not sides[0].layers:
         raise UserError("--layers is missing; it is needed to compare networks")
@@ -241,17 +242,17 @@ def run(
     for measure, distances in comparison.distances.items():
         shown = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="")
         for column in (f"Layer of {sides[0].origin.model}", f"Nearest of {sides[1].origin.model}", "Distance", "Floor"):
-            shown.add_column(column, overflow="fold")
+            shown.add_column(Text(column), overflow="fold")
         nearest = distances.argmin(axis=1)
         for i, (name, j) in enumerate(zip(comparison.layers[0], nearest, strict=True)):
             floor = comparison.floors[measure][i, j]
             cells = f"{distances[i, j]:.3f}", "" if math.isnan(floor) else f"{floor:.3f}"
-            shown.add_row(escape(name), escape(comparison.layers[1][j]), *cells)
+            shown.add_row(*map(Text, (printable(name), printable(comparison.layers[1][j]), *cells)))
         console.print(f"{figures.measure_label(measure)}:")
         console.print(shown)
         console.print()
     for note in notes(comparison):
-        console.print(escape(f"{note[0].upper()}{note[1:]}."))
+        console.print(Text(f"{note[0].upper()}{note[1:]}."))
     print(f"Heatmap: {out}" + (f"  Table: {table_path}" if table_path is not None else ""))
 
 

@@ -49,12 +49,14 @@ class Layout:
         batch: the axis of the inputs.
         channels: the axis of the neurons, of those that are left when the batch is first.
         shape: for one input, as it is.
+        calls: how often the layer is called in a forward pass.
     """
 
     kind: Literal["neurons", "tokens", "maps"]
     batch: int
     channels: int
     shape: tuple[int, ...]
+    calls: int = 1
 
     def describe(self) -> str:
         """The shape for one input, in words where the axes are not obvious."""
@@ -69,14 +71,17 @@ def tensor_of(output: object, which: str | None) -> Tensor | None:
 
     Args:
         output: what the layer returned.
-        which: key, attribute or index; None: the output itself, its last_hidden_state, or the first tensor in it.
+        which: key, attribute or index, or several with dots between them, as 1.0; None: the output itself, its
+            last_hidden_state, or the first tensor in it.
     """
     if isinstance(output, Tensor):
         return output if which in (None, "0") else None
     entries = _entries(output)
     if which is not None:
-        found = entries.get(which)
-        return found if isinstance(found, Tensor) else None
+        if which in entries:
+            return tensor_of(entries[which], None)
+        head, _, rest = which.partition(".")
+        return tensor_of(entries[head], rest) if rest and head in entries else None
     if isinstance(entries.get(LAST_HIDDEN_STATE), Tensor):
         return entries[LAST_HIDDEN_STATE]
     return next((found for entry in entries.values() if (found := tensor_of(entry, None)) is not None), None)
@@ -146,10 +151,13 @@ def layout_of(module: nn.Module, calls: Sequence[Sequence[object]], reading: Rea
     if reading.call == "mean" and len({tensor.shape for tensor in found[0]}) > 1:
         return "its calls give different shapes; add --call 0, 1, ..."
     two, three = (merged(tensors, reading.call) for tensors in found)
-    return _layout(module, two, three, seen)
+    layout = _layout(module, two, three, seen)
+    return layout if isinstance(layout, str) else dataclasses.replace(layout, calls=len(calls[0]))
 
 
 def _layout(module: nn.Module, two: Tensor, three: Tensor, seen: Seen) -> str | Layout:
+    if two.is_nested or two.layout != torch.strided:
+        return "gives a nested or sparse tensor; choose a layer of plain ones"
     if two.is_quantized:
         return "gives a quantized tensor; capture the network before it is quantized"
     if not two.is_floating_point():
@@ -201,7 +209,7 @@ def needs(layout: Layout, reading: Reading) -> str | None:
     return None
 
 
-def points(output: Tensor, layout: Layout, reading: Reading) -> Tensor:
+def points(output: Tensor, layout: Layout, reading: Reading, mask: Tensor | None = None) -> Tensor:
     """(data points, neurons) of what a layer gave for a batch of n inputs.
 
     Args:
@@ -209,17 +217,32 @@ def points(output: Tensor, layout: Layout, reading: Reading) -> Tensor:
         layout: of the layer.
         reading: of tokens "all" or maps "positions", each input gives as many data points as it has tokens or
             positions, one input after the other.
+        mask: (n, t), 0 for tokens that are padding, which do not count; None: no token is.
     """
     x = output.movedim(layout.batch, 0)
     if layout.kind == "neurons":
         return x
     if layout.kind == "tokens":
-        picked = {"mean": lambda: x.mean(dim=1), "first": lambda: x[:, 0], "last": lambda: x[:, -1]}
-        return picked[reading.tokens]() if reading.tokens in picked else x.flatten(0, 1)
+        return _tokens(x, reading.tokens, mask if mask is not None and mask.shape == x.shape[:2] else None)
     x = x.movedim(layout.channels, -1).flatten(1, -2)  # (n, positions, channels)
     if reading.maps == "mean":
         return x.mean(dim=1)
     return x.flatten(1) if reading.maps == "flatten" else x.flatten(0, 1)
+
+
+def _tokens(x: Tensor, which: str | None, mask: Tensor | None) -> Tensor:
+    """(data points, neurons) of sequences (n, t, neurons), without padding."""
+    if mask is None:
+        picked = {"mean": lambda: x.mean(dim=1), "first": lambda: x[:, 0], "last": lambda: x[:, -1]}
+        return picked[which]() if which in picked else x.flatten(0, 1)
+    real = mask.to(x.device, torch.bool)
+    if which == "all":
+        return x[real]
+    if which == "mean":
+        return (x * real[..., None]).sum(dim=1) / real.sum(dim=1, keepdim=True).clamp(min=1)
+    positions = torch.arange(x.shape[1], device=x.device).expand(x.shape[:2])
+    ends = positions.masked_fill(~real, x.shape[1]).amin(dim=1) if which == "first" else (positions * real).amax(dim=1)
+    return x[torch.arange(len(x), device=x.device), ends.clamp(max=x.shape[1] - 1)]
 
 
 def neurons(layout: Layout, reading: Reading) -> int:
@@ -255,7 +278,7 @@ def seen_in(network: nn.Module, calls: Mapping[str, tuple[list, list]], counts: 
     tokens, signals = set(), set()
     for name, (_, outputs) in calls.items():
         for x in (tensor_of(output, None) for output in outputs):
-            if x is not None and x.ndim == 3 and x.shape[0] == counts[1]:
+            if x is not None and not x.is_nested and x.ndim == 3 and x.shape[0] == counts[1]:
                 if _holds_channels_first(network.get_submodule(name)):
                     signals.add(tuple(x.shape[1:]))
                 else:

@@ -19,6 +19,8 @@ from torch import Tensor
 from cca_dynamics.errors import DamagedFile, UserError, as_user_error
 from cca_dynamics.runtime.storage import read_tensors
 
+POINTER = b"version https://git-lfs.github.com/spec"
+"""How a pointer of Git LFS begins."""
 DESCRIPTION = "__description__"
 """Entry of an .npz file with what there is to say about its arrays, JSON; safetensors have a place for that."""
 
@@ -69,9 +71,9 @@ def read(paths: Sequence[Path], paired: bool = False) -> list[Representation]:
             first = first or points
             order = points.order_of(first)
         for key, array in arrays.items():
-            for layer, x, positions in _layers(path, _printable(key), array, stacked=bool(facts)):
+            for layer, x, positions in _layers(path, printable(key), array, stacked=bool(facts)):
                 name = ":".join(part for part in (label if len(paths) > 1 or not layer else "", layer) if part)
-                x = x if order is None else x[order]
+                x = x if order is None else _in_order(x, order, f"{path}: {layer}")
                 found.append(Representation(name, f"{path}: {layer or 'the array'}", x, positions))
     names = [representation.name for representation in found]
     for representation in found:
@@ -83,6 +85,15 @@ def read(paths: Sequence[Path], paired: bool = False) -> list[Representation]:
                 f"{len(found[0].x)}; compare activations of the same data points"
             )
     return found
+
+
+def _in_order(x: Tensor, order: list[int], source: str) -> Tensor:
+    """Rows in an order of the inputs, each of which may have given several rows."""
+    if len(x) % len(order):
+        raise UserError(
+            f"{source} has other numbers of rows for each input, so they cannot be put in order; capture it again"
+        )
+    return x.unflatten(0, (len(order), -1))[order].flatten(0, 1)
 
 
 @dataclass(frozen=True)
@@ -115,12 +126,17 @@ class DataPoints:
         """
         if self.checksum == first.checksum:
             return None
-        either = "capture both from one folder, with equal --points, or add --paired to compare row by row"
+        if len(set(self.ids)) < len(self.ids) or len(set(first.ids)) < len(first.ids):
+            raise UserError(
+                f"{self.path}: some of its data points have the same name, so they cannot be told from those of "
+                f"{first.path}; give each a name of its own, or add --paired to compare row by row"
+            )
+        either = "capture both from the same inputs, with equal --points, or add --paired to compare row by row"
         if not self.ids or sorted(self.ids) != sorted(first.ids):
-            raise UserError(f"{self.path}: it was captured from other images than {first.path}; {either}")
+            raise UserError(f"{self.path}: it was captured from other inputs than {first.path}; {either}")
         if self.ids == first.ids:
             raise UserError(
-                f"{self.path}: its images have the names of those of {first.path}, but other contents; {either}"
+                f"{self.path}: its inputs have the names of those of {first.path}, but other contents; {either}"
             )
         row_of = {name: row for row, name in enumerate(self.ids)}
         return [row_of[name] for name in first.ids]
@@ -204,16 +220,22 @@ def _arrays(path: Path) -> tuple[dict[str, Tensor], dict[str, object]]:
     if not path.is_file():
         problem = "it is a folder; give the files in it" if path.is_dir() else "there is no such file; check the path"
         raise UserError(f"{path}: {problem}")
-    with open(path, "rb"):  # what cannot be opened says so itself
-        pass
+    refuse_pointer(path)
     return reader(path)
+
+
+def refuse_pointer(path: Path) -> None:
+    """Refuse what Git leaves in place of a large file that was not fetched."""
+    with open(path, "rb") as file:  # what cannot be opened says so itself
+        if file.read(len(POINTER)) == POINTER:
+            raise UserError(f"{path}: it is a pointer of Git LFS, not the file itself; run git lfs pull")
 
 
 def _tensor(path: Path, name: str, array: object) -> Tensor:
     """A NumPy array in an own dtype of PyTorch that holds as many digits; integers become float64."""
     if not isinstance(array, np.ndarray) or array.dtype.kind not in "biuf":
         kind = array.dtype if isinstance(array, np.ndarray) else type(array).__name__
-        raise UserError(f"{path}: {_printable(name) or 'the array'} is of type {kind}; save real numbers")
+        raise UserError(f"{path}: {printable(name) or 'the array'} is of type {kind}; save real numbers")
     floating = array.dtype.kind == "f" and array.dtype.itemsize <= 8
     return torch.from_numpy(np.require(array, array.dtype.newbyteorder("=") if floating else np.float64, ["C", "W"]))
 
@@ -224,7 +246,13 @@ def _layers(
     """(name, (n, d), positions) of what one array holds; networks are stacked in files of the workflow alone."""
     called = f"{path}: {name or 'the array'}"
     tensor = tensor.detach()
-    if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_complex() or tensor.is_meta:
+    if (
+        tensor.is_nested
+        or tensor.layout != torch.strided
+        or tensor.is_quantized
+        or tensor.is_complex()
+        or tensor.is_meta
+    ):
         raise UserError(f"{called} is sparse, quantized, complex or without data; save a dense tensor of real numbers")
     if tensor.is_floating_point() and torch.finfo(tensor.dtype).bits < 16:
         raise UserError(f"{called} is of type {tensor.dtype}, too coarse to compare; record it in half precision")
@@ -264,12 +292,12 @@ def _labels(paths: Sequence[Path]) -> list[str]:
             raise UserError(f"{path}: it is given twice; name every file once")
     for depth in range(1, max(len(path.parts) for path in absolute) + 1):
         for ends in ([path.with_suffix("") for path in absolute], absolute):
-            labels = [_printable("/".join(end.parts[-depth:])) for end in ends]
+            labels = [printable("/".join(end.parts[-depth:])) for end in ends]
             if len(set(labels)) == len(labels):
                 return labels
-    return [_printable(str(path)) for path in absolute]
+    return [printable(str(path)) for path in absolute]
 
 
-def _printable(name: str) -> str:
-    """A name out of a file, without what would command a terminal."""
+def printable(name: str) -> str:
+    """A name out of a file or of a network, without what would command a terminal."""
     return "".join(character if character.isprintable() else "�" for character in name)

@@ -6,18 +6,19 @@ optimiser's state, averages beside the weights), and names may begin with what w
 
 from __future__ import annotations
 
+import copy
 import difflib
 import json
 import sys
 import warnings
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from cca_dynamics.compare.readers import read_safetensors
+from cca_dynamics.compare.readers import read_safetensors, refuse_pointer
 from cca_dynamics.errors import UserError, as_user_error
 
 SUFFIXES = (".pt", ".pth", ".bin", ".ckpt", ".safetensors", ".json")
@@ -25,7 +26,9 @@ SUFFIXES = (".pt", ".pth", ".bin", ".ckpt", ".safetensors", ".json")
 DEPTH = 3
 """Levels of dicts in which weights are looked for."""
 COUNTERS = "num_batches_tracked"
-"""End of the names of tensors that evaluation does not use; they may be missing."""
+"""End of the names of tensors that evaluation does not use; they may be missing, or there without need."""
+COMPILED = "_orig_mod."
+"""What torch.compile puts into the names of what is compiled."""
 
 
 @dataclass(frozen=True)
@@ -62,8 +65,8 @@ def fill(network: nn.Module, path: Path, model: str, entry: str | None) -> None:
     if not path.is_file():
         raise UserError(f"{path}: there is no such file; check the path of --weights")
     content = _content(path)
-    own = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items() if isinstance(tensor, Tensor)}
-    candidates = [_fitted(name, tensors, own) for name, tensors in _sets(content, "", DEPTH)]
+    own = {name: tensor for name, tensor in network.state_dict().items() if isinstance(tensor, Tensor)}
+    candidates = [_fitted(name, tensors, network, own) for name, tensors in _sets(content, "", DEPTH)]
     if entry is not None:
         named = [candidate for candidate in candidates if candidate.entry == entry]
         if not named:
@@ -99,6 +102,7 @@ def _misfit(path: Path, model: str, candidates: list[Candidate]) -> str:
 
 def _content(path: Path) -> Mapping:
     """Everything in a file, or in all files that an index names."""
+    refuse_pointer(path)
     if path.suffix == ".json":
         return _shards(path)
     if path.suffix == ".safetensors":
@@ -142,25 +146,54 @@ def _sets(content: Mapping, entry: str, depth: int) -> Iterator[tuple[str, dict[
             yield from _sets(value, f"{entry}.{name}" if entry else name, depth - 1)
 
 
-def _fitted(entry: str, tensors: dict[str, Tensor], own: dict[str, tuple[int, ...]]) -> Candidate:
+def _fitted(entry: str, tensors: dict[str, Tensor], network: nn.Module, own: dict[str, Tensor]) -> Candidate:
     """A set of tensors, without the prefix that all of its names share if they fit better so."""
-    best, prefix = Candidate(entry, "", tensors, _differences(tensors, own)), ""
+    compiled = any(COMPILED in name for name in tensors)
+    tensors = {name.replace(COMPILED, ""): tensor for name, tensor in tensors.items()}
+    best, prefix = Candidate(entry, "", tensors, _differences(tensors, network, own)), ""
     while best.problems and tensors:
         first = {name.partition(".")[0] for name in tensors}
         if len(first) != 1 or any("." not in name for name in tensors):
             break
         prefix += f"{first.pop()}."
         tensors = {name.partition(".")[2]: tensor for name, tensor in tensors.items()}
-        stripped = Candidate(entry, prefix, tensors, _differences(tensors, own))
+        stripped = Candidate(entry, prefix, tensors, _differences(tensors, network, own))
         if len(stripped.problems) < len(best.problems):
             best = stripped
-    return best
+    return replace(best, prefix=" and ".join([best.prefix] * bool(best.prefix) + [COMPILED] * compiled))
 
 
-def _differences(tensors: Mapping[str, Tensor], own: dict[str, tuple[int, ...]]) -> list[str]:
-    shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-    return [
-        *(f"it lacks {name}" for name in own if name not in shapes and not name.endswith(COUNTERS)),
-        *(f"{name or 'a tensor without a name'} is none of the network's" for name in shapes if name not in own),
-        *(f"{name} is {shapes[name]}, not {own[name]}" for name in own if shapes.get(name, own[name]) != own[name]),
-    ]
+def _differences(tensors: Mapping[str, Tensor], network: nn.Module, own: dict[str, Tensor]) -> list[str]:
+    """Why tensors are not the network's; [] if they are."""
+    places: dict[tuple, set[str]] = {}
+    for name, tensor in own.items():
+        places.setdefault((tensor.data_ptr(), tuple(tensor.shape)), set()).add(name)
+    tied = {name for names in places.values() if names & tensors.keys() for name in names}  # one tensor, several names
+    found = [f"it lacks {name}" for name in own if name not in tensors and name not in tied and not _counts(name)]
+    unknown = [name for name in tensors if name not in own and not _counts(name)]
+    found += [f"{name or 'a tensor without a name'} is none of the network's" for name in unknown]
+    for name in (each for each in own if each in tensors):
+        shapes, types = zip(*((tuple(each.shape), each.dtype) for each in (tensors[name], own[name])), strict=True)
+        if shapes[0] != shapes[1]:
+            found.append(f"{name} is {shapes[0]}, not {shapes[1]}")
+        elif types[0].is_floating_point != types[1].is_floating_point:
+            given, wanted = (str(each).removeprefix("torch.") for each in types)
+            found.append(f"{name} is of type {given}, not {wanted}")
+    if found and _takes(network, tensors):
+        return []
+    return found
+
+
+def _takes(network: nn.Module, tensors: Mapping[str, Tensor]) -> bool:
+    """Whether the network itself accepts names that differ, as modules do that were written in an older way."""
+    if not any(module._load_state_dict_pre_hooks for module in network.modules()):
+        return False
+    try:
+        copy.deepcopy(network).load_state_dict(dict(tensors))
+    except (RuntimeError, TypeError, ValueError):
+        return False
+    return True
+
+
+def _counts(name: str) -> bool:
+    return name.endswith(COUNTERS)

@@ -58,7 +58,7 @@ class Listing:
 
     Attributes:
         paths: sorted by their names below the folder.
-        left_out: suffix ("" of files without) → number of files that are no images by their suffix.
+        left_out: suffix ("" of files without), or "broken links" → number of such files, which are no images.
     """
 
     paths: list[Path] = field(default_factory=list)
@@ -81,7 +81,7 @@ def files_below(folder: Path, depth: int | None = None) -> Listing:
     """
     found = Listing()
     for path in _walk(folder, depth, seen=()):
-        suffix = path.suffix.lower()
+        suffix = path.suffix.lower() if path.exists() else "broken links"
         if suffix in SUFFIXES:
             found.paths.append(path)
         else:
@@ -100,5 +100,5 @@ def _walk(folder: Path, depth: int | None, seen: tuple[str, ...]) -> Iterator[Pa
         if entry.is_dir():
             if depth is None or depth > 0:
                 yield from _walk(Path(entry.path), None if depth is None else depth - 1, (*seen, real))
-        elif entry.is_file():
+        elif entry.is_file() or entry.is_symlink():
             yield Path(entry.path)
