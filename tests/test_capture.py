@@ -554,19 +554,8 @@ def test_padding_does_not_count(capsys, tmp_path, tokens):
 
 def test_a_network_that_changes_its_inputs_leaves_those_of_others(capsys, tmp_path):
     """Side by side in either order, and captured one by one."""
-    found = []
-    common = (
-        "--images",
-        "images",
-        "--size",
-        16,
-        "--layers",
-        "head",
-        "--measure",
-        "linear_cka",
-        "--out",
-        tmp_path / "h.png",
-    )
+    found, files = [], ("--table", tmp_path / "t.csv", "--out", tmp_path / "h.png")
+    common = ("--images", "images", "--size", 16, "--layers", "head", "--measure", "linear_cka")
     for pair in (("changing", "net"), ("net", "changing")):
         models = [f"capturable:{name}" for name in pair]
         assert run(capsys, "compare-networks", *models, *common, *files)[0] == 0
