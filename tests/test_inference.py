@@ -41,14 +41,14 @@ DISTRIBUTIONS = {
 @pytest.mark.parametrize("distribution", DISTRIBUTIONS)
 @pytest.mark.parametrize("measure", ["pwcca", "linear_cka"])
 def test_unrelated_layers_are_significant_as_often_as_promised(rng, distribution, measure):
-    """Of 100 tests at 5 %, 12 or more are significant once in 200 runs; p is exact, so no tail makes it more."""
+    """Of 60 tests at 5 %, 9 or more are significant once in 200 runs; p is exact, so no tail makes it more."""
     draw = DISTRIBUTIONS[distribution]
     tests = [
         permutation_test(draw(rng, (40, 4)), draw(rng, (40, 3)), measure, permutations=20, seed=seed)
-        for seed in range(100)
+        for seed in range(60)
     ]
     p = np.array([test.p_value for test in tests])
-    assert (p <= 0.05).sum() < 12
+    assert (p <= 0.05).sum() < 9
     assert 0.35 < p.mean() < 0.65
     assert ((p <= 0.05) >= (np.array([test.calibrated for test in tests]) > 0)).all()
 
@@ -56,14 +56,14 @@ def test_unrelated_layers_are_significant_as_often_as_promised(rng, distribution
 def test_the_family_is_one_test_however_many_pairs(rng):
     """Of 15 unrelated pairs some have a small p; corrected for their number hardly any family has."""
     alone, together = 0, 0
-    for seed in range(25):
+    for seed in range(15):
         layers = [rng.normal(size=(40, d)) for d in (2, 3, 4, 5, 2, 3)]
         test = pairwise_permutation_test(layers, permutations=20, seed=seed)
         pairs = np.triu_indices(6, 1)
         alone += test.p_value[pairs].min() <= 0.05
         together += test.p_family[pairs].min() <= 0.05
         assert (test.p_family[pairs] >= test.p_value[pairs] - 0.2).all()
-    assert alone > 8 and together <= 5
+    assert alone > 4 and together <= 4
 
 
 @pytest.mark.parametrize("measure", MEASURES)
@@ -96,11 +96,11 @@ def test_clusters_are_dealt_as_a_whole(rng):
     """Ten tokens of each of 12 texts: what texts have in common by chance is no relation of tokens."""
     texts = np.repeat(np.arange(12), 10)
     wrong = right = 0
-    for seed in range(30):
+    for seed in range(16):
         x, y = (rng.normal(size=(12, 3))[texts] + 0.3 * rng.normal(size=(120, 3)) for _ in range(2))
         wrong += permutation_test(x, y, permutations=39, seed=seed).p_value <= 0.05
         right += permutation_test(x, y, permutations=39, seed=seed, clusters=texts).p_value <= 0.05
-    assert wrong > 15 and right < 7
+    assert wrong > 7 and right < 5
 
 
 def test_calibration_takes_chance_out_of_width(rng):

@@ -331,7 +331,7 @@ def test_bartlett_counts_the_correlations_that_are_there():
 @pytest.mark.parametrize(("p", "q", "n"), [(3, 5, 40), (10, 10, 60), (1, 8, 30)])
 def test_moments_of_the_null_are_exact(p, q, n):
     rng = np.random.default_rng(0)
-    sums = [np.sum(cca(rng.normal(size=(n, p)), rng.normal(size=(n, q))).correlations ** 2) for _ in range(1500)]
+    sums = [np.sum(cca(rng.normal(size=(n, p)), rng.normal(size=(n, q))).correlations ** 2) for _ in range(800)]
     mean, variance = null_moments(p, q, n)
     assert np.mean(sums) == pytest.approx(mean, abs=4 * np.sqrt(variance / len(sums)))
     assert np.var(sums) == pytest.approx(variance, rel=0.2)
@@ -340,7 +340,7 @@ def test_moments_of_the_null_are_exact(p, q, n):
 @pytest.mark.parametrize(("p", "q", "n"), [(1, 1, 20), (1, 12, 50), (20, 30, 200), (40, 40, 100), (100, 30, 400)])
 def test_floor_is_the_distance_of_unrelated_layers(p, q, n):
     rng = np.random.default_rng(1)
-    results = [pwcca(rng.normal(size=(n, p)), rng.normal(size=(n, q))) for _ in range(60 if p > 1 else 2000)]
+    results = [pwcca(rng.normal(size=(n, p)), rng.normal(size=(n, q))) for _ in range(60 if p > 1 else 800)]
     distances = [result.distance for result in results]
     spread = np.std(distances) / np.sqrt(len(distances))
     assert results[0].floor == pytest.approx(np.mean(distances), abs=4 * spread + 0.004)
