@@ -93,7 +93,9 @@ def pairwise(
         if progress is not None:
             progress(done, pairs)
 
-    with Workers(device) as workers:
+    shapes = [x.x.shape if isinstance(x, Factors) else getattr(x, "shape", ()) for x in representations]
+    numbers = sum(int(np.prod(shape)) for shape in shapes)
+    with Workers(device, numbers) as workers:
         named = [(x, f"representations[{i}]") for i, x in enumerate(representations)]
         factors = workers.run(lambda x, name: factorize(x, device=device, name=name), named)
         if record.keep is not None:

@@ -7,6 +7,9 @@ from concurrent.futures import ThreadPoolExecutor
 
 import torch
 
+FEW = 100_000
+"""Numbers up to which all is computed by the calling thread."""
+
 
 class Workers:
     """A pool of threads for small computations: as many threads as torch would use on a CPU, one for a GPU.
@@ -16,10 +19,11 @@ class Workers:
 
     Args:
         device: "cpu" or "cuda".
+        numbers: about how many numbers the computations read; for few, starting threads costs more than they save.
     """
 
-    def __init__(self, device: str):
-        self.threads = torch.get_num_threads() if device == "cpu" else 1
+    def __init__(self, device: str, numbers: int):
+        self.threads = torch.get_num_threads() if device == "cpu" and numbers > FEW else 1
         self.pool = None
         if self.threads > 1:
             # torch remembers its number of threads separately for each thread that calls it.
