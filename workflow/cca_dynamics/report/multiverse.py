@@ -303,6 +303,7 @@ def _draw_curve(axis, rows: pd.DataFrame) -> None:
     if axis.get_ylim()[0] < 0 < axis.get_ylim()[1]:
         axis.axhline(0, **figures.THRESHOLD)
     axis.set_xticks([])
+    axis.ticklabel_format(axis="y", useOffset=False)
     axis.tick_params(axis="y", labelsize=6, length=2, pad=1)
     axis.locator_params(axis="y", nbins=4)
     axis.spines["bottom"].set_visible(False)
@@ -312,7 +313,8 @@ def _limits(values: np.ndarray, low: np.ndarray, high: np.ndarray) -> tuple[floa
     """From the lowest to the highest end of an interval, unless a few wide ones would flatten all others."""
     least, most = np.nanmin(values), np.nanmax(values)
     widths = (high - low)[np.isfinite(high - low)]
-    room = max(most - least, float(np.median(widths)) if len(widths) else 0.0, 1e-6)
+    room = max(most - least, float(np.median(widths)) if len(widths) else 0.0)
+    room = max(room, 0.1 * max(abs(least), abs(most)) if room == 0 else 0.0, 1e-6)  # one value in all readings
     ends = np.concatenate([values, low, high])
     ends = ends[np.isfinite(ends)].clip(least - room, most + room)
     return float(ends.min() - 0.06 * room), float(ends.max() + 0.06 * room)
