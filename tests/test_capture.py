@@ -277,6 +277,12 @@ NETWORKS = """
     def stops():
         yield {"input_ids": torch.zeros(9, 12, dtype=torch.long)}
         yield None
+    def backwards():
+        for batch, ids in reversed(list(batches())):
+            yield {"input_ids": batch["input_ids"].flip(0)}, ids[::-1]
+
+
+    def unnamed(): return (batch for batch, _ in batches())
     def words(text): return [len(word) for word in text.split()]
     def empty(): return []
     def wrong(): yield "text"
@@ -576,6 +582,34 @@ def test_other_pictures_of_equal_names_and_sizes_are_known_as_such(capsys, tmp_p
         assert run(capsys, "capture", "capturable:net", *flags)[0] == 0
     status, _, err = run(capsys, "compare", tmp_path / "a.npz", tmp_path / "b.npz", "--out", tmp_path / "h.png")
     assert status == 1 and "its inputs have the names of those of" in err
+
+
+def test_the_checksum_of_inputs_knows_their_contents_and_not_their_order():
+    a = inputs.checksum(["x", "y", "z"], ["1", "2", "3"])
+    assert inputs.checksum(["z", "x", "y"], ["3", "1", "2"]) == a
+    assert inputs.checksum(["x", "y", "z"], ["1", "3", "2"]) != a
+    assert inputs.checksum(None, ["1", "2"]) != inputs.checksum(None, ["2", "1"])
+
+
+def test_inputs_of_a_function_in_another_order_are_put_in_order(capsys, tmp_path):
+    """The same texts forwards and backwards: equal layers; backwards without names: refused."""
+    for name in ("batches", "backwards", "unnamed"):
+        flags = (
+            "--layers",
+            "head",
+            "--tokens",
+            "mean",
+            "--data",
+            f"capturable:{name}",
+            "--out",
+            tmp_path / f"{name}.npz",
+        )
+        status, _, err = run(capsys, "capture", "capturable:language", *flags)
+        assert status == 0, err
+    files = [tmp_path / f"{name}.npz" for name in ("batches", "backwards")]
+    assert comparison.compare(files, ["linear_cka"]).distances["linear_cka"][0, 1] == pytest.approx(0, abs=1e-6)
+    with pytest.raises(inputs.UserError, match=r"unnamed\.npz: it was captured from other inputs than"):
+        comparison.compare([files[0], tmp_path / "unnamed.npz"], ["linear_cka"])
 
 
 def test_nested_outputs_are_named_by_a_path(capsys, tmp_path):

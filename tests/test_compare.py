@@ -479,6 +479,19 @@ def test_pairs_like_chance_are_marked_in_the_heatmap(tmp_path, rng, count):
         assert [count + 1, count] not in dots.tolist()
 
 
+def test_long_notes_leave_room_for_the_panels_of_a_heatmap(tmp_path, rng):
+    layers = {f"a layer with a long name {i}": rng.normal(size=(60, 2)) for i in range(11)}
+    file = write(tmp_path / "a.npz", layers)
+    found = comparison.compare([file], ["pwcca", "linear_cka"], inference=comparison.Inference(permutations=20))
+    figure = comparison.heatmap(found)
+    figure.canvas.draw()
+    note, panels = figure._supxlabel.get_window_extent(), figure.axes[:2]
+    assert note.height > 3 * 6.5 * figure.dpi / 72  # several lines
+    for axis in panels:
+        assert axis._left_title.get_window_extent().y1 <= figure.bbox.y1
+        assert axis.xaxis.label.get_window_extent().y0 >= note.y1
+
+
 def test_a_measure_is_checked_by_the_directions_it_compares(tmp_path, rng):
     """More neurons than images, and 20 strong directions: SVCCA compares these, PWCCA has nothing to compare."""
     z = rng.normal(size=(100, 20))
@@ -594,13 +607,15 @@ def test_images_in_another_order_are_put_in_order_and_pairs_are_compared_on_dema
         return tmp_path / name
 
     a = captured("a.safetensors", x, names, "1")
-    shuffled = captured("b.safetensors", x[order], [names[i] for i in order], "2")
+    shuffled = captured("b.safetensors", x[order], [names[i] for i in order], "1")
     assert comparison.compare([a, shuffled]).distances["pwcca"][0, 1] == pytest.approx(0, abs=1e-6)
     blurred = captured("c.safetensors", x[order], names, "3")
     said = refusal(capsys, "compare", a, blurred)
     assert (
         "c.safetensors: its inputs have the names of those of" in said and "add --paired to compare row by row" in said
     )
+    changed = captured("f.safetensors", x[order], [names[i] for i in order], "6")
+    assert "f.safetensors: its inputs have the names of those of" in refusal(capsys, "compare", a, changed)
     others = captured("d.safetensors", x, [f"other{i}" for i in range(40)], "4")
     assert "d.safetensors: it was captured from other inputs than" in refusal(capsys, "compare", a, others)
     old = captured("e.safetensors", x, None, "5")

@@ -13,7 +13,7 @@ import pytest
 import torch
 from cca_dynamics import cli
 from cca_dynamics.config.models import Cifar10, ImageFolder
-from cca_dynamics.data import datasets, images, pictures
+from cca_dynamics.data import datasets, image_files, images
 from cca_dynamics.errors import UserError
 from cca_dynamics.training.augmentation import SHIFT, flip_and_shift
 from PIL import Image
@@ -59,7 +59,7 @@ GREY = RGB[..., 0]
 
 def saved(tmp_path, image, suffix="png", **how):
     image.save(tmp_path / f"image.{suffix}", **how)
-    return np.asarray(pictures.read(tmp_path / f"image.{suffix}"))
+    return np.asarray(image_files.read(tmp_path / f"image.{suffix}"))
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "P", "RGB", "RGBA", "LA", "CMYK", "YCbCr", "LAB", "I;16", "I", "F"])
@@ -99,7 +99,7 @@ def test_transparent_pixels_are_white_and_photographs_upright(tmp_path):
 def test_of_animations_the_first_frame_is_taken(tmp_path):
     frames = [Image.new("RGB", (10, 8), colour) for colour in ("red", "blue")]
     frames[0].save(tmp_path / "image.gif", save_all=True, append_images=frames[1:])
-    assert np.asarray(pictures.read(tmp_path / "image.gif"))[0, 0].tolist() == [255, 0, 0]
+    assert np.asarray(image_files.read(tmp_path / "image.gif"))[0, 0].tolist() == [255, 0, 0]
 
 
 def test_links_are_followed_loops_are_not_and_the_rest_is_counted(tmp_path):
@@ -113,11 +113,11 @@ def test_links_are_followed_loops_are_not_and_the_rest_is_counted(tmp_path):
     (folder / "linked").symlink_to(store)
     (store / "loop").symlink_to(folder)
     (folder / "broken.png").symlink_to(tmp_path / "nowhere")
-    found = pictures.files_below(folder)
+    found = image_files.files_below(folder)
     assert [str(path.relative_to(folder)) for path in found.paths] == ["c.jpg", "linked/b.png", "linked/deep/a.WEBP"]
     assert found.note().startswith("5 files are no images by their suffix and are left out (2 .txt, ")
     assert "1 broken links" in found.note()
-    assert pictures.files_below(folder, depth=0).paths == [folder / "c.jpg"]
+    assert image_files.files_below(folder, depth=0).paths == [folder / "c.jpg"]
 
 
 def test_classes_may_be_links_and_validation_stands_for_test(tmp_path, capsys):

@@ -350,6 +350,12 @@ def test_a_few_wide_intervals_do_not_flatten_the_others():
     assert -0.3 < low < 0 and 0.4 < high < 0.7
 
 
+def test_a_value_that_no_reading_changes_has_a_scale_that_can_be_read():
+    same, unknown = np.ones(5), np.full(5, np.nan)
+    low, high = multiverse._limits(same, unknown, unknown)
+    assert low < 0.999 and high > 1.001  # ticks of a scale of 1e-6 around 1 need an offset, which hides the title
+
+
 def test_the_command_writes_the_table_the_overview_and_the_curves(tmp_path):
     study = study_with({"width": {"filters": [2, 3]}}, targets=["width", "toy_noise"])
     paths = [made_up_claims(tmp_path, "width", NAMES["width"], number) for number in range(3)]

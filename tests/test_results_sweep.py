@@ -136,6 +136,20 @@ def test_planted_clusters_are_found(rng, few):
     assert result["graded"] != REPRODUCED  # groups at equal distances are in no order
 
 
+def test_the_share_nearest_to_their_own_rate_has_an_interval_from_subsamples(rng, few):
+    """It jumps from network to network, and the jackknife suits smooth statistics alone."""
+    table = planted(rng)
+    claim = claims_of(clusters, table, few)["nearest_rate"]
+    sweep = clusters.Sweep(table)
+    shares = [
+        clustering.nearest_group_accuracy(
+            clustering.residual_distances(sweep.distances[np.ix_(some, some)]), sweep["learning_rate"][some]
+        )
+        for some in clustering.subsamples(sweep["learning_rate"], seed=0)
+    ]
+    assert claim.interval == clustering.subsample_interval(claim.value, shares, 0, 1)
+
+
 def test_a_gradient_is_no_clusters(rng, few):
     distances, groups = along_a_line(rng)
     result = verdicts(clusters, sweep_table(distances, groups, rng.normal(size=(60, 2))), few)

@@ -247,7 +247,7 @@ def capture(options: argparse.Namespace) -> None:
 def compare_networks(options: argparse.Namespace) -> None:
     """Compare the layers of two networks on the same inputs, without storing activations."""
     device = _device(options)
-    from cca_dynamics.compare import capture, networks
+    from cca_dynamics.compare import capture, side_by_side
 
     for name in ("weights", "seed", "entry"):
         if len(getattr(options, name) or []) > 2:
@@ -258,9 +258,9 @@ def compare_networks(options: argparse.Namespace) -> None:
         values = (options.weights, options.seed, options.entry or [None])
         origin = capture.Origin(model, *(each[min(index, len(each) - 1)] for each in values))
         layers = options.second_layers if index and options.second_layers else options.layers
-        sides.append(networks.Side(origin, tuple(layers)))
+        sides.append(side_by_side.Side(origin, tuple(layers)))
     how = {"reading": _reading(options), "batch": options.batch, "device": device}
-    networks.run(tuple(sides), _inputs(options), options.measure, options.out, options.table, **how)
+    side_by_side.run(tuple(sides), _inputs(options), options.measure, options.out, options.table, **how)
 
 
 def _inputs(options: argparse.Namespace, listing: bool = False):

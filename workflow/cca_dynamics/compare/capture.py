@@ -195,7 +195,7 @@ def _copied(output: object) -> object:
         return output.clone()
     if isinstance(output, dict):
         return {key: _copied(value) for key, value in output.items()}
-    if isinstance(output, (tuple, list)) and not hasattr(output, "_fields"):
+    if type(output) in (tuple, list):
         return type(output)(_copied(value) for value in output)
     return output
 

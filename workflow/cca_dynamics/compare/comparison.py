@@ -11,7 +11,7 @@ import difflib
 import math
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -163,14 +163,9 @@ def compare(
     except RepresentationError as problem:
         raise UserError(str(problem)) from None
     distances, floors, tests, found = {}, {}, {}, {}
+    sources = [each.source for each in representations]
     for measure in dict.fromkeys(measures):
-        compared = MEASURES[measure].compared(factors)
-        _check(representations, factors, compared, measure)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", DegenerateCCAWarning)  # `notes` says how many pairs, and how bad it is
-            both_ways = pairwise(factors, measure, device=device)
-        distances[measure] = (both_ways + both_ways.T) / 2
-        floors[measure] = np.array([[null_floor(x.rank, y.rank, x.n, measure) for y in compared] for x in compared])
+        distances[measure], floors[measure] = distances_and_floors(factors, sources, measure, device)
         if inference.permutations:
             with _progress(measure, "permutations") as progress, _in_one_line():
                 how = {"permutations": inference.permutations, "device": device, "progress": progress}
@@ -204,25 +199,44 @@ def _progress(measure: str, unit: str) -> Iterator[Callable[[int, int], None]]:
         yield show
 
 
-def _check(
-    representations: list[Representation], factors: list[Factors], compared: list[Factors], measure: str
-) -> None:
+def distances_and_floors(
+    factors: list[Factors], sources: Sequence[str], measure: str, device: str
+) -> tuple[np.ndarray, np.ndarray]:
+    """Distances of all pairs, the mean of both directions, and their floors (nan where no law is known): (N, N) each.
+
+    Args:
+        factors: of N representations.
+        sources: what messages call them.
+        measure: key of `MEASURES`.
+        device: "cpu" or "cuda".
+
+    Raises:
+        UserError: the measure cannot compare one of them.
+    """
+    compared = MEASURES[measure].compared(factors)
+    _check(sources, factors, compared, measure)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DegenerateCCAWarning)  # notes say how many pairs, and how bad it is
+        both_ways = pairwise(factors, measure, device=device)
+    floors = np.array([[null_floor(x.rank, y.rank, x.n, measure) for y in compared] for x in compared])
+    return (both_ways + both_ways.T) / 2, floors
+
+
+def _check(sources: Sequence[str], factors: list[Factors], compared: list[Factors], measure: str) -> None:
     """Refuse by name what the measure would refuse by number."""
     record = MEASURES[measure]
-    for representation, x, directions in zip(representations, factors, compared, strict=True):
+    for source, x, directions in zip(sources, factors, compared, strict=True):
         if record.canonical and directions.rank >= x.n - 1:
             raise UserError(
-                f"{representation.source} spans all {x.n - 1} directions of its {x.n} data points, so that everything "
+                f"{source} spans all {x.n - 1} directions of its {x.n} data points, so that everything "
                 "correlates with it perfectly; use more data points than neurons, or --measure linear_cka_debiased"
             )
         if x.n < record.fewest_points:
-            raise UserError(
-                f"{representation.source} has {x.n} data points; {record.label} needs at least {record.fewest_points}"
-            )
+            raise UserError(f"{source} has {x.n} data points; {record.label} needs at least {record.fewest_points}")
         width, first = x.x.shape[1], factors[0].x.shape[1]
         if record.neuron_by_neuron and width != first:
             raise UserError(
-                f"{representation.source} has {width} neurons and {representations[0].source} {first}; {measure} "
+                f"{source} has {width} neurons and {sources[0]} {first}; {measure} "
                 "compares neuron by neuron, use pwcca for layers of different widths"
             )
 
@@ -253,11 +267,10 @@ def notes(comparison: Comparison) -> list[str]:
         found.append("a distance is the mean of both directions")
     for measure, floors in comparison.floors.items():
         if not np.isnan(floors).all():
-            low, high = floors[a, b].min(), floors[a, b].max()
-            spread = f"{low:.3f}" if high - low < 5e-4 else f"{low:.3f} to {high:.3f}"
             found.append(
                 f"the floor, what unrelated Gaussian layers of these ranks would give on {comparison.n} data points, "
-                f"is {spread}" + (f" for {figures.measure_label(measure)}" if len(measures) > 1 else "")
+                f"is {floor_in_words(floors[a, b])}"
+                + (f" for {figures.measure_label(measure)}" if len(measures) > 1 else "")
             )
     if averaged := sum(each.positions is not None for each in comparison.representations):
         found.append(f"feature maps are averaged over space ({averaged} of {len(comparison.names)} representations)")
@@ -282,6 +295,12 @@ def notes(comparison: Comparison) -> list[str]:
     if comparison.tests or comparison.intervals:
         found.append("tests and intervals take data points for independent")
     return found
+
+
+def floor_in_words(floors: np.ndarray) -> str:
+    """From the lowest to the highest of some floors."""
+    low, high = floors.min(), floors.max()
+    return f"{low:.3f}" if high - low < 5e-4 else f"{low:.3f} to {high:.3f}"
 
 
 SHOWN = {"p_value": "p", "p_family": "p (family)", "calibrated": "Calibrated"}
@@ -336,12 +355,12 @@ def _matrix(comparison: Comparison, measure: str, columns: int):
         block = range(start, min(start + columns, count))
         table = _table("", *(f"{j + 1}" for j in block), padding=1)
         for i in range(count):
-            cells = ["–" if i == j else "" if np.isnan(values[i, j]) else short(values[i, j]) for j in block]
+            cells = ["–" if i == j else "" if np.isnan(values[i, j]) else in_two_digits(values[i, j]) for j in block]
             table.add_row(f"{i + 1}", *cells)
         yield table
 
 
-def short(value: float) -> str:
+def in_two_digits(value: float) -> str:
     """Two digits, without the zero before the point."""
     return f"{value:.2f}".removeprefix("0")
 
@@ -364,23 +383,14 @@ def heatmap(comparison: Comparison):
     places = np.arange(0, count, step)
     names = [_on_axis(comparison.names[place]) for place in places]
     for axis, (measure, distances) in zip(axes, measures.items(), strict=False):
-        label = f"{figures.measure_label(measure)} distance"
-        image = axis.imshow(
-            distances, cmap="cividis", vmin=0, vmax=max(1.0, float(distances.max())), interpolation="nearest"
-        )
-        figure.colorbar(image, ax=axis, label=label, shrink=0.8, pad=0.03).outline.set_visible(False)
+        image = draw_distances(axis, distances, measure)
         size = min(7.0, 300 / columns / len(places))
         insignificant = _insignificant(comparison, measure)
         axis.set_xticks(places, names, rotation=90, fontsize=size)
         axis.set_yticks(places, names, fontsize=size)
         axis.set(xlabel="Representation", ylabel="Representation")
         if count <= READABLE // columns:
-            for i, j in np.ndindex(distances.shape):
-                red, green, blue, _ = image.cmap(image.norm(distances[i, j]))
-                colour = "black" if 0.299 * red + 0.587 * green + 0.114 * blue > 0.5 else "white"
-                text = short(distances[i, j])
-                text = f"({text})" if (i, j) in insignificant else text
-                axis.text(j, i, text, color=colour, ha="center", va="center", fontsize=7)
+            write_distances(axis, image, distances, insignificant)
         else:
             rows, places_ = ([pair[side] for pair in insignificant] for side in (0, 1))
             dots = {"marker": "o", "s": min(6.0, (100 / columns / count) ** 2), "linewidths": 0.3}
@@ -390,7 +400,26 @@ def heatmap(comparison: Comparison):
     if len(measures) > 1:
         figures.letters(*axes[: len(measures)])
     figures.footnote(figure, [literal(note) for note in notes(comparison)])
+    figure.draw_without_rendering()  # panels that keep their shape are laid out in two passes
     return figure
+
+
+def draw_distances(axis, distances: np.ndarray, measure: str, aspect: str = "equal"):
+    """A matrix of distances as an image with a colour bar; returns the image."""
+    top = max(1.0, float(distances.max()))
+    image = axis.imshow(distances, cmap="cividis", vmin=0, vmax=top, interpolation="nearest", aspect=aspect)
+    label = f"{figures.measure_label(measure)} distance"
+    axis.figure.colorbar(image, ax=axis, label=label, shrink=0.8, pad=0.03).outline.set_visible(False)
+    return image
+
+
+def write_distances(axis, image, distances: np.ndarray, in_brackets: Set[tuple[int, int]] = frozenset()) -> None:
+    """Write distances into the cells of their image, in black or white, whichever is legible."""
+    for i, j in np.ndindex(distances.shape):
+        red, green, blue, _ = image.cmap(image.norm(distances[i, j]))
+        colour = "black" if 0.299 * red + 0.587 * green + 0.114 * blue > 0.5 else "white"
+        text = f"({in_two_digits(distances[i, j])})" if (i, j) in in_brackets else in_two_digits(distances[i, j])
+        axis.text(j, i, text, color=colour, ha="center", va="center", fontsize=7)
 
 
 def _insignificant(comparison: Comparison, measure: str) -> set[tuple[int, int]]:

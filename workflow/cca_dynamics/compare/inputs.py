@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cca_dynamics.data import pictures
+from cca_dynamics.data import image_files
 from cca_dynamics.errors import UserError, as_user_error
 from cca_dynamics.networks.hooks import import_module
 
@@ -100,6 +100,21 @@ class Pixels:
         return torch.from_numpy(x).permute(2, 0, 1).contiguous()
 
 
+def checksum(ids: Sequence[str] | None, contents: Iterable[str]) -> str:
+    """A checksum of inputs that does not depend on their order if they have names.
+
+    Args:
+        ids: names of the inputs; None if they have none.
+        contents: a checksum of each input.
+    """
+    named = list(contents) if ids is None else sorted(zip(ids, contents, strict=True))
+    return hashlib.sha256(json.dumps(named).encode()).hexdigest()
+
+
+def _checksum_of_row(row: np.ndarray) -> str:
+    return hashlib.sha256(np.ascontiguousarray(row).tobytes()).hexdigest()
+
+
 def image(path: Path, pixels: Pixels) -> Tensor:
     """(channels, size, size) float32: the largest square in the middle, scaled and normalised.
 
@@ -109,12 +124,12 @@ def image(path: Path, pixels: Pixels) -> Tensor:
     from PIL import Image, ImageOps
 
     with as_user_error(f"{path}: not an image, or damaged", "replace or delete it"):
-        square = ImageOps.fit(pictures.read(path), (pixels.size, pixels.size), Image.Resampling.BILINEAR)
+        square = ImageOps.fit(image_files.read(path), (pixels.size, pixels.size), Image.Resampling.BILINEAR)
         return pixels.normalised(np.asarray(square.convert("L") if pixels.channels == 1 else square))
 
 
 def images(folder: Path, points: int | None, pixels: Pixels) -> Source:
-    """The images in a folder and its subfolders, sorted by path; see `pictures.files_below`.
+    """The images in a folder and its subfolders, sorted by path; see `image_files.files_below`.
 
     Args:
         folder: where they are.
@@ -127,9 +142,9 @@ def images(folder: Path, points: int | None, pixels: Pixels) -> Source:
     """
     if not folder.is_dir():
         raise UserError(f"{folder}: there is no such folder; name one with images")
-    found = pictures.files_below(folder)
+    found = image_files.files_below(folder)
     if not found.paths:
-        suffixes = ", ".join(pictures.SUFFIXES)
+        suffixes = ", ".join(image_files.SUFFIXES)
         raise UserError(f"{folder}: it holds no image ({suffixes}); add some or name another folder")
     if note := found.note():
         print(f"note: {folder}: {note}", file=sys.stderr)
@@ -155,11 +170,8 @@ def images(folder: Path, points: int | None, pixels: Pixels) -> Source:
                 waiting = coming
 
     def facts() -> tuple[list[str], str]:
-        digest = hashlib.sha256()
         with ThreadPoolExecutor(os.cpu_count()) as pool:
-            for name, content in zip(ids, pool.map(_sha256, paths), strict=True):
-                digest.update(json.dumps([name, content]).encode())
-        return ids, digest.hexdigest()
+            return ids, checksum(ids, pool.map(_sha256, paths))
 
     return Source("image", str(folder), len(paths), lambda n: decoded(paths[:n]), batches, facts)
 
@@ -208,10 +220,8 @@ def array(path: Path, points: int | None) -> Source:
         )
 
     def facts() -> tuple[list[str], str]:
-        digest = hashlib.sha256(repr((x.shape, str(x.dtype), [*rows])).encode())
-        for some in _batches(rows, 1000):
-            digest.update(np.ascontiguousarray(x[list(some)]).tobytes())
-        return [str(row) for row in rows], digest.hexdigest()
+        ids = [str(row) for row in rows]
+        return ids, checksum(ids, (_checksum_of_row(x[row]) for row in rows))
 
     batches = lambda size: map(tensor, _batches(rows, size))  # noqa: E731
     return Source("input", str(path), len(rows), lambda n: tensor(rows[:n]), batches, facts)
@@ -256,8 +266,8 @@ def text(path: Path, points: int | None, tokenizer: str | None, tokens: int) -> 
         return torch.from_numpy(np.stack([sequences[index] for index in some]))
 
     def facts() -> tuple[list[str], str]:
-        digest = hashlib.sha256(b"".join(sequences[index].tobytes() for index in chosen))
-        return [ids[index] for index in chosen], digest.hexdigest()
+        names = [ids[index] for index in chosen]
+        return names, checksum(names, (_checksum_of_row(sequences[index]) for index in chosen))
 
     batches = lambda size: map(tensor, _batches(chosen, size))  # noqa: E731
     return Source("sequence", str(path), len(chosen), lambda n: tensor(chosen[:n]), batches, facts)
@@ -274,7 +284,8 @@ def code(name: str) -> Source:
     """
     function = _function("--data", name)
     failing = f"--data: {name}() fails", "it takes no arguments and returns an iterable of batches"
-    last: dict[str, object] = {"ids": None, "digest": hashlib.sha256()}
+    ids_of_pass: list[str] = []
+    contents_of_pass: list[str] = []
 
     def pairs() -> Iterator[tuple[Batch, Sequence[str] | None]]:
         with as_user_error(*failing):
@@ -288,23 +299,22 @@ def code(name: str) -> Source:
             yield _checked(name, found)
 
     def batches(size: int) -> Iterator[Batch]:
-        names, digest = [], hashlib.sha256()
-        last.update(ids=names, digest=digest)
+        ids_of_pass.clear()
+        contents_of_pass.clear()
         for batch, ids in pairs():
-            if (ids is None) != (last["ids"] is None) and names:
+            if (ids is None) == bool(ids_of_pass) and contents_of_pass:
                 raise UserError(f"--data: {name}() names the inputs of some batches only; name all or none")
-            if ids is None:
-                last["ids"] = None
-            names += ids or []
-            for x in batch.values() if isinstance(batch, dict) else [batch]:
-                digest.update(x.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+            ids_of_pass.extend(ids or ())
+            parts = list(batch.values()) if isinstance(batch, dict) else [batch]
+            arrays = [x.detach().cpu().contiguous().reshape(len(x), -1).view(torch.uint8).numpy() for x in parts]
+            contents_of_pass.extend(map(_checksum_of_row, np.concatenate(arrays, axis=1)))
             yield batch
 
     def facts() -> tuple[list[str] | None, str]:
-        ids = last["ids"]
-        if ids is not None and len(set(ids)) < len(ids):
+        ids = ids_of_pass or None
+        if len(set(ids_of_pass)) < len(ids_of_pass):
             raise UserError(f"--data: {name}() gives several inputs one name; give each its own")
-        return ids, last["digest"].hexdigest()
+        return ids, checksum(ids, contents_of_pass)
 
     with as_user_error(*failing):
         first_time, second_time = function(), function()

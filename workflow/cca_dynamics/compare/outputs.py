@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import prod
 from typing import Literal
 
 import torch
@@ -248,11 +249,8 @@ def _tokens(x: Tensor, which: str | None, mask: Tensor | None) -> Tensor:
 def neurons(layout: Layout, reading: Reading) -> int:
     """Number of neurons of a layer as it is read."""
     if layout.kind == "maps" and reading.maps == "flatten":
-        size = 1
-        for length in layout.shape:
-            size *= length
-        return size
-    return layout.shape[-1] if layout.kind != "maps" else layout.shape[layout.channels - 1]
+        return prod(layout.shape)
+    return layout.shape[layout.channels - 1]
 
 
 def points_per_input(layout: Layout, reading: Reading) -> int:
@@ -260,10 +258,7 @@ def points_per_input(layout: Layout, reading: Reading) -> int:
     if layout.kind == "tokens" and reading.tokens == "all":
         return layout.shape[0]
     if layout.kind == "maps" and reading.maps == "positions":
-        total = 1
-        for axis, length in enumerate(layout.shape, start=1):
-            total *= length if axis != layout.channels else 1
-        return total
+        return prod(layout.shape) // layout.shape[layout.channels - 1]
     return 1
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import os
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -102,7 +102,7 @@ class DataPoints:
 
     Attributes:
         path: the file.
-        checksum: of their names and sizes.
+        checksum: of their names and contents, whatever their order.
         ids: their names, in the order of the rows; () in files of a version that did not store them.
     """
 
@@ -122,9 +122,9 @@ class DataPoints:
         """The rows of this file in the order of another's data points; None if it is the same.
 
         Raises:
-            UserError: the data points are others, or images of the same names differ in size.
+            UserError: the data points are others, or have the same names and other contents.
         """
-        if self.checksum == first.checksum:
+        if self.checksum == first.checksum and self.ids == first.ids:
             return None
         if len(set(self.ids)) < len(self.ids) or len(set(first.ids)) < len(first.ids):
             raise UserError(
@@ -134,12 +134,33 @@ class DataPoints:
         either = "capture both from the same inputs, with equal --points, or add --paired to compare row by row"
         if not self.ids or sorted(self.ids) != sorted(first.ids):
             raise UserError(f"{self.path}: it was captured from other inputs than {first.path}; {either}")
-        if self.ids == first.ids:
+        if self.checksum != first.checksum:
             raise UserError(
                 f"{self.path}: its inputs have the names of those of {first.path}, but other contents; {either}"
             )
         row_of = {name: row for row, name in enumerate(self.ids)}
         return [row_of[name] for name in first.ids]
+
+
+def load_without_code(path: Path, remedy: str) -> Mapping:
+    """What torch.save wrote, on the CPU: tensors (one alone under the name ""), numbers, texts and dicts of these.
+
+    Args:
+        path: the file.
+        remedy: what to save instead where it holds anything else.
+
+    Raises:
+        UserError: it holds anything else; nothing of that is executed.
+    """
+    problem = f"{path}: damaged, or it holds more than tensors, which is never loaded"
+    with as_user_error(problem, remedy, quote=False), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a second opinion on what is refused anyway
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    if isinstance(content, Tensor):
+        return {"": content}
+    if not isinstance(content, Mapping):
+        raise UserError(f"{path}: it holds a {type(content).__name__}; {remedy}")
+    return content
 
 
 def read_torch(path: Path) -> dict[str, Tensor]:
@@ -149,14 +170,7 @@ def read_torch(path: Path) -> dict[str, Tensor]:
         UserError: it holds anything else; nothing of that is executed.
     """
     remedy = "save a tensor or a flat dict of tensors with torch.save"
-    problem = f"{path}: damaged, or it holds more than tensors, which is never loaded"
-    with as_user_error(problem, remedy, quote=False), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # a second opinion on what is refused anyway
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    if isinstance(content, Tensor):
-        return {"": content}
-    if not isinstance(content, dict):
-        raise UserError(f"{path}: it holds a {type(content).__name__}; {remedy}")
+    content = load_without_code(path, remedy)
     for name, tensor in content.items():
         if not isinstance(name, str) or not isinstance(tensor, Tensor):
             raise UserError(f"{path}: its entry {name!r} is a {type(tensor).__name__}, no tensor; {remedy}")

@@ -10,15 +10,13 @@ import copy
 import difflib
 import json
 import sys
-import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import torch
 from torch import Tensor, nn
 
-from cca_dynamics.compare.readers import read_safetensors, refuse_pointer
+from cca_dynamics.compare.readers import load_without_code, read_safetensors, refuse_pointer
 from cca_dynamics.errors import UserError, as_user_error
 
 SUFFIXES = (".pt", ".pth", ".bin", ".ckpt", ".safetensors", ".json")
@@ -107,15 +105,7 @@ def _content(path: Path) -> Mapping:
         return _shards(path)
     if path.suffix == ".safetensors":
         return read_safetensors(path)[0]
-    problem, remedy = f"{path}: damaged, or it holds more than tensors", "save the network's state_dict() alone"
-    with as_user_error(f"{problem}, which is never loaded", remedy, quote=False), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # a second opinion on what is refused anyway
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    if isinstance(content, Tensor):
-        return {"": content}
-    if not isinstance(content, Mapping):
-        raise UserError(f"{path}: it holds a {type(content).__name__}; {remedy}")
-    return content
+    return load_without_code(path, "save the network's state_dict() alone")
 
 
 def _shards(path: Path) -> dict[str, Tensor]:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from cca_dynamics.data import pictures
+from cca_dynamics.data import image_files
 from cca_dynamics.errors import DamagedFile, UserError
 from cca_dynamics.runtime.storage import read_tensors, replacing, write_tensors
 
@@ -66,9 +66,9 @@ def image_folder(
 ) -> tuple[tuple[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]:
     """Images of <folder>/{train,test}/<class>/; classes are numbered in alphabetical order.
 
-    Files are those that `pictures` reads; links are followed. Without test/, val/, valid/ or validation/ is taken. They
-    are decoded once, on all cores, and stored as one tensor file in `cache`, whose name is a hash of the names, sizes
-    and times of all files.
+    Files are those that `image_files` reads; links are followed. Without test/, val/, valid/ or validation/ is taken.
+    They are decoded once, on all cores, and stored as one tensor file in `cache`, whose name is a hash of the names,
+    sizes and times of all files.
 
     Args:
         folder: the root.
@@ -83,7 +83,7 @@ def image_folder(
             images have different sizes and `resize` is None; the first such problem, with the name of the file.
     """
     files = _listing(folder)
-    digest = hashlib.sha256(repr((resize, pictures.READING)).encode())
+    digest = hashlib.sha256(repr((resize, image_files.READING)).encode())
     for split in SPLITS:
         for label, entries in files[split].items():
             digest.update(repr((split, label, [(name, size, time) for _, name, size, time in entries])).encode())
@@ -129,9 +129,9 @@ def _listing(folder: Path) -> dict[str, dict[str, list[tuple[str, str, int, int]
             raise UserError(f"dataset.folder: {root} has no class folders; put images in {root}/<class>/")
         files[split] = {}
         for label in classes:
-            found = pictures.files_below(root / label, depth=0)
+            found = image_files.files_below(root / label, depth=0)
             if not found.paths:
-                suffixes = ", ".join(pictures.SUFFIXES)
+                suffixes = ", ".join(image_files.SUFFIXES)
                 left_out = f" but {note}" if (note := found.note()) else ""
                 raise UserError(
                     f"dataset.folder: {root / label} holds no image ({suffixes}){left_out}; add some or delete it"
@@ -167,7 +167,7 @@ def left_out(folder: Path) -> list[str]:
     for split in SPLITS:
         root = _folder_of(folder, split)
         for label in sorted(entry.name for entry in os.scandir(root) if entry.is_dir() and entry.name[0] != "."):
-            if note := pictures.files_below(root / label, depth=0).note():
+            if note := image_files.files_below(root / label, depth=0).note():
                 lines.append(f"{root / label}: {note}")
     return lines
 
@@ -211,7 +211,7 @@ def _decode(path: str, resize: int | None) -> np.ndarray:
     from PIL import Image  # here, because Snakemake imports this module when it builds the DAG
 
     try:
-        image = pictures.read(path)
+        image = image_files.read(path)
         if resize and image.size != (resize, resize):
             image = image.resize((resize, resize), Image.Resampling.BILINEAR)
         return np.asarray(image)

@@ -303,7 +303,6 @@ def _draw_curve(axis, rows: pd.DataFrame) -> None:
     if axis.get_ylim()[0] < 0 < axis.get_ylim()[1]:
         axis.axhline(0, **figures.THRESHOLD)
     axis.set_xticks([])
-    axis.ticklabel_format(axis="y", useOffset=False)
     axis.tick_params(axis="y", labelsize=6, length=2, pad=1)
     axis.locator_params(axis="y", nbins=4)
     axis.spines["bottom"].set_visible(False)

@@ -24,11 +24,11 @@ from cca_dynamics.similarity.cca import (
 )
 from cca_dynamics.similarity.errors import DegenerateCCAWarning, RepresentationError
 from cca_dynamics.similarity.factors import Factors, factorize
+from cca_dynamics.similarity.geometry import mutual_neighbours, rbf_cka, rsa
 from cca_dynamics.similarity.measures import MEASURES, Measure, null_floor
 from cca_dynamics.similarity.moments import Moments
 from cca_dynamics.similarity.nulls import null_moments
 from cca_dynamics.similarity.pairwise import BlockCache, pairwise
-from cca_dynamics.similarity.points import mutual_neighbours, rbf_cka, rsa
 from cca_dynamics.similarity.significance import (
     Intervals,
     PermutationTest,

@@ -84,8 +84,7 @@ def linear_predictivity(x, y, *, device: str = "cpu") -> BaselineResult:
     """1 - R² of the linear regression of all neurons of y on x, over the data points that it was fitted to. In [0, 1].
 
     Not symmetric: `reverse` predicts x from y. In sample: on n data points, x of rank r explains r / (n - 1) of
-        unrelated
-    neurons. Arguments and errors as `linear_cka`.
+    unrelated neurons. Arguments and errors as `linear_cka`.
     """
     x, y = factorize_pair(x, y, device)
     cross = x.basis().T @ y.basis()

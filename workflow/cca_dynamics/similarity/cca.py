@@ -23,8 +23,7 @@ SMALL = 1e-5
 """Correlation below which the variates of the second layer are not taken from those of the first."""
 
 TIED = 1e-5
-"""Correlations that differ by less are equal: their variates are any rotation of each other, and rounding chooses
-one."""
+"""Correlations that differ by less count as equal: rounding alone would choose their variates."""
 
 SVCCA_KEEP = 0.99
 """Share of a layer's variance whose directions SVCCA compares, as its authors do."""

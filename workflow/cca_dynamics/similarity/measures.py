@@ -27,6 +27,13 @@ from cca_dynamics.similarity.cca import (
     svcca,
 )
 from cca_dynamics.similarity.factors import Factors
+from cca_dynamics.similarity.geometry import (
+    FEWEST_FOR_NEIGHBOURS,
+    FEWEST_FOR_RSA,
+    mutual_neighbours,
+    rbf_cka,
+    rsa,
+)
 from cca_dynamics.similarity.kernels import (
     Kernel,
     angular_shape_kernel,
@@ -37,13 +44,6 @@ from cca_dynamics.similarity.kernels import (
     pwcca_kernel,
 )
 from cca_dynamics.similarity.nulls import mean_cca_floor
-from cca_dynamics.similarity.points import (
-    FEWEST_FOR_NEIGHBOURS,
-    FEWEST_FOR_RSA,
-    mutual_neighbours,
-    rbf_cka,
-    rsa,
-)
 
 
 @dataclass(frozen=True)

@@ -26,17 +26,15 @@ from cca_dynamics.similarity.precision import DOUBLE, Precision, power_below, pr
 class Moments:
     """Two or more representations of the same data points, read batch by batch.
 
-    What is kept does not grow with the data points: the triangle R of a QR decomposition of [1 X Y ...], brought up to
-        date
-    with each batch. It has the second moments of the data, RᵀR = [1 X Y ...]ᵀ[1 X Y ...], and unlike these products it
-    does
-    not square the condition number: distances agree with those of all data at once to 1e-8, also where the
+    Its memory does not grow with the data points. It holds the triangle R of a QR decomposition of [1 X Y ...], which
+    each batch updates. R has the second moments of the data, RᵀR = [1 X Y ...]ᵀ[1 X Y ...], and unlike these products
+    it does not square the condition number: distances agree with those of all data at once to 1e-8, also where the
     strongest and the weakest direction of a layer differ by 1e6 and means are 100 times the spread.
 
     `distance` has every measure that second moments determine: the CCA family, linear CKA, Procrustes, angular shape
     distance, linear predictivity, cosine and Euclidean distance. Debiased CKA, RBF-CKA, RSA and nearest neighbours
-    compare single data points, and cannot be had so. A single data point far from all others is not told from rounding
-    noise as well as `factorize` does.
+    compare single data points, and are not available. A single data point far from all others is not told from rounding
+    noise as well as by `factorize`.
 
         moments = Moments()
         for x_batch, y_batch in batches:

@@ -64,8 +64,7 @@ def precision_of(x: Tensor) -> Precision:
 
 
 def _rounded_to(dtype: torch.dtype, x: Tensor) -> bool:
-    """Whether all numbers are of a format, and enough of them use its last digit; integers are not taken for
-    rounded."""
+    """Whether all numbers are of a format, and enough of them use its last digit; False for integers."""
     flat = x.reshape(-1)
     for numbers in (flat[:: max(1, len(flat) // SAMPLE)], flat):
         if not torch.equal(numbers.to(dtype).to(x.dtype), numbers):

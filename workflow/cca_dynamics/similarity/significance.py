@@ -64,7 +64,7 @@ class PermutationTest:
 
 
 class _Reordered(Factors):
-    """Factors of the same data points in another order; the basis is kept, so that an order costs no product."""
+    """Factors of the same data points in another order; their basis is reordered, not computed again."""
 
     @classmethod
     def of(cls, factors: Factors, basis: Tensor, order: Tensor) -> _Reordered:
@@ -76,12 +76,12 @@ class _Reordered(Factors):
             order: (n,).
         """
         reordered = cls(**{field.name: getattr(factors, field.name) for field in fields(factors)})
-        object.__setattr__(reordered, "kept", (basis, order))
+        object.__setattr__(reordered, "basis_and_order", (basis, order))
         return reordered
 
     def basis(self) -> Tensor:
         """The basis in the new order."""
-        basis, order = self.kept
+        basis, order = self.basis_and_order
         return basis[order]
 
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 import sys
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,21 +16,23 @@ import pandas as pd
 
 from cca_dynamics.compare import capture, outputs
 from cca_dynamics.compare.capture import Origin
-from cca_dynamics.compare.comparison import check_measures, check_outputs, literal, short
+from cca_dynamics.compare.comparison import (
+    READABLE,
+    check_measures,
+    check_outputs,
+    distances_and_floors,
+    draw_distances,
+    floor_in_words,
+    literal,
+    write_distances,
+)
 from cca_dynamics.compare.inputs import Source
 from cca_dynamics.compare.outputs import Reading
 from cca_dynamics.compare.readers import printable
 from cca_dynamics.errors import UserError
 from cca_dynamics.results import figures
 from cca_dynamics.runtime.storage import replacing
-from cca_dynamics.similarity import (
-    MEASURES,
-    DegenerateCCAWarning,
-    Moments,
-    RepresentationError,
-    null_floor,
-    pairwise,
-)
+from cca_dynamics.similarity import MEASURES, Moments
 
 MOST_NEURONS = 30_000
 """Neurons of all layers together, from which the moments take 7 GB."""
@@ -118,30 +119,21 @@ def compare(
     return _compared(moments, tuple(list(chosen) for chosen in layers), sides, measures, device)
 
 
-def _compared(moments: Moments, chosen, sides: tuple[Side, Side], measures: Sequence[str], device: str):
+def _compared(
+    moments: Moments,
+    chosen: tuple[list[str], list[str]],
+    sides: tuple[Side, Side],
+    measures: Sequence[str],
+    device: str,
+) -> LayersByLayers:
+    """The comparison, from the moments of all chosen layers of both networks."""
     factors, first = moments.factors(), len(chosen[0])
     named = [f"{side.origin.model}: {name}" for side, names in zip(sides, chosen, strict=True) for name in names]
     ranks = [x.rank for x in factors[:first]], [x.rank for x in factors[first:]]
     distances, floors = {}, {}
     for measure in dict.fromkeys(measures):
-        record = MEASURES[measure]
-        compared = record.compared(factors)
-        for name, x in zip(named, compared, strict=True):
-            if record.canonical and x.rank >= x.n - 1:
-                raise UserError(
-                    f"{name} spans all {x.n - 1} directions of its {x.n} data points, so that everything correlates "
-                    "with it perfectly; use more data points than neurons, or --measure linear_cka"
-                )
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", DegenerateCCAWarning)  # `notes` says it
-                both_ways = pairwise(factors, measure, device=device)
-        except RepresentationError as problem:
-            raise UserError(f"{measure} of these layers: {problem}") from None
-        distances[measure] = ((both_ways + both_ways.T) / 2)[:first, first:]
-        floors[measure] = np.array(
-            [[null_floor(x.rank, y.rank, x.n, measure) for y in compared[first:]] for x in compared[:first]]
-        )
+        matrices = distances_and_floors(factors, named, measure, device)
+        distances[measure], floors[measure] = (matrix[:first, first:] for matrix in matrices)
     return LayersByLayers(chosen, ranks, moments.n, distances, floors)
 
 
@@ -168,21 +160,15 @@ def heatmap(comparison: LayersByLayers, titles: Sequence[str]):
     height = (2.2 if columns == 2 else 3.6) + 0.06 * max(map(len, second))
     figure, axes = figures.panels(math.ceil(len(measures) / columns), columns, height=height)
     for axis, (measure, distances) in zip(axes, measures.items(), strict=False):
-        top = max(1.0, float(distances.max()))
-        image = axis.imshow(distances, cmap="cividis", vmin=0, vmax=top, interpolation="nearest", aspect="auto")
-        bar = figure.colorbar(image, ax=axis, label=f"{figures.measure_label(measure)} distance", shrink=0.8, pad=0.03)
-        bar.outline.set_visible(False)
+        image = draw_distances(axis, distances, measure, aspect="auto")
         for names, place, turned in ((second, axis.set_xticks, 90), (first, axis.set_yticks, 0)):
             step = math.ceil(len(names) / (40 // columns))
             size = min(7.0, 260 / columns / math.ceil(len(names) / step))
             labels = [literal(name if len(name) <= 24 else f"…{name[-23:]}") for name in names[::step]]
             place(range(0, len(names), step), labels, rotation=turned, fontsize=size)
         axis.set(xlabel=literal(titles[1]), ylabel=literal(titles[0]))
-        if max(len(first), 2 * len(second) * columns // 2) <= 16:
-            for i, j in np.ndindex(distances.shape):
-                red, green, blue, _ = image.cmap(image.norm(distances[i, j]))
-                colour = "black" if 0.299 * red + 0.587 * green + 0.114 * blue > 0.5 else "white"
-                axis.text(j, i, short(distances[i, j]), color=colour, ha="center", va="center", fontsize=6.5)
+        if max(len(first), columns * len(second)) <= READABLE:
+            write_distances(axis, image, distances)
     for axis in axes[len(measures) :]:
         axis.set_visible(False)
     if len(measures) > 1:
@@ -198,10 +184,9 @@ def notes(comparison: LayersByLayers) -> list[str]:
         found.append("a distance is the mean of both directions")
     for measure, floors in comparison.floors.items():
         if not np.isnan(floors).all():
-            low, high = floors.min(), floors.max()
-            spread = f"{low:.3f}" if high - low < 5e-4 else f"{low:.3f} to {high:.3f}"
+            label = figures.measure_label(measure)
             found.append(
-                f"the floor of {figures.measure_label(measure)}, what unrelated Gaussian layers would give, is {spread}"
+                f"the floor of {label}, what unrelated Gaussian layers would give, is {floor_in_words(floors)}"
             )
     worst = max(0, *((r_a + r_b - comparison.n + 1) for r_a in comparison.ranks[0] for r_b in comparison.ranks[1]))
     if worst and any(MEASURES[measure].uses_all_correlations for measure in comparison.distances):
