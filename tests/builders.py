@@ -20,6 +20,8 @@ from cca_dynamics.config.models import ConvNetOptions, LanguageTraining, Network
 from cca_dynamics.runtime.storage import read_tensors, write_tensors
 from cca_dynamics.study import Study
 
+from tests import preloaded
+
 ROOT = Path(__file__).parents[1]
 BIN = Path(sys.executable).parent
 SMOKE = ("--configfile", "studies/smoke.yaml", "--cores", "2")
@@ -53,16 +55,15 @@ def variables(folder: Path, **more: str) -> dict[str, str]:
     return {**os.environ, "PATH": f"{BIN}:{os.environ['PATH']}", "PYTHONPATH": str(folder / "workflow"), **more}
 
 
-def snakemake(
-    folder: Path, *arguments: str, timeout: int = 300, programs: Path = BIN, **environment: str
-) -> subprocess.CompletedProcess:
+def snakemake(folder: Path, *arguments: str, timeout: int = 300, **environment: str) -> subprocess.CompletedProcess:
     """Run snakemake in a working copy, with that copy's package, as one does who has not activated the environment.
+
+    It is that of `preloaded`, which starts at once, as do its jobs.
 
     Args:
         folder: the working copy.
         arguments: of snakemake.
         timeout: in seconds.
-        programs: the environment's folder of programs; see `preloaded` for one whose jobs start sooner.
         environment: variables.
 
     Returns:
@@ -70,7 +71,7 @@ def snakemake(
     """
     elsewhere = os.pathsep.join(path for path in os.environ["PATH"].split(os.pathsep) if Path(path) != BIN)
     return subprocess.run(
-        [programs / "snakemake", *arguments],
+        [preloaded.programs() / "snakemake", *arguments],
         cwd=folder,
         env=variables(folder, **{"PATH": elsewhere, **environment}),
         capture_output=True,

@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 import yaml
 
-from tests import preloaded
 from tests.builders import ROOT, SMOKE, copy_workflow, snakemake
 
 IN_PARALLEL = "PYTEST_XDIST_WORKER" in os.environ
@@ -44,15 +43,7 @@ def default_config() -> dict:
 
 
 @pytest.fixture(scope="session")
-def programs(tmp_path_factory):
-    """The programs of an environment whose jobs start at once, see `preloaded`."""
-    programs, process = preloaded.environment(tmp_path_factory.mktemp("env"))
-    yield programs
-    process.terminate()
-
-
-@pytest.fixture(scope="session")
-def finished(tmp_path_factory, worker_id, programs):
+def finished(tmp_path_factory, worker_id):
     """A working copy in which the smoke study has been run once for all processes of pytest."""
     base = tmp_path_factory.getbasetemp()
     base = base if worker_id == "master" else base.parent
@@ -60,7 +51,7 @@ def finished(tmp_path_factory, worker_id, programs):
     with open(base / "smoke.lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not report.exists():
-            run = snakemake(copy_workflow(folder), *SMOKE, programs=programs, timeout=900)
+            run = snakemake(copy_workflow(folder), *SMOKE, timeout=900)
             report.write_text(f"{run.returncode}\n{run.stdout}{run.stderr}")
     status, _, text = report.read_text().partition("\n")
     assert status == "0", text

@@ -1,12 +1,15 @@
-"""An environment in which `cca-dynamics` starts at once, for tests that run many jobs.
+"""An environment in which `snakemake` and `cca-dynamics` start at once, for tests that run them often.
 
-Most of a small job's time goes into importing PyTorch. Here one process has imported it, and the `cca-dynamics` of the
-environment asks that process for a copy of itself (fork), which runs the job as the real program would: with the same
-arguments, folder, environment and streams, and the same code, that of PYTHONPATH. Packages other than ours are shared.
+Most of the time of a dry run and of a small job goes into importing packages. Here one process has imported them, and
+the two programs of the environment ask that process for a copy of itself (fork), which runs as the real program would:
+with the same arguments, folder, environment and streams, and the same code of ours, that of PYTHONPATH. Packages other
+than ours are shared. A signal to such a program does not reach its copy: tests of signals use the real programs.
 """
 
 from __future__ import annotations
 
+import atexit
+import functools
 import json
 import os
 import shutil
@@ -14,10 +17,16 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 from importlib import import_module
 from pathlib import Path
 
+MAIN = {"snakemake": "snakemake.cli", "cca-dynamics": "cca_dynamics.cli"}
+"""Program → the module whose function `main` it calls."""
 PACKAGES = (
+    "snakemake.cli",
+    "sqlalchemy.dialects.sqlite",
+    "pulp",
     "torch",
     "pandas",
     "pyarrow.parquet",
@@ -27,46 +36,46 @@ PACKAGES = (
     "pydantic",
     "safetensors",
 )
-"""What jobs import."""
+"""What they import."""
 CLIENT = """#!{python} -SE
 import json, os, socket, sys
 connection = socket.socket(socket.AF_UNIX)
 connection.connect({address!r})
 socket.send_fds(connection, [b"streams"], [0, 1, 2])
-job = {{"arguments": sys.argv[1:], "folder": os.getcwd(), "environment": dict(os.environ)}}
-connection.sendall(json.dumps(job).encode())
+call = {{"program": sys.argv[0], "arguments": sys.argv[1:], "folder": os.getcwd(), "environment": dict(os.environ)}}
+connection.sendall(json.dumps(call).encode())
 connection.shutdown(socket.SHUT_WR)
 sys.exit(int(connection.recv(16) or 1))
 """
-SNAKEMAKE = "#!{python}\nimport sys\nfrom snakemake.cli import main\nsys.exit(main())\n"
 
 
-def environment(folder: Path) -> tuple[Path, subprocess.Popen]:
-    """Make the environment, with the packages of this one, and start its process.
-
-    Args:
-        folder: where; its path is short and has no spaces.
+@functools.cache
+def programs() -> Path:
+    """Make the environment, with the packages of this one, and start its process, which ends with this one.
 
     Returns:
-        The environment's folder of programs, and the process, to be terminated by the caller.
+        The environment's folder of programs.
     """
+    folder = Path(tempfile.mkdtemp(prefix="env"))  # a socket's path is short
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
     programs, address = folder / "bin", folder / "socket"
     programs.mkdir(parents=True)
     shutil.copy(Path(sys.prefix) / "pyvenv.cfg", folder)
     (folder / "lib").symlink_to(Path(sys.prefix) / "lib")
     python = programs / "python"
     python.symlink_to(Path(sys.executable).resolve())
-    for name, text in (("cca-dynamics", CLIENT), ("snakemake", SNAKEMAKE)):
-        (programs / name).write_text(text.format(python=python, address=str(address)))
+    for name in MAIN:
+        (programs / name).write_text(CLIENT.format(python=python, address=str(address)))
         (programs / name).chmod(0o755)
     variables = {**os.environ, "OMP_NUM_THREADS": "1"}  # as Snakemake tells jobs of one thread
     process = subprocess.Popen([sys.executable, __file__, address], env=variables, stdout=subprocess.PIPE)
+    atexit.register(process.terminate)
     process.stdout.readline()
-    return programs, process
+    return programs
 
 
 def serve(address: str) -> None:
-    """Import what jobs import, then run each job in a copy of this process."""
+    """Import the packages, then run each call of a program in a copy of this process."""
     for name in PACKAGES:
         import_module(name)
     listener = socket.socket(socket.AF_UNIX)
@@ -82,24 +91,24 @@ def serve(address: str) -> None:
 
 
 def run(connection: socket.socket) -> None:
-    """Run one job and end this process."""
+    """Run one call and end this process."""
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     _, streams, _, _ = socket.recv_fds(connection, len(b"streams"), 3)
     text = b"".join(iter(lambda: connection.recv(1 << 16), b""))
-    job = json.loads(text)
+    call = json.loads(text)
     for number, stream in enumerate(streams):
         os.dup2(stream, number)
     sys.stdout, sys.stderr = (os.fdopen(number, "w", encoding="utf-8", closefd=False) for number in (1, 2))
-    os.chdir(job["folder"])
+    os.chdir(call["folder"])
     os.environ.clear()
-    os.environ.update(job["environment"])
+    os.environ.update(call["environment"])
     sys.path[:1] = filter(None, [os.environ.get("PYTHONPATH")])
-    sys.argv = ["cca-dynamics", *job["arguments"]]
+    program = Path(call["program"])
+    sys.argv = [str(program), *call["arguments"]]
+    sys.executable = str(program.with_name("python"))  # beside which Snakemake looks for our program
     status = 1
     try:
-        from cca_dynamics.cli import main
-
-        status = main()
+        status = import_module(MAIN[program.name]).main()
     except SystemExit as end:
         status = end.code if isinstance(end.code, int) else 1
     except BaseException:

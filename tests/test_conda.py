@@ -7,6 +7,7 @@ import subprocess
 
 import pytest
 
+from tests import preloaded
 from tests.builders import SMOKE, copy_workflow, snakemake, variables
 
 CONDA = """#!/bin/bash
@@ -51,16 +52,16 @@ def repository(tmp_path_factory):
     return folder
 
 
-def with_conda(home, programs, folder, *arguments):
+def with_conda(home, folder, *arguments):
     """Run snakemake; environments go to a path without spaces, as conda and Snakemake's scripts need."""
-    path = f"{home}/bin:{programs}:{variables(folder)['PATH']}"
-    run = snakemake(folder, *arguments, "--conda-prefix", home / "environments", programs=programs, PATH=path)
+    path = f"{home}/bin:{preloaded.programs()}:{variables(folder)['PATH']}"
+    run = snakemake(folder, *arguments, "--conda-prefix", home / "environments", PATH=path)
     assert run.returncode == 0, run.stdout + run.stderr
     return run
 
 
-def test_jobs_run_in_the_environment_that_conda_makes(home, programs, repository):
-    with_conda(home, programs, repository, "toy_noise", *SMOKE, "--sdm", "conda")
+def test_jobs_run_in_the_environment_that_conda_makes(home, repository):
+    with_conda(home, repository, "toy_noise", *SMOKE, "--sdm", "conda")
     assert (repository / TABLE).exists()
     assert (home / "environment.yaml").read_bytes() == (repository / "envs/environment.yaml").read_bytes()
     assert [call for call in (home / "calls").read_text().splitlines() if call.startswith("env create")] != []
@@ -68,10 +69,10 @@ def test_jobs_run_in_the_environment_that_conda_makes(home, programs, repository
     assert installed == f"-m pip install --no-deps --no-build-isolation --editable {repository}"
 
 
-def test_an_unpacked_archive_runs(home, programs, repository, tmp_path):
-    with_conda(home, programs, repository, *SMOKE, "--archive", "study.tar.gz")
+def test_an_unpacked_archive_runs(home, repository, tmp_path):
+    with_conda(home, repository, *SMOKE, "--archive", "study.tar.gz")
     subprocess.run(["tar", "-xzf", repository / "study.tar.gz", "-C", tmp_path], check=True)
     assert not (tmp_path / TABLE).exists() and list(tmp_path.glob(".snakemake/conda-archive/*/packages.txt"))
-    run = snakemake(tmp_path, "toy_noise", *SMOKE, programs=programs)
+    run = snakemake(tmp_path, "toy_noise", *SMOKE)
     assert run.returncode == 0, run.stdout + run.stderr
     assert (tmp_path / TABLE).read_bytes() == (repository / TABLE).read_bytes()

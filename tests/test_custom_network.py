@@ -431,7 +431,7 @@ def net(in_channels, classes, space):
 """
 
 
-def test_a_study_of_a_network_and_of_images_of_one_s_own(tmp_path, programs):
+def test_a_study_of_a_network_and_of_images_of_one_s_own(tmp_path):
     """The figure; layers in the order of the config; an edit of the network trains again, a comment does not."""
     folder, rng = copy_workflow(tmp_path / "new"), np.random.default_rng(0)
     shutil.copytree(ROOT / "examples", folder / "examples")
@@ -453,7 +453,7 @@ def test_a_study_of_a_network_and_of_images_of_one_s_own(tmp_path, programs):
     }
     (folder / "studies/tiny.yaml").write_text(yaml.safe_dump(overlay))
     arguments = ("--configfile", "studies/custom.yaml", "studies/tiny.yaml", "--cores", "2", "generalization")
-    done = snakemake(folder, *arguments, programs=programs)
+    done = snakemake(folder, *arguments)
     assert done.returncode == 0, done.stdout + done.stderr
     assert (folder / "figures/tiny/generalization.png").exists()
     table = pd.read_parquet(folder / "results/tiny/generalization.parquet").dropna(subset="layer")

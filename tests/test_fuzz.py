@@ -72,7 +72,7 @@ def near(path: tuple) -> st.SearchStrategy:
     if isinstance(value, bool) or not isinstance(value, int | float | list):
         return others
     if isinstance(value, list):
-        return others | st.lists(st.sampled_from(value), unique=True) if value else others
+        return others | st.lists(st.sampled_from(value), unique_by=repr) if value else others
     return others | st.sampled_from(
         [value + 1, value - 1, 2 * value, value // 2 if isinstance(value, int) else value / 2]
     )

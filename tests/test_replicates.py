@@ -261,11 +261,11 @@ def test_snakemake_refuses_seeds_before_any_job(tmp_path, seeds, problem):
 
 
 @pytest.fixture(scope="module")
-def replicated(finished, tmp_path_factory, programs):
+def replicated(finished, tmp_path_factory):
     """A copy of the finished smoke study with two replicates of two of its results, and what the run printed."""
     folder = shutil.copytree(finished, tmp_path_factory.mktemp("replicates") / "copy", symlinks=True)
     (folder / "few.yaml").write_text(yaml.safe_dump({"seeds": 2, "targets": ["toy_noise", "width"]}))
-    run = snakemake(folder, *SMOKE[:2], "few.yaml", *SMOKE[2:], "--", "replicates", programs=programs)
+    run = snakemake(folder, *SMOKE[:2], "few.yaml", *SMOKE[2:], "--", "replicates")
     assert run.returncode == 0, run.stdout + run.stderr
     return folder, run.stdout
 

@@ -17,6 +17,7 @@ from cca_dynamics.runtime.storage import read_tensors
 from cca_dynamics.study import Study
 from safetensors import safe_open
 
+from tests import preloaded
 from tests.builders import SMOKE, changed, copy_workflow, jobs_of, snakemake, write_images
 
 RESULTS = ("stability", "toy_noise", "generalization", "width", "clusters", "toy_rnn")
@@ -182,7 +183,7 @@ def test_another_seed_reruns_everything(edited):
 
 
 @pytest.fixture(scope="module")
-def elsewhere(finished, tmp_path_factory, programs):
+def elsewhere(finished, tmp_path_factory):
     """The smoke study run a second time: as a module of another workflow, which does not keep activations.
 
     The Snakefile is what snakedeploy writes, with an overlay, a prefix and a rule of its own.
@@ -209,7 +210,7 @@ rule bytes:
     shell: "wc -c {{input}} > {{output}}"
 """
     )
-    run = snakemake(mine, *LEAN, programs=programs, PYTHONPATH=str(copy / "workflow"))
+    run = snakemake(mine, *LEAN, PYTHONPATH=str(copy / "workflow"))
     assert run.returncode == 0, run.stdout + run.stderr
     return mine
 
@@ -244,9 +245,9 @@ def test_activations_need_not_be_kept(elsewhere):
     assert "othing to be done" in again.stdout + again.stderr
 
 
-def test_cohorts_split_over_jobs_give_the_same_distances(finished, tmp_path, programs):
+def test_cohorts_split_over_jobs_give_the_same_distances(finished, tmp_path):
     split = copy_workflow(tmp_path / "split")
-    run = snakemake(split, *SMOKE, "width", "--config", "networks_per_job=1", programs=programs)
+    run = snakemake(split, *SMOKE, "width", "--config", "networks_per_job=1")
     assert run.returncode == 0, run.stdout + run.stderr
     assert "Wider networks converge" in run.stdout and "Early layers" not in run.stdout
     one, other = (pd.read_parquet(folder / "results/smoke/width.parquet") for folder in (finished, split))
@@ -267,7 +268,7 @@ def test_cohorts_split_over_jobs_give_the_same_distances(finished, tmp_path, pro
             torch.testing.assert_close(merged, tensor, rtol=tolerance, atol=tolerance)
 
 
-def test_truncated_checkpoint_is_named_and_the_remedy_works(finished, edited, programs):
+def test_truncated_checkpoint_is_named_and_the_remedy_works(finished, edited):
     networks = edited / "results/smoke/networks/width-0.5/0-1"
     last = max(networks.glob("step-*.safetensors"))
     last.write_bytes(last.read_bytes()[:200])
@@ -280,7 +281,7 @@ def test_truncated_checkpoint_is_named_and_the_remedy_works(finished, edited, pr
     assert "delete results/smoke/networks/width-0.5/0-1 and run snakemake again" in errors[0]
     assert not list((edited / "results/smoke/activations").glob("width-0.5/*"))
     shutil.rmtree(networks)
-    assert snakemake(edited, *SMOKE, programs=programs).returncode == 0
+    assert snakemake(edited, *SMOKE).returncode == 0
     assert (edited / WIDTH).read_bytes() == (finished / WIDTH).read_bytes()
 
 
@@ -319,7 +320,7 @@ def test_cuda_without_a_gpu_is_refused_in_one_line(tmp_path):
     assert not (folder / "results/smoke/networks/width-1/0-1").exists()
 
 
-def test_images_from_a_folder_through_the_whole_chain(tmp_path, programs):
+def test_images_from_a_folder_through_the_whole_chain(tmp_path):
     """A residual network and a convnet in mixed precision, on images decoded from files."""
     folder, rng = copy_workflow(tmp_path / "new"), np.random.default_rng(0)
     write_images(folder / "images", rng, 10, 12)
@@ -341,7 +342,7 @@ def test_images_from_a_folder_through_the_whole_chain(tmp_path, programs):
         },
     }
     (folder / "studies/images.yaml").write_text(yaml.safe_dump(overlay))
-    run = snakemake(folder, *SMOKE[:2], "studies/images.yaml", *SMOKE[2:], programs=programs)
+    run = snakemake(folder, *SMOKE[:2], "studies/images.yaml", *SMOKE[2:])
     assert run.returncode == 0, run.stdout + run.stderr
     table = pd.read_parquet(folder / "results/images/generalization.parquet")
     assert set(table["layer"].dropna()) == {"conv1", "conv2", "conv3", "conv4", "conv5", "softmax"}
@@ -368,14 +369,13 @@ def test_recurrent_results_share_their_models(finished):
     assert len(list((finished / "results/smoke/networks").glob("lstm*"))) == 2
 
 
-def test_verify_finds_a_flipped_bit_and_its_command_mends_it(finished, edited, programs):
+def test_verify_finds_a_flipped_bit_and_its_command_mends_it(finished, edited):
     """`cca-dynamics verify` on the finished study, then on a damaged copy."""
 
     def verify(folder):
         environment = {**os.environ, "PYTHONPATH": str(folder / "workflow")}
-        return subprocess.run(
-            [programs / "cca-dynamics", "verify", "smoke"], cwd=folder, env=environment, capture_output=True, text=True
-        )
+        command = [preloaded.programs() / "cca-dynamics", "verify", "smoke"]
+        return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
 
     assert verify(edited).returncode == 0, verify(edited).stdout
     path = max((edited / "results/smoke/networks/width-1/0-1").glob("step-*.safetensors"))
@@ -388,6 +388,6 @@ def test_verify_finds_a_flipped_bit_and_its_command_mends_it(finished, edited, p
     (mend,) = re.findall(r"^to mend: (.+)$", found.stdout, flags=re.MULTILINE)
     remove, _, targets = mend.partition(" && snakemake ")
     assert subprocess.run(remove.split(), cwd=edited).returncode == 0
-    assert snakemake(edited, *SMOKE, *targets.split(), programs=programs).returncode == 0
+    assert snakemake(edited, *SMOKE, *targets.split()).returncode == 0
     assert verify(edited).returncode == 0, verify(edited).stdout
     assert (edited / WIDTH).read_bytes() == (finished / WIDTH).read_bytes()
