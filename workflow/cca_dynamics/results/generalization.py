@@ -17,7 +17,7 @@ import pandas as pd
 from pydantic import AfterValidator, Field
 
 from cca_dynamics.config.base import MANY, Integer, Number, each_once
-from cca_dynamics.config.cohorts import Cohort, LayerRequest
+from cca_dynamics.config.cohorts import Cohort
 from cca_dynamics.config.models import (
     MEASURES_DESCRIPTION,
     PWCCA_DESCRIPTION,
@@ -33,7 +33,7 @@ from cca_dynamics.config.models import (
 )
 from cca_dynamics.errors import ConfigError
 from cca_dynamics.networks import architectures
-from cca_dynamics.results import figures, statistics
+from cca_dynamics.results import classifiers, figures, statistics
 from cca_dynamics.results.claims import (
     FITTED,
     INCONCLUSIVE,
@@ -51,6 +51,7 @@ from cca_dynamics.results.claims import (
     provided,
     too_few,
 )
+from cca_dynamics.results.classifiers import GROUPS
 from cca_dynamics.results.inputs import Inputs, final_performance
 from cca_dynamics.results.layers import require_layer
 from cca_dynamics.results.published import combined, published, published_value
@@ -58,7 +59,6 @@ from cca_dynamics.results.statistics import Estimate
 from cca_dynamics.results.tables import CONTROLS, distance_matrix, distance_table, measures_of, select, tidy
 
 KEY = "results.generalization"
-GROUPS = ("generalizing", "memorizing")
 SPLITS = ("train", "test")
 AGREE = 0.5
 """Outputs of networks "agree" if they are less than this share as far apart as those of networks that share nothing but
@@ -155,25 +155,15 @@ def obstacles(config: StudyConfig, options: Options) -> list[Obstacle]:
 
 def cohorts(config: StudyConfig, options: Options) -> list[Cohort]:
     """Two cohorts that differ in their labels alone, stored at the end; two more for each number of examples."""
-
-    def cohort(group: str, size: int | None) -> Cohort:
-        splits = SPLITS if size is None else ("train",)
-        return Cohort(
-            name=_cohort(group, size),
-            networks=options.networks if size is None else options.data_size_networks,
-            network=config.network_of("generalization"),
-            training=config.training_of("generalization"),
-            labels="true" if group == "generalizing" else "permuted",
-            examples=size,
-            requests=(LayerRequest(epochs="final", splits=splits, layers="all", points=config.data_points),),
-        )
-
-    return [cohort(group, size) for size in (None, *_sizes(config, options)) for group in GROUPS]
-
-
-def _cohort(group: str, size: int | None) -> str:
-    """Name of a cohort; None: of the one that sees all training examples."""
-    return group if size is None else f"{group}-{size}"
+    sizes = _sizes(config, options)
+    return [
+        *(classifiers.labelled(config, group, classifiers.final_layers(config, *SPLITS)) for group in GROUPS),
+        *(
+            classifiers.labelled(config, group, classifiers.final_layers(config, "train"), size)
+            for size in sizes
+            for group in GROUPS
+        ),
+    ]
 
 
 def compute(inputs: Inputs, options: StageOptions) -> pd.DataFrame:
@@ -194,7 +184,7 @@ def compute(inputs: Inputs, options: StageOptions) -> pd.DataFrame:
         for index, layer in enumerate(names):
             rows = _distances(inputs, _stacked(inputs, None, layer, split), measures_of(options))
             tables.append(rows.assign(split=split, layer=layer, layer_index=index))
-    smaller = [size for size in sorted(options.train_sizes) if _cohort(GROUPS[0], size) in inputs.networks]
+    smaller = [size for size in sorted(options.train_sizes) if classifiers.name_of(GROUPS[0], size) in inputs.networks]
     for size in (*smaller, None) if smaller else ():
         for index, layer in enumerate(names[:-1]):
             stacked = _stacked(inputs, size, layer, "train")
@@ -202,18 +192,21 @@ def compute(inputs: Inputs, options: StageOptions) -> pd.DataFrame:
             points = np.random.default_rng([options.seed, *b"sizes"]).permutation(available)[: smaller[0]]
             stacked = {group: states[:, np.sort(points)] for group, states in stacked.items()}
             columns = {"split": "train", "layer": layer, "layer_index": index, "neurons": neurons}
-            columns |= {"quantity": "distance_by_size", "examples": inputs.examples(_cohort(GROUPS[0], size))}
+            columns |= {
+                "quantity": "distance_by_size",
+                "examples": inputs.examples(classifiers.name_of(GROUPS[0], size)),
+            }
             tables.append(_distances(inputs, stacked, {"pwcca": options.pwcca}).assign(**columns))
     for size in (*smaller, None):
         for group in GROUPS:
-            cohort = _cohort(group, size)
+            cohort = classifiers.name_of(group, size)
             tables.append(final_performance(inputs, cohort, group=group, examples=inputs.examples(cohort)))
     return tidy(tables)
 
 
 def _stacked(inputs: Inputs, size: int | None, layer: str, split: str) -> dict[str, np.ndarray]:
     """Group → (networks, data points, neurons) at the end of training."""
-    names = {group: _cohort(group, size) for group in GROUPS}
+    names = {group: classifiers.name_of(group, size) for group in GROUPS}
     return {
         group: inputs.representations(name, layer, inputs.checkpoints(name)[-1][0], split)
         for group, name in names.items()

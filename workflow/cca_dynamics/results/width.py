@@ -16,7 +16,7 @@ import pandas as pd
 from pydantic import AfterValidator
 
 from cca_dynamics.config.base import Count, Number, each_once
-from cca_dynamics.config.cohorts import Cohort, LayerRequest
+from cca_dynamics.config.cohorts import Cohort
 from cca_dynamics.config.models import (
     MEASURES_DESCRIPTION,
     PWCCA_DESCRIPTION,
@@ -32,7 +32,7 @@ from cca_dynamics.config.models import (
     option,
 )
 from cca_dynamics.errors import ConfigError
-from cca_dynamics.results import figures, statistics
+from cca_dynamics.results import classifiers, figures, statistics
 from cca_dynamics.results.claims import (
     FITTED,
     MISSED,
@@ -120,18 +120,7 @@ def obstacles(config: StudyConfig, options: Options) -> list[Obstacle]:
 
 def cohorts(config: StudyConfig, options: Options) -> list[Cohort]:
     """One cohort per width, stored before and after training."""
-    request = LayerRequest(epochs="all", splits=("train",), layers=(options.layer,), points=config.data_points)
-    return [
-        Cohort(
-            name=f"width-{multiplier:g}",
-            networks=options.networks,
-            network=config.network_of("width").widened(multiplier),
-            training=config.training_of("width"),
-            checkpoints=(0,),
-            requests=(request,),
-        )
-        for multiplier in sorted(options.multipliers)
-    ]
+    return [classifiers.of_width(config, multiplier) for multiplier in sorted(options.multipliers)]
 
 
 def compute(inputs: Inputs, options: StageOptions) -> pd.DataFrame:

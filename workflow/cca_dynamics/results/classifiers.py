@@ -1,0 +1,58 @@
+"""The classifiers that results share. Each result asks for a cohort by these functions; the study trains a cohort once,
+however many results ask for it.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from cca_dynamics.config.cohorts import Cohort, LayerRequest
+from cca_dynamics.config.models import StudyConfig
+
+GROUPS = ("generalizing", "memorizing")
+"""Networks trained on the true labels, and on a fixed random permutation of them."""
+
+
+def labelled(config: StudyConfig, group: str, request: LayerRequest, size: int | None = None) -> Cohort:
+    """The cohort of generalizing or of memorizing networks, as results.generalization has them, stored at the end.
+
+    Args:
+        config: of the study.
+        group: one of `GROUPS`.
+        request: what is extracted of them.
+        size: they see so many random training examples alone; None: all.
+    """
+    options = config.results.generalization
+    return Cohort(
+        name=name_of(group, size),
+        networks=options.networks if size is None else options.data_size_networks,
+        network=config.network_of("generalization"),
+        training=config.training_of("generalization"),
+        labels="true" if group == "generalizing" else "permuted",
+        examples=size,
+        requests=(request,),
+    )
+
+
+def name_of(group: str, size: int | None = None) -> str:
+    """Name of the cohort that `labelled` returns."""
+    return group if size is None else f"{group}-{size}"
+
+
+def final_layers(config: StudyConfig, *splits: Literal["train", "test"]) -> LayerRequest:
+    """All layers at the end of training."""
+    return LayerRequest(epochs="final", splits=splits, layers="all", points=config.data_points)
+
+
+def of_width(config: StudyConfig, multiplier: float) -> Cohort:
+    """The cohort of networks of one width, as results.width has them, with its layer before and after training."""
+    options = config.results.width
+    request = LayerRequest(epochs="all", splits=("train",), layers=(options.layer,), points=config.data_points)
+    return Cohort(
+        name=f"width-{multiplier:g}",
+        networks=options.networks,
+        network=config.network_of("width").widened(multiplier),
+        training=config.training_of("width"),
+        checkpoints=(0,),
+        requests=(request,),
+    )
