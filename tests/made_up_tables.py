@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from cca_dynamics.config.models import ResultOptions
-from cca_dynamics.results import toy_rnn
+from cca_dynamics.results import calibration, toy_rnn
+from cca_dynamics.results.tables import tidy
 from cca_dynamics.study import Study
 
 from tests import test_results_groups as groups
@@ -45,4 +46,44 @@ def made_up_table(result: str, options: ResultOptions) -> pd.DataFrame:
             )
         case "toy_rnn":
             return sweep.rnn_table(toy_rnn.readings(options), [float(alpha) for alpha in options.alphas])
+        case "calibration":
+            return calibration_table()
     raise ValueError(f"{result} has no made-up table")
+
+
+def calibration_table(networks: int = 5, noise: float = 0.004, **levels: tuple[float, float, float]) -> pd.DataFrame:
+    """Distances of `calibration` in each way, plus a little noise.
+
+    Args:
+        networks: of each kind and each width.
+        noise: standard deviation.
+        levels: way → the mean distance of generalizing and of memorizing networks, and of the widest as a share of the
+            narrowest.
+    """
+    rng = np.random.default_rng(0)
+    levels = dict.fromkeys(calibration.WAYS, (0.2, 0.4, 0.5)) | {calibration.CHANCE: (0.8, 0.8, 0.99)} | levels
+    a, b = np.nonzero(~np.eye(networks, dtype=bool))
+    pairs = {"network_a": a, "network_b": b, "quantity": "distance"}
+    tables = []
+    for way, (generalizing, memorizing, share) in levels.items():
+        for group, level in (("generalizing", generalizing), ("memorizing", memorizing)):
+            for index, layer in enumerate(("conv3", "conv4", "conv5")):
+                value = level + noise * rng.normal(size=len(a))
+                columns = {
+                    "figure": "3",
+                    "group": group,
+                    "layer": layer,
+                    "layer_index": index,
+                    "filters": 32 * 2**index,
+                }
+                tables.append(pd.DataFrame({**pairs, "way": way, "value": value, **columns}))
+        for multiplier in (0.25, 0.5, 1):
+            value = memorizing * share ** (np.log2(multiplier / 0.25) / 2) + noise * rng.normal(size=len(a))
+            columns = {
+                "figure": "4",
+                "group": f"width-{multiplier:g}",
+                "layer": "conv5",
+                "filters": int(128 * multiplier),
+            }
+            tables.append(pd.DataFrame({**pairs, "way": way, "value": value, **columns}))
+    return tidy(tables)

@@ -11,6 +11,8 @@ from cca_dynamics.config.models import StudyConfig
 
 GROUPS = ("generalizing", "memorizing")
 """Networks trained on the true labels, and on a fixed random permutation of them."""
+SPLITS = ("train", "test")
+"""Of the dataset."""
 
 
 def labelled(config: StudyConfig, group: str, request: LayerRequest, size: int | None = None) -> Cohort:

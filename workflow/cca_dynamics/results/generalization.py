@@ -51,7 +51,7 @@ from cca_dynamics.results.claims import (
     provided,
     too_few,
 )
-from cca_dynamics.results.classifiers import GROUPS
+from cca_dynamics.results.classifiers import GROUPS, SPLITS
 from cca_dynamics.results.inputs import Inputs, final_performance
 from cca_dynamics.results.layers import require_layer
 from cca_dynamics.results.published import combined, published, published_value
@@ -59,7 +59,6 @@ from cca_dynamics.results.statistics import Estimate
 from cca_dynamics.results.tables import CONTROLS, distance_matrix, distance_table, measures_of, select, tidy
 
 KEY = "results.generalization"
-SPLITS = ("train", "test")
 AGREE = 0.5
 """Outputs of networks "agree" if they are less than this share as far apart as those of networks that share nothing but
 their training labels (ours): nearer to 0 than to the distance of memorizing networks."""

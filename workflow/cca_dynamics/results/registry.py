@@ -1,6 +1,7 @@
 """The registry of results. Adding one: a module as results/__init__.py describes it, and its line here."""
 
 from cca_dynamics.results import (
+    calibration,
     clusters,
     generalization,
     recurrent_sequence,
@@ -20,4 +21,5 @@ RESULTS = {
     "recurrent_training": recurrent_training,
     "recurrent_sequence": recurrent_sequence,
     "toy_rnn": toy_rnn,
+    "calibration": calibration,
 }
