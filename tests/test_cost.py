@@ -84,7 +84,7 @@ def test_language_models_are_counted(quick):
         evaluated += cohort.networks * (epochs + 1) * held_out * model.operations
         disk += cohort.networks * len(cohort.checkpoints) * model.parameters * 4
     # The text is read in columns of equal length; the few tokens beyond them are left out.
-    assert found["train"].operations == pytest.approx(trained + evaluated, rel=1e-3)
+    assert found["train"].operations == pytest.approx(trained + evaluated, rel=3e-3)
     assert found["train"].disk == disk
     assert found["corpus"].jobs == 1 and "dataset" not in found
     assert found["train"].seconds > 0 and found["compute"].jobs == 2

@@ -103,7 +103,7 @@ def refusal(config: dict) -> ConfigError | None:
     return None
 
 
-@settings(max_examples=600, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(st.lists(st.tuples(PATHS, ANY), min_size=1, max_size=3) | st.lists(CHANGES, min_size=1, max_size=3))
 def test_any_config_makes_a_study_or_names_its_key(changes):
     if problem := refusal(with_changes(changes)):
@@ -112,7 +112,7 @@ def test_any_config_makes_a_study_or_names_its_key(changes):
         assert first in SCHEMA["properties"] or first == "(top level)", problem.key
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(PATHS, st.text(alphabet="abcdefgh_", min_size=1, max_size=8))
 def test_unknown_keys_are_named(path, name):
     spelled = f"{path[-1]}_{name}"
