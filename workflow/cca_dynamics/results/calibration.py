@@ -1,4 +1,4 @@
-"""Beyond the paper: are figures 3 and 4 there without what chance, width and the number of data points add?
+"""Beyond the paper: what is left of figures 3 and 4 without the similarity that chance gives.
 
 Unrelated layers look alike to CCA, the more so the more neurons they have for their data points, so networks of other
 widths, and networks whose layers use other numbers of directions, are not compared on equal terms. The same networks as
