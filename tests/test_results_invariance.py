@@ -191,7 +191,8 @@ def invariance_table(measures: Sequence[str] = MEASURES, noise: float = 0.001, *
                 quantities[invariance.REVERSE] = distances.get("reverse", 0.01)
             rows += [
                 {"change": change, "strength": float(strength), "draw": draw, "measure": measure, "quantity": quantity,
-                 "value": first + share * (last - first) + noise * (draw - 3.5) * (-1) ** index, "floor": 0.9 - 0.1 * share}
+                 "value": first + share * (last - first) + noise * (draw - 3.5) * (-1) ** index,
+                 "floor": 0.9 - 0.1 * share}
                 for quantity, last in quantities.items() for draw in range(8)
                 for index, (strength, share) in enumerate(zip(strengths, shares, strict=True))
             ]  # fmt: skip
