@@ -13,6 +13,7 @@ from cca_dynamics.results.tables import tidy
 from cca_dynamics.study import Study
 
 from tests import test_results_groups as groups
+from tests import test_results_invariance as invariance
 from tests import test_results_over_training as over_training
 from tests import test_results_sweep as sweep
 
@@ -48,6 +49,8 @@ def made_up_table(result: str, options: ResultOptions) -> pd.DataFrame:
             return sweep.rnn_table(toy_rnn.readings(options), [float(alpha) for alpha in options.alphas])
         case "calibration":
             return calibration_table()
+        case "invariance":
+            return invariance.invariance_table(options.measures)
     raise ValueError(f"{result} has no made-up table")
 
 

@@ -144,7 +144,7 @@ def test_every_default_is_written_in_the_default_study(default_config):
         for key, value in full.items():
             name = f"{prefix}{key}"
             if key not in given:
-                keys.append(name)
+                keys += [name] if value != {} else []  # a result without readings has no block under multiverse
             elif isinstance(value, dict) and key not in ("network", "training"):
                 keys += missing(value, given[key], f"{name}.")
         return keys

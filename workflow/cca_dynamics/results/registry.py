@@ -4,6 +4,7 @@ from cca_dynamics.results import (
     calibration,
     clusters,
     generalization,
+    invariance,
     recurrent_sequence,
     recurrent_training,
     stability,
@@ -22,4 +23,5 @@ RESULTS = {
     "recurrent_sequence": recurrent_sequence,
     "toy_rnn": toy_rnn,
     "calibration": calibration,
+    "invariance": invariance,
 }
