@@ -12,6 +12,7 @@ from cca_dynamics.results import toy_rnn
 from cca_dynamics.study import Study
 
 from tests import test_results_groups as groups
+from tests import test_results_layer_identification as identification
 from tests import test_results_over_training as over_training
 from tests import test_results_sweep as sweep
 
@@ -45,4 +46,6 @@ def made_up_table(result: str, options: ResultOptions) -> pd.DataFrame:
             )
         case "toy_rnn":
             return sweep.rnn_table(toy_rnn.readings(options), [float(alpha) for alpha in options.alphas])
+        case "layer_identification":
+            return identification.identification_table(identification.AS_PUBLISHED)
     raise ValueError(f"{result} has no made-up table")
