@@ -14,6 +14,7 @@ from cca_dynamics.study import Study
 
 from tests import test_results_groups as groups
 from tests import test_results_invariance as invariance
+from tests import test_results_layer_identification as identification
 from tests import test_results_over_training as over_training
 from tests import test_results_sweep as sweep
 
@@ -51,6 +52,8 @@ def made_up_table(result: str, options: ResultOptions) -> pd.DataFrame:
             return calibration_table()
         case "invariance":
             return invariance.invariance_table(options.measures)
+        case "layer_identification":
+            return identification.identification_table(identification.AS_PUBLISHED)
     raise ValueError(f"{result} has no made-up table")
 
 

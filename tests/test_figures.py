@@ -182,7 +182,7 @@ def test_figures_are_complete_legible_in_grey_and_embed_their_fonts(default_conf
     shown = [axis for axis in figure.axes if axis.get_visible()]
     assert all(axis.get_ylabel() or axis.get_xlabel() for axis in shown)
     words = " ".join(text.get_text() for text in figure.findobj(Text))
-    assert ("CIFAR-10" in words) == (result in ("generalization", "width"))
+    assert ("CIFAR-10" in words) == (result in ("generalization", "width", "layer_identification"))
     assert ("Penn Treebank" in words) == (result == "recurrent_training")
     for axis in shown:
         handles, labels = axis.get_legend_handles_labels()

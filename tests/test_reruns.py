@@ -227,7 +227,12 @@ EDITS = {
         *("similarity/baselines.py", "def cosine(", "@cache\ndef cosine("),
         {"compute": COSINE, "plot": COSINE},
     ),
-    "a measure of another study": ("similarity/baselines.py", "def procrustes(", "@cache\ndef procrustes(", {}),
+    "a measure of another study": (
+        "similarity/geometry.py",
+        "def mutual_neighbours(",
+        "@cache\ndef mutual_neighbours(",
+        {},
+    ),
     "note on networks left out": (
         "results/tables.py",
         "because diverged",

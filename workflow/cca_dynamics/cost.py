@@ -189,7 +189,10 @@ def _extractions(cohort: Cohort, data: Data, step: TrainingStep) -> Iterator[Ext
     for request in cohort.requests:
         files = {"all": len(cohort.stored_epochs), "final": 1}.get(request.epochs) or len(request.epochs)
         widths = step.architecture.widths
-        neurons = [widths[layer] for layer in (widths if request.layers == "all" else request.layers)]
+        layers = list(widths if request.layers == "all" else request.layers)
+        if getattr(request, "before_relu", False):
+            layers += [layer for layer in layers if layer != "softmax"]  # once more, before the ReLU
+        neurons = [widths[layer] for layer in layers]
         if isinstance(request, LayerRequest):
             for split in request.splits:
                 size = _examples(cohort, data) if split == "train" else data.sizes[split]

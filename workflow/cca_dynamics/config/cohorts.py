@@ -85,6 +85,8 @@ class LayerRequest(Model):
         splits: of the dataset, "train" and "test".
         layers: all of them, or their names.
         points: so many random data points of a split, the same for all networks of a study; None: all.
+        before_relu: whether the layers that are convolutions are stored as they are before their ReLU, too, under the
+            names of `representations.extraction.before_relu`; only the architecture "convnet" has such layers.
     """
 
     kind: Literal["layers"] = "layers"
@@ -92,6 +94,12 @@ class LayerRequest(Model):
     splits: tuple[Literal["train", "test"], ...]
     layers: Layers
     points: int | None = None
+    before_relu: bool = False
+
+    @model_serializer(mode="wrap")
+    def _without_default(self, serialize: Any) -> dict[str, Any]:
+        """Layers before the ReLU are written only where they are asked for, so that other requests read as ever."""
+        return {key: value for key, value in serialize(self).items() if key != "before_relu" or value}
 
 
 class HeldOutRequest(Model):

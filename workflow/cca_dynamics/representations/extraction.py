@@ -12,7 +12,8 @@ from torch import Tensor
 from cca_dynamics.config.cohorts import LayerRequest
 from cca_dynamics.data import datasets
 from cca_dynamics.errors import UserError
-from cca_dynamics.networks.convolutional import BATCH, build
+from cca_dynamics.networks.architectures import ConvNet, Convolution, ConvolutionalArchitecture
+from cca_dynamics.networks.convolutional import BATCH, Networks, OnLayerOutput, build
 from cca_dynamics.runtime.storage import read_metadata, read_tensors, replacing, stream_tensors, write_contents
 from cca_dynamics.training import checkpoints
 
@@ -43,12 +44,21 @@ def extract(
 
     Raises:
         DamagedFile: the dataset or a checkpoint cannot be read.
-        UserError: an epoch or a layer is requested that does not exist.
+        UserError: an epoch or a layer is requested that does not exist, or layers before the ReLU of networks that are
+            not of the architecture "convnet".
     """
     dataset = datasets.load(data)
     recipe = checkpoints.load_recipe(networks, dataset.checksum)
     dataset = dataset.subset(recipe.examples, recipe.seed)
     network = build(recipe.network, dataset.train_x.shape[1], dataset.train_x.shape[2:], dataset.classes, device)
+    all_layers = network.layers
+    if any(request.before_relu for request in requests):
+        if not isinstance(network.architecture, ConvNet):
+            raise UserError(
+                f"layers before the ReLU are requested of {recipe.cohort}, whose architecture is "
+                f"{recipe.network.name}; only convnet has them"
+            )
+        network = Networks(WithLayersBeforeRelu(network.architecture), device)
     points = requests[0].points if requests else None
     inputs = {
         "train": _draw_points(dataset.train_x, points, recipe.seed),
@@ -58,7 +68,9 @@ def extract(
     epoch_of_step = {step: read_metadata(file)["epoch"] for step, file in files.items()}
     layers_of_file: dict[tuple[int, str], dict[str, None]] = {}
     for request in requests:
-        layers = network.layers if request.layers == "all" else request.layers
+        layers = list(all_layers if request.layers == "all" else request.layers)
+        if request.before_relu:
+            layers += [before_relu(layer) for layer in layers if layer != "softmax"]
         for step in _requested_steps(request.epochs, epoch_of_step):
             for split in request.splits:
                 layers_of_file.setdefault((step, split), {}).update(dict.fromkeys(layers))
@@ -77,6 +89,48 @@ def extract(
             stream_tensors(path, shapes, parts, **{**metadata, **facts})
             report(f"checkpoint {count}/{len(layers_of_file)} · step {step} · {split}")
         write_contents(folder)
+
+
+BEFORE_RELU = " before ReLU"
+"""How the names of layers before the ReLU end. No other layer's name has a space in it."""
+
+
+def before_relu(layer: str) -> str:
+    """The name under which a convolution's output before its ReLU is stored, "conv3 before ReLU"."""
+    return f"{layer}{BEFORE_RELU}"
+
+
+class WithLayersBeforeRelu(ConvolutionalArchitecture):
+    """A convnet in which every convolution is two layers: its output before the ReLU, and after it, as ever.
+
+    Args:
+        architecture: the convnet, whose layers after the ReLU and whose outputs stay what they are.
+    """
+
+    def __init__(self, architecture: ConvNet):
+        self._architecture = architecture
+        self.in_channels, self.space, self.classes = architecture.in_channels, architecture.space, architecture.classes
+        self.batch_norm = architecture.batch_norm
+
+    @property
+    def convolutions(self) -> tuple[Convolution, ...]:
+        """Those of the convnet."""
+        return self._architecture.convolutions
+
+    @property
+    def widths(self) -> dict[str, int]:
+        """The layers of the convnet, then those before the ReLU."""
+        before = {before_relu(convolution.name): convolution.outputs for convolution in self.convolutions}
+        return self._architecture.widths | before
+
+    def forward(self, x: Tensor, convolve: Callable[..., Tensor], on_layer_output: OnLayerOutput) -> Tensor:
+        """See `ConvolutionalArchitecture.forward`."""
+
+        def convolve_in_two_steps(convolution: Convolution, x: Tensor, relu: bool) -> Tensor:
+            x = on_layer_output(before_relu(convolution.name), convolve(convolution, x, relu=False))
+            return x.relu() if relu else x
+
+        return self._architecture.forward(x, convolve_in_two_steps, on_layer_output)
 
 
 def _points_at_a_time(shapes: dict[str, tuple[int, int, int]]) -> int:
@@ -120,9 +174,10 @@ def load(path: Path, layer: str) -> np.ndarray:
 
 
 def layers(path: Path) -> list[str]:
-    """Layers in a file of activations: conv1, conv2, ..., softmax.
+    """Layers in a file of activations: conv1, conv2, ..., softmax; those before the ReLU are left out.
 
     Raises:
         DamagedFile: the file is missing, truncated or corrupt.
     """
-    return sorted(read_metadata(path)["tensors"], key=lambda name: (name == "softmax", len(name), name))
+    names = [name for name in read_metadata(path)["tensors"] if not name.endswith(BEFORE_RELU)]
+    return sorted(names, key=lambda name: (name == "softmax", len(name), name))

@@ -5,6 +5,7 @@ from cca_dynamics.results import (
     clusters,
     generalization,
     invariance,
+    layer_identification,
     recurrent_sequence,
     recurrent_training,
     stability,
@@ -24,4 +25,5 @@ RESULTS = {
     "toy_rnn": toy_rnn,
     "calibration": calibration,
     "invariance": invariance,
+    "layer_identification": layer_identification,
 }
