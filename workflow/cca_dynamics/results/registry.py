@@ -4,6 +4,7 @@ from cca_dynamics.results import (
     calibration,
     clusters,
     generalization,
+    grounding,
     invariance,
     layer_identification,
     recurrent_sequence,
@@ -23,7 +24,8 @@ RESULTS = {
     "recurrent_training": recurrent_training,
     "recurrent_sequence": recurrent_sequence,
     "toy_rnn": toy_rnn,
-    "calibration": calibration,
     "invariance": invariance,
     "layer_identification": layer_identification,
+    "grounding": grounding,
+    "calibration": calibration,
 }
