@@ -49,7 +49,7 @@ def test_every_claim_says_where_it_is_made(default_config, result, monkeypatch):
     claims = RESULTS[result].claims(made_up_table(result, options), StageOptions(options, "claims", seed=0))
     for claim in claims:
         assert claim.claim.startswith(f"{result}.") and claim.statement.endswith(".") and claim.statistic
-        assert claim.source.startswith(("section", "appendix", "figure", "ours", "caption")), (
+        assert claim.source.startswith(("section", "appendix", "figure", "ours", "caption", "Ding")), (
             claim.claim,
             claim.source,
         )

@@ -85,6 +85,9 @@ class LayerRequest(Model):
         splits: of the dataset, "train" and "test".
         layers: all of them, or their names.
         points: so many random data points of a split, the same for all networks of a study; None: all.
+        noise: standard deviation of Gaussian noise that is added to the inputs, the same for all networks, in units of
+            the standard deviation of the training inputs; None: none. Noisy splits lie in folders of their own, see
+            `noisy_split`, and hold the true labels as well.
     """
 
     kind: Literal["layers"] = "layers"
@@ -92,6 +95,17 @@ class LayerRequest(Model):
     splits: tuple[Literal["train", "test"], ...]
     layers: Layers
     points: int | None = None
+    noise: float | None = None
+
+    @model_serializer(mode="wrap")
+    def _without_default(self, serialize: Any) -> dict[str, Any]:
+        """Noise is written only where there is any, so that other requests read as they always did."""
+        return {key: value for key, value in serialize(self).items() if key != "noise" or value is not None}
+
+
+def noisy_split(split: str, noise: float | None) -> str:
+    """Name of a split's folder of activations: "test", or with noise in the inputs "test-noise-0.5"."""
+    return split if noise is None else f"{split}-noise-{noise:g}"
 
 
 class HeldOutRequest(Model):

@@ -3,6 +3,7 @@
 from cca_dynamics.results import (
     clusters,
     generalization,
+    grounding,
     recurrent_sequence,
     recurrent_training,
     stability,
@@ -20,4 +21,5 @@ RESULTS = {
     "recurrent_training": recurrent_training,
     "recurrent_sequence": recurrent_sequence,
     "toy_rnn": toy_rnn,
+    "grounding": grounding,
 }
