@@ -29,6 +29,7 @@ SST-2 (deletions) and QNLI (depth), and take as reference the last layers, of th
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -46,6 +47,7 @@ from cca_dynamics.config.models import (
     option,
 )
 from cca_dynamics.errors import ConfigError
+from cca_dynamics.networks.architectures import layers
 from cca_dynamics.results import classifiers, figures
 from cca_dynamics.results.claims import Claim, Obstacle, estimate_claim, fitted_claim, provided, too_few
 from cca_dynamics.results.inputs import Inputs, final_performance
@@ -70,7 +72,7 @@ PUBLISHED = {
     DEPTH: {ALL_DIRECTIONS: 0.49, "procrustes": 0.57, "linear_cka": 0.63},
 }
 """Test → measure → rank correlation (Spearman) that Ding et al. print."""
-BESIDE = 0.25
+BESIDE = 0.42
 """How far published values are drawn from ours, of the distance between two measures."""
 PUBLISHED_ERROR = 0.005
 """They print two digits."""
@@ -105,6 +107,10 @@ class Options(ResultOptions):
     )
 
 
+ALTERNATIVES = {"noise": (0.25, 1.0)}
+"""Other values that the choice leaves open, the default of multiverse.grounding."""
+
+
 def check(config: StudyConfig, options: Options) -> None:
     """Refuse measures for layers of equal width, and a layer or more networks than the sweep has."""
     for measure in options.measures:
@@ -112,6 +118,8 @@ def check(config: StudyConfig, options: Options) -> None:
             raise ConfigError(
                 f"{KEY}.measures", f"{measure} compares neuron by neuron, and layers differ in width; drop it"
             )
+    classifiers.check_network(config, "generalization")
+    classifiers.check_network(config, "clusters")
     sweep = config.results.clusters
     if options.networks > sweep.networks:
         raise ConfigError(
@@ -209,20 +217,22 @@ def _probes(inputs: Inputs, options: StageOptions, labels: np.ndarray) -> Iterat
         inputs, options: as of `compute`.
         labels: (n,) true labels of the test data.
     """
+    from cca_dynamics.training.checkpoints import load_recipe
+
     step = inputs.checkpoints(COHORT)[-1][0]
     outputs = inputs.representations(COHORT, "softmax", step)
-    layers, points, accuracies = {}, [], {}
-    for name in inputs.layers(COHORT, step):
+    networks_of, points, accuracies = {}, [], {}
+    for name in layers(load_recipe(inputs.networks[COHORT][0]).network):  # more may be stored, for other results
         on_test = inputs.representations(COHORT, name, step, "test")
         states = inputs.representations(COHORT, name, step)
         networks = [
             _Layer(train, test, output, labels, inputs.device)
             for train, test, output in zip(states, on_test, outputs, strict=True)
         ]
-        layers[name] = networks
+        networks_of[name] = networks
         accuracies[name] = [layer.accuracy(layer.factors.rank) for layer in networks]
         points += _deletions(networks, name, accuracies[name], options)
-    points += _depths(layers, accuracies, options)
+    points += _depths(networks_of, accuracies, options)
     yield pd.DataFrame(points).assign(quantity="distance")
     for name, of_networks in accuracies.items():
         rows = {"network": np.arange(len(of_networks)), "layer": name, "quantity": "probe", "value": of_networks}
@@ -265,8 +275,6 @@ class _Layer:
 
     def leading(self, components: int) -> Factors:
         """The factors of the layer restricted to its leading principal components."""
-        from dataclasses import replace
-
         layer = self.factors
         s, v, to_basis = layer.s[:components], layer.v[:, :components], layer.to_basis[:, :components]
         x = (self.basis[:, :components] * s) @ v.T + layer.mean
@@ -286,13 +294,13 @@ def _deletions(networks: list[_Layer], layer: str, accuracies: list[float], opti
 
 
 def _depths(
-    layers: dict[str, list[_Layer]], accuracies: dict[str, list[float]], options: StageOptions
+    networks_of: dict[str, list[_Layer]], accuracies: dict[str, list[float]], options: StageOptions
 ) -> Iterator[dict]:
     """The rows of layer depth: from each network's layer with the best probe to all layers of the others."""
-    for a in range(len(next(iter(layers.values())))):
-        best = max(layers, key=lambda name: accuracies[name][a])
-        reference = layers[best][a]
-        for name, networks in layers.items():
+    for a in range(len(next(iter(networks_of.values())))):
+        best = max(networks_of, key=lambda name: accuracies[name][a])
+        reference = networks_of[best][a]
+        for name, networks in networks_of.items():
             for b, other in enumerate(networks):
                 if a != b:
                     columns = {"test": DEPTH, "network_a": a, "layer": best, "network_b": b, "layer_b": name}
@@ -535,13 +543,12 @@ def _label(measure: str) -> str:
 
 def plot(table: pd.DataFrame, claims: pd.DataFrame, options: StageOptions):
     """An example of the points of deletions, and rank correlations per measure for each of the tests."""
-    figure, (example, *axes) = figures.panels(2, 2, height=2.3)
+    figure, (example, *axes) = figures.panels(2, 2, height=2.2)
     measures = [ALL_DIRECTIONS, *options.measures]
     _draw_example(example, table, measures)
     for axis, (test, title) in zip(axes, TESTS.items(), strict=True):
         _draw_correlations(axis, Points(table, test), measures, PUBLISHED.get(test, {}))
         axis.set_title(title)
-        axis.set_ylabel("Rank correlation")
     handles, labels = axes[0].get_legend_handles_labels()
     more, more_labels = example.get_legend_handles_labels()
     figures.legend_outside(figure, [*more, *handles[::-1]], [*more_labels, *labels[::-1]])
@@ -560,25 +567,24 @@ def _draw_example(axis, table: pd.DataFrame, measures: list[str]) -> None:
         style = {"color": colour, "marker": marker, "s": 12, "linewidths": 0, "alpha": 0.8}
         axis.scatter(of_measure["value"], 100 * of_measure["difference"], label=_label(measure), **style)
     axis.set(xlabel="Distance from the reference", ylabel="Accuracy difference (%)")
-    axis.set_title(f"Components deleted from {layer}, one reference")
+    axis.set_title(f"An example of b: {layer}")
 
 
 def _draw_correlations(axis, points: Points, measures: list[str], published: dict[str, float]) -> None:
-    """Rank correlations with their intervals, one measure after the other, and published values beside them."""
+    """Rank correlations with their intervals, one measure below the other, and published values beside them."""
     shown = [measure for measure in measures if measure in points.measures]
     estimates = [points.correlation(measure) for measure in shown]
-    values = np.array([estimate.value for estimate in estimates])
+    values, places = np.array([estimate.value for estimate in estimates]), np.arange(len(shown))
     low, high = np.clip([estimate.interval() for estimate in estimates], -1, 1).T
     bars = np.nan_to_num([values - low, high - values]).clip(min=0)
     style = {"color": figures.BLUE, "marker": "o", "linestyle": "", "capsize": 2, "elinewidth": 0.9}
-    axis.axhline(0, **figures.THRESHOLD)
-    axis.errorbar(range(len(shown)), values, yerr=bars, label="b–d: this study", **style)
+    axis.axvline(0, **figures.THRESHOLD)
+    axis.errorbar(values, places, xerr=bars, label="b–d: this study", **style)
     known = [index for index, measure in enumerate(shown) if measure in published]
     if known:
         values = [published[shown[index]] for index in known]
-        style = {"colour": figures.ORANGE, "marker": "D", "label": "b, c: Ding et al. (BERT)", "size": 25}
-        figures.published_points(axis, np.array(known) + BESIDE, values, **style)
-    labels = [_label(measure).replace(", ", ",\n") for measure in shown]
-    axis.set_xticks(range(len(shown)), labels, rotation=30, ha="right", rotation_mode="anchor")
-    axis.set_xlim(-0.5, len(shown) - 0.5)
-    axis.set_ylim(-1.05, 1.05)
+        style = {"colour": figures.ORANGE, "marker": "D", "label": "b, c: Ding et al. (BERT)", "size": 20}
+        figures.published_points(axis, values, np.array(known) + BESIDE, **style)
+    axis.set_yticks(places, [_label(measure).replace(", ", ",\n") for measure in shown])
+    axis.set_ylim(len(shown) - 0.3, -0.6)
+    axis.set(xlim=(-1.05, 1.05), xticks=np.linspace(-1, 1, 5), xlabel="Rank correlation")
