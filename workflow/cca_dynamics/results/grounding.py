@@ -156,7 +156,7 @@ def compute(inputs: Inputs, options: StageOptions) -> pd.DataFrame:
 
     Returns:
         Tidy rows. quantity "distance": test (one of `TESTS`), measure (of the option, or `ALL_DIRECTIONS`; not in the
-        test of seeds, where ranks are equal), network_a (the reference), layer (of the reference), network_b, layer_b,
+        test of seeds, where widths are equal), network_a (the reference), layer (of the reference), network_b, layer_b,
         components (of b; of the test of deletions), value (distance from a to b; of seeds the mean of both directions),
         difference (in accuracy), rank_a, rank_b, n, forced. Per generalizing network: "train_accuracy", "loss",
         "test_accuracy", and with layer "probe" (accuracy of the probe of the whole layer on test data). Per network of
