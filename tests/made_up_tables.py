@@ -12,6 +12,7 @@ from cca_dynamics.results import calibration, toy_rnn
 from cca_dynamics.results.tables import tidy
 from cca_dynamics.study import Study
 
+from tests import test_results_grounding as grounding
 from tests import test_results_groups as groups
 from tests import test_results_invariance as invariance
 from tests import test_results_layer_identification as identification
@@ -46,6 +47,8 @@ def made_up_table(result: str, options: ResultOptions) -> pd.DataFrame:
             return sweep.noise_table(
                 options.signal, mean_cca=0.1 + 0.7 * falling, svcca=0.05 + 0.7 * falling, pwcca=0.04 + 0.3 * falling
             )
+        case "grounding":
+            return grounding.points_table()
         case "toy_rnn":
             return sweep.rnn_table(toy_rnn.readings(options), [float(alpha) for alpha in options.alphas])
         case "calibration":

@@ -87,6 +87,9 @@ class LayerRequest(Model):
         points: so many random data points of a split, the same for all networks of a study; None: all.
         before_relu: whether the layers that are convolutions are stored as they are before their ReLU, too, under the
             names of `representations.extraction.before_relu`; only the architecture "convnet" has such layers.
+        noise: standard deviation of Gaussian noise that is added to the inputs, the same for all networks, in units of
+            the standard deviation of the training inputs; None: none. Noisy splits lie in folders of their own, see
+            `noisy_split`, and hold the true labels as well.
     """
 
     kind: Literal["layers"] = "layers"
@@ -95,11 +98,18 @@ class LayerRequest(Model):
     layers: Layers
     points: int | None = None
     before_relu: bool = False
+    noise: float | None = None
 
     @model_serializer(mode="wrap")
-    def _without_default(self, serialize: Any) -> dict[str, Any]:
-        """Layers before the ReLU are written only where they are asked for, so that other requests read as ever."""
-        return {key: value for key, value in serialize(self).items() if key != "before_relu" or value}
+    def _without_defaults(self, serialize: Any) -> dict[str, Any]:
+        """The last two are written only where they are asked for, so that other requests read as they always did."""
+        given = {"before_relu": self.before_relu, "noise": self.noise is not None}
+        return {key: value for key, value in serialize(self).items() if given.get(key, True)}
+
+
+def noisy_split(split: str, noise: float | None) -> str:
+    """Name of a split's folder of activations: "test", or with noise in the inputs "test-noise-0.5"."""
+    return split if noise is None else f"{split}-noise-{noise:g}"
 
 
 class HeldOutRequest(Model):

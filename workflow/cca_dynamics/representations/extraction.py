@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
+import torch
 from torch import Tensor
 
-from cca_dynamics.config.cohorts import LayerRequest
+from cca_dynamics.config.cohorts import LayerRequest, noisy_split
 from cca_dynamics.data import datasets
 from cca_dynamics.errors import UserError
 from cca_dynamics.networks.architectures import ConvNet, Convolution, ConvolutionalArchitecture
@@ -17,6 +18,8 @@ from cca_dynamics.networks.convolutional import BATCH, Networks, OnLayerOutput, 
 from cca_dynamics.runtime.storage import read_metadata, read_tensors, replacing, stream_tensors, write_contents
 from cca_dynamics.training import checkpoints
 
+LABELS = "labels"
+"""Name of the tensor of true labels in files of noisy splits."""
 MEMORY = 2**29
 """Bytes of activations that are in memory at a time; the file grows by as much."""
 
@@ -37,7 +40,8 @@ def extract(
         data: the dataset that they were trained on, written by `datasets.materialise`.
         out: folder to write, which appears whole or not at all: <split>/step-NNNNNN.safetensors with one (networks, n,
             d) float32 tensor per layer, and as metadata step, epoch, cohort, networks, split, examples (on which the
-            networks were trained) and the checksums of the checkpoint.
+            networks were trained) and the checksums of the checkpoint. Splits with noise lie in the folders that
+            `noisy_split` names; their files also hold a tensor `LABELS`, (networks, n, 1), the same for each network.
         requests: which checkpoints, splits and layers; data points are as the first request says.
         device: "cpu" or "cuda".
         report: called with one line per file.
@@ -49,6 +53,7 @@ def extract(
     """
     dataset = datasets.load(data)
     recipe = checkpoints.load_recipe(networks, dataset.checksum)
+    spread = float(dataset.train_x.std())  # of all training inputs, however many the networks have seen
     dataset = dataset.subset(recipe.examples, recipe.seed)
     network = build(recipe.network, dataset.train_x.shape[1], dataset.train_x.shape[2:], dataset.classes, device)
     all_layers = network.layers
@@ -64,6 +69,7 @@ def extract(
         "train": _draw_points(dataset.train_x, points, recipe.seed),
         "test": _draw_points(dataset.test_x, points, recipe.seed),
     }
+    labels: dict[str, Tensor] = {}  # of the noisy splits
     files = dict(checkpoints.stored(networks))
     epoch_of_step = {step: read_metadata(file)["epoch"] for step, file in files.items()}
     layers_of_file: dict[tuple[int, str], dict[str, None]] = {}
@@ -73,7 +79,11 @@ def extract(
             layers += [before_relu(layer) for layer in layers if layer != "softmax"]
         for step in _requested_steps(request.epochs, epoch_of_step):
             for split in request.splits:
-                layers_of_file.setdefault((step, split), {}).update(dict.fromkeys(layers))
+                name = noisy_split(split, request.noise)
+                layers_of_file.setdefault((step, name), {}).update(dict.fromkeys(layers))
+                if request.noise is not None and name not in inputs:
+                    inputs[name] = _with_noise(inputs[split], request.noise * spread, split, recipe.seed)
+                    labels[name] = _draw_points(getattr(dataset, f"{split}_y"), points, recipe.seed)
     with replacing(out) as folder:
         for count, ((step, split), layers) in enumerate(sorted(layers_of_file.items()), start=1):
             state, metadata = read_tensors(files[step], device=device)
@@ -85,6 +95,9 @@ def extract(
                 network.representations(state, x.to(device), list(layers))
                 for x in inputs[split].split(_points_at_a_time(shapes))
             )
+            if split in labels:
+                shapes[LABELS] = (*size, 1)
+                parts = _with_labels(parts, labels[split])
             facts = {"split": split, "examples": len(dataset.train_y), "checkpoint": metadata["sha256"]}
             stream_tensors(path, shapes, parts, **{**metadata, **facts})
             report(f"checkpoint {count}/{len(layers_of_file)} · step {step} · {split}")
@@ -133,6 +146,21 @@ class WithLayersBeforeRelu(ConvolutionalArchitecture):
         return self._architecture.forward(x, convolve_in_two_steps, on_layer_output)
 
 
+def _with_noise(x: Tensor, deviation: float, split: str, seed: int) -> Tensor:
+    """Inputs plus Gaussian noise of a standard deviation, drawn from the study's seed and the split's name."""
+    rng = np.random.default_rng([seed, *b"noise", *split.encode()])
+    return x + torch.from_numpy(deviation * rng.standard_normal(x.shape, dtype=np.float32))
+
+
+def _with_labels(parts: Iterator[dict[str, Tensor]], labels: Tensor) -> Iterator[dict[str, Tensor]]:
+    """Parts of activations, (networks, a part of n, d) per layer, with the labels (n,) of their data points."""
+    written = 0
+    for part in parts:
+        count, size = next(iter(part.values())).shape[:2]
+        yield {**part, LABELS: labels[written : written + size].float().expand(count, size)[..., None]}
+        written += size
+
+
 def _points_at_a_time(shapes: dict[str, tuple[int, int, int]]) -> int:
     """How many data points have activations of `MEMORY` bytes, in whole batches."""
     numbers_per_point = sum(networks * width for networks, _, width in shapes.values())
@@ -174,7 +202,8 @@ def load(path: Path, layer: str) -> np.ndarray:
 
 
 def layers(path: Path) -> list[str]:
-    """Layers in a file of activations: conv1, conv2, ..., softmax; those before the ReLU are left out.
+    """Layers in a file of activations: conv1, conv2, ..., softmax, and in one of a noisy split `LABELS`; those before
+    the ReLU are left out.
 
     Raises:
         DamagedFile: the file is missing, truncated or corrupt.

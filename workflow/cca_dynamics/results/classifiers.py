@@ -6,13 +6,19 @@ from __future__ import annotations
 
 from typing import Literal
 
-from cca_dynamics.config.cohorts import Cohort, LayerRequest
-from cca_dynamics.config.models import StudyConfig
+from cca_dynamics.config.cohorts import AblationRequest, Cohort, LayerRequest, SweepTraining
+from cca_dynamics.config.models import NetworkOptions, StudyConfig
+from cca_dynamics.errors import ConfigError
+from cca_dynamics.networks.architectures import layers
 
 GROUPS = ("generalizing", "memorizing")
 """Networks trained on the true labels, and on a fixed random permutation of them."""
 SPLITS = ("train", "test")
 """Of the dataset."""
+SWEEP = "sweep"
+"""Name of the cohort that `sweep` returns."""
+ABLATED_LAYERS = 3
+"""Its last hidden layers, of which feature maps are clamped."""
 
 
 def labelled(config: StudyConfig, group: str, request: LayerRequest, size: int | None = None) -> Cohort:
@@ -58,3 +64,42 @@ def of_width(config: StudyConfig, multiplier: float) -> Cohort:
         checkpoints=(0,),
         requests=(request,),
     )
+
+
+def sweep(config: StudyConfig, *requests: LayerRequest) -> Cohort:
+    """The cohort of networks of several learning rates, as results.clusters has them, and how they are ablated.
+
+    Networks of one learning rate follow each other, in the order of results.clusters.learning_rates.
+    """
+    options = config.results.clusters
+    network, training = config.network_of("clusters"), config.training_of("clusters")
+    rates = tuple(rate for rate in options.learning_rates for _ in range(options.networks))
+    ablated = tuple(hidden_layers(network)[-ABLATED_LAYERS:])
+    return Cohort(
+        name=SWEEP,
+        networks=len(rates),
+        network=network,
+        training=SweepTraining(**{**dict(training), "learning_rate": rates}),
+        requests=requests,
+        ablation=AblationRequest(layers=ablated, **dict(options.ablation)),
+    )
+
+
+def hidden_layers(network: NetworkOptions) -> list[str]:
+    """The layers of a network but for softmax, in order."""
+    return [layer for layer in layers(network) if layer != "softmax"]
+
+
+def check_network(config: StudyConfig, result: str) -> None:
+    """Refuse the network of a result whose cohort another result asks for, if its lists have unequal lengths.
+
+    Raises:
+        ConfigError: a list does not have one entry per layer.
+    """
+    network = config.network_of(result)
+    other = network.one_entry_per_channel
+    if other and len(network.channels) != len(getattr(network, other)):
+        raise ConfigError(
+            f"results.{result}.network.{other}",
+            f"{len(getattr(network, other))} {other} for {len(network.channels)} channels; give one for each",
+        )

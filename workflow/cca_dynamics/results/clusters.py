@@ -19,13 +19,12 @@ import pandas as pd
 from pydantic import AfterValidator, Field
 
 from cca_dynamics.config.base import MANY, Count, Integer, Number, each_once
-from cca_dynamics.config.cohorts import AblationRequest, Cohort, LayerRequest, SweepTraining
+from cca_dynamics.config.cohorts import Cohort, LayerRequest
 from cca_dynamics.config.models import (
     MEASURES_DESCRIPTION,
     PWCCA_DESCRIPTION,
     Layer,
     Measures,
-    NetworkOptions,
     NetworkOverrides,
     Pwcca,
     ResultOptions,
@@ -36,8 +35,7 @@ from cca_dynamics.config.models import (
     option,
 )
 from cca_dynamics.errors import ConfigError
-from cca_dynamics.networks.architectures import layers
-from cca_dynamics.results import clustering, figures, statistics
+from cca_dynamics.results import classifiers, clustering, figures, statistics
 from cca_dynamics.results.claims import (
     ALPHA,
     FITTED,
@@ -58,13 +56,12 @@ from cca_dynamics.results.statistics import Estimate, correlation_interval
 from cca_dynamics.results.tables import by_network, distance_matrix, distance_table, measures_of, select, tidy
 
 KEY = "results.clusters"
-COHORT = "sweep"
+COHORT = classifiers.SWEEP
 RATES = (0.01, 0.03, 0.1, 0.3, 1.0)
 SOURCE = "section 3.3; article"
 RESIDUAL_LABEL = "PWCCA distance, residual"
 """Of axes that show `clustering.residual_distances`."""
 PUBLISHED_CLUSTERS = 5
-ABLATED_LAYERS = 3
 REACHED = 0.95
 """Share of the networks of every learning rate that must reach the loss at which they stop."""
 
@@ -131,9 +128,10 @@ def check(config: StudyConfig, options: Options) -> None:
         )
     network = config.network_of("clusters")
     require_layer(f"{KEY}.layer", options.layer, network)
-    if len(_hidden_layers(network)) < ABLATED_LAYERS:
+    ablated = classifiers.ABLATED_LAYERS
+    if len(classifiers.hidden_layers(network)) < ablated:
         raise ConfigError(
-            f"{KEY}.network.channels", f"the last {ABLATED_LAYERS} layers are ablated; give the network that many"
+            f"{KEY}.network.channels", f"the last {ablated} layers are ablated; give the network that many"
         )
     total = options.networks * len(options.learning_rates)
     if options.most_clusters >= total:
@@ -173,24 +171,8 @@ def _out_of_reach(options: Options | StageOptions, clusters: int) -> str:
 
 def cohorts(config: StudyConfig, options: Options) -> list[Cohort]:
     """One cohort of all networks; the learning rate changes from group to group."""
-    network, training = config.network_of("clusters"), config.training_of("clusters")
-    rates = tuple(rate for rate in options.learning_rates for _ in range(options.networks))
     request = LayerRequest(epochs="final", splits=("train",), layers=(options.layer,), points=config.data_points)
-    ablated = tuple(_hidden_layers(network)[-ABLATED_LAYERS:])
-    return [
-        Cohort(
-            name=COHORT,
-            networks=len(rates),
-            network=network,
-            training=SweepTraining(**{**dict(training), "learning_rate": rates}),
-            requests=(request,),
-            ablation=AblationRequest(layers=ablated, **dict(options.ablation)),
-        )
-    ]
-
-
-def _hidden_layers(network: NetworkOptions) -> list[str]:
-    return [layer for layer in layers(network) if layer != "softmax"]
+    return [classifiers.sweep(config, request)]
 
 
 def compute(inputs: Inputs, options: StageOptions) -> pd.DataFrame:
