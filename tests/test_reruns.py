@@ -30,6 +30,8 @@ OVERLAYS = {
             "width": {"layer": "block3", "filters": 4},
             "generalization": {"early_layers": ["conv1", "block1"], "late_layers": ["block2", "block3"]},
             "clusters": {"layer": "block3", "network": {"channels": [8, 16, 32]}},
+            "grounding": {"layer": "block3"},
+            "calibration": {"late_layers": ["block2", "block3"], "neurons": 4},
         },
     },
     "download": {"dataset": {"name": "cifar10", "train_size": None, "test_size": None}},
@@ -46,7 +48,8 @@ OTHERS = {
     "results.toy_rnn.bias_scales": [0, 1],
     "results.stability.recurrent.early_epoch": 2,
     "results.stability.recurrent.layer": "lstm1",
-    **{f"results.{result}.layer": "conv3" for result in ("stability", "width", "clusters")},
+    "results.calibration.late_layers": ["conv3", "conv5"],
+    **{f"results.{result}.layer": "conv3" for result in ("stability", "width", "clusters", "grounding")},
 }
 """Other values of keys for which none can be guessed."""
 NEVER_ALONE = {"network.name", "corpus.name", "results.clusters.training.learning_rate"}
@@ -192,9 +195,9 @@ CLASSIFIERS |= {f"{group}-{size}/0-1" for group in ("generalizing", "memorizing"
 CLASSIFIERS |= {"sweep/0-9"}
 MODELS = {"lstm/0-1", "lstm-deeper/0-1"}
 RESULTS = set(Study(SMOKE).results)
-COSINE = {"width", "generalization", "toy_rnn", "recurrent_training", "recurrent_sequence"}
+COSINE = {"width", "generalization", "toy_rnn", "recurrent_training", "recurrent_sequence", "invariance"}
 PAPERS_CURVES = {"width", "generalization", "recurrent_training"}
-SEVERAL_MEASURES = RESULTS - {"stability", "clusters"}
+SEVERAL_MEASURES = RESULTS - {"stability", "clusters", "calibration"}
 EDITS = {
     "normalisation of images": (
         *("data/datasets.py", "float().div_(255)", "float().div_(256)"),
@@ -221,7 +224,7 @@ EDITS = {
     "ablation": ("representations/ablation.py", "np.linspace(0, 1", "np.linspace(0, 0.9", {"ablation": {"sweep/0-9"}}),
     "a kernel": (
         *("similarity/kernels.py", "def pwcca_kernel(", "@cache\ndef pwcca_kernel("),
-        {"compute": RESULTS - {"stability"}, "plot": SEVERAL_MEASURES},
+        {"compute": RESULTS - {"stability"}, "plot": SEVERAL_MEASURES, "claims": {"grounding"}},
     ),
     "a control measure": (
         *("similarity/baselines.py", "def cosine(", "@cache\ndef cosine("),
