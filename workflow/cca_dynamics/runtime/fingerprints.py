@@ -106,17 +106,10 @@ def _definition(module: str, name: str, keys: frozenset[str]) -> tuple[str, tupl
 def _data_files(module: str, nodes: Iterable[ast.AST]) -> Iterator[str]:
     """Name and checksum of each data file beside a module whose name is a literal of some definitions."""
     folder = PACKAGE.joinpath(*module.split(".")[:-1])
-    if not _holds_data(folder):
-        return
     literals = (part.value for node in nodes for part in ast.walk(node) if isinstance(part, ast.Constant))
     for name in sorted({text for text in literals if isinstance(text, str) and text.endswith(DATA_FILES)}):
         if (path := folder / name).is_file():
             yield f"{name} {hashlib.sha256(path.read_bytes()).hexdigest()}"
-
-
-@cache
-def _holds_data(folder: Path) -> bool:
-    return any(path.name.endswith(DATA_FILES) for path in folder.iterdir())
 
 
 def canonical(node: object) -> str:
@@ -243,7 +236,7 @@ class _Module:
 
     def _imports(self, tree: ast.AST):
         """(local name, (module, name)) of everything imported from this package, anywhere in the module."""
-        for node in _statements(tree):
+        for node in ast.walk(tree):
             if isinstance(node, ast.ImportFrom):
                 base = self._absolute(node)
                 if base is None:
@@ -264,7 +257,7 @@ class _Module:
 
 def forget() -> None:
     """Read the package anew; for tests that change it."""
-    for function in (_code_fingerprint, _definition, _holds_data, _module, _exists):
+    for function in (_code_fingerprint, _definition, _module, _exists):
         function.cache_clear()
 
 
@@ -392,19 +385,6 @@ def _without_fields(node: ast.AST, module: _Module) -> ast.AST:
     return ast.ClassDef(node.name, node.bases, node.keywords, body, node.decorator_list)
 
 
-BLOCKS = ("body", "orelse", "finalbody", "handlers", "cases")
-"""Fields of statements that hold statements."""
-
-
-def _statements(node: ast.AST) -> Iterator[ast.AST]:
-    """All statements in a syntax tree, at any depth; quicker than `ast.walk`, which looks at expressions, too."""
-    for block in BLOCKS:
-        if isinstance(inside := getattr(node, block, None), list):
-            for statement in inside:
-                yield statement
-                yield from _statements(statement)
-
-
 def _reduced(statements: list[ast.AST], messages: bool) -> list[ast.AST]:
     """Statements, and those inside them, without text that nothing depends on; see `parse`."""
     kept = []
@@ -416,7 +396,7 @@ def _reduced(statements: list[ast.AST], messages: bool) -> list[ast.AST]:
                 continue
             case ast.Raise() if not messages:
                 statement = _WithoutWords().visit(statement)
-        for name in BLOCKS:
+        for name in ("body", "orelse", "finalbody", "handlers", "cases"):
             if isinstance(inside := getattr(statement, name, None), list):
                 setattr(statement, name, _reduced(inside, messages))
         kept.append(statement)
