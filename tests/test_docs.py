@@ -482,3 +482,41 @@ def test_every_column_of_claims_is_described():
 
     text = (DOCS / "reference-files.md").read_text(encoding="utf-8")
     assert [column for column in COLUMNS if f"`{column}`" not in text] == []
+
+
+MEASURED = {
+    "layer_identification.pwcca": "| 0.20 (.111) |",
+    "layer_identification.svcca": "| 0.17 (.099) |",
+    "layer_identification.mean_cca": "| 0.20 (.014) |",
+    "layer_identification.linear_cka": "| 1.00 (.993) |",
+    "invariance.moved_pwcca": "0.01 or 0.24",
+    "invariance.moved_pwcca_reverse": "or 0.24",
+    "invariance.unrelated_pwcca": "| 0.61 |",
+    "invariance.unrelated_linear_cka": "0.10, debiased −0.01",
+    "invariance.unrelated_linear_cka_debiased": "debiased −0.01",
+    "grounding.deletion_pwcca": "directions 0.95 (.87)",
+    "grounding.deletion_pwcca_common": "| −0.74, over",
+    "grounding.seeds_pwcca": "| 0.20 | 0.14",
+    "grounding.seeds_linear_cka": "| 0.06 |",
+    "grounding.seeds_procrustes": "| 0.16 |",
+    "calibration.labels_calibrated": "is 0.42 when",
+    "calibration.labels_debiased_cka": "0.58 in debiased CKA",
+    "calibration.labels_equal_neurons": "0.47 on equally",
+    "calibration.width_equal_neurons": "by 0.021 on",
+    "calibration.width_debiased_cka": "by 0.058 in",
+    "calibration.width_calibrated": "*rises* by 0.016",
+    "calibration.width_chance": "(2.0 times",
+}
+"""Claim → where docs/which-measure.md says its value."""
+
+
+@pytest.mark.parametrize("claim", MEASURED)
+def test_which_measure_has_the_values_of_the_published_run(claim):
+    table = pd.read_csv(ROOT / "figures/reference/mnist1d/claims.csv").set_index("claim")
+    words = MEASURED[claim]
+    assert words in (ROOT / "docs/which-measure.md").read_text(encoding="utf-8")
+    number = re.search(r"[−]?\d+\.\d+", words)[0].replace("−", "-")
+    digits = len(number.partition(".")[2])
+    value = table.loc[claim, "value"]
+    value = -value if "rises" in words else value
+    assert f"{value:.{digits}f}" == number

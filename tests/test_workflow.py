@@ -21,7 +21,14 @@ from tests import preloaded
 from tests.builders import SMOKE, changed, copy_workflow, jobs_of, snakemake, write_images
 
 RESULTS = ("stability", "toy_noise", "generalization", "width", "clusters", "toy_rnn")
-RESULTS += ("recurrent_training", "recurrent_sequence")
+RESULTS += (
+    "recurrent_training",
+    "recurrent_sequence",
+    "invariance",
+    "layer_identification",
+    "grounding",
+    "calibration",
+)
 WIDTH = "results/smoke/width.parquet"
 LEAN = ("--cores", "2", "--config", "keep_activations=false")
 
