@@ -25,6 +25,7 @@ from cca_dynamics.report.summary import (
     counted_verdicts,
     difference_in_words,
     family_in_words,
+    figures_in_words,
     numbers_in_words,
     result_of,
     runtime_rows,
@@ -160,7 +161,7 @@ def _section(study: Study, result: str, all_claims: pd.DataFrame, root: Path) ->
     return {
         "name": result,
         "title": title[0].upper() + title[1:],
-        "figures": ", ".join(claims_of_result["figure"].unique()),
+        "figures": figures_in_words(claims_of_result["figure"]),
         "verdicts": verdicts,
         "image": _uri("image/png", image),
         "size": _size(image),
@@ -236,7 +237,7 @@ def _claim(row) -> dict:
     return {
         "result": result_of(row.claim),
         "claim": row.claim,
-        "figure": row.figure,
+        "figure": figures_in_words([row.figure]),
         "statement": row.statement,
         "statistic": row.statistic,
         "value": value,

@@ -17,6 +17,7 @@ from cca_dynamics.report.summary import (
     WHOLE_RUN,
     claims_of,
     difference_in_words,
+    figures_in_words,
     paper_in_words,
     runtime_rows,
     title_of,
@@ -86,7 +87,7 @@ def claims_table(table: pd.DataFrame, of_seeds: pd.DataFrame | None = None) -> s
     holds = {} if of_seeds is None else {row.claim: row for row in replicates.summary(of_seeds).itertuples()}
     rows = [
         [
-            row.figure,
+            figures_in_words([row.figure]),
             row.statement,
             row.statistic,
             value_in_words(row, ".3g"),
@@ -113,12 +114,12 @@ def results_table(study: str, table: pd.DataFrame, of_seeds: pd.DataFrame | None
         if claims_of_result.empty:
             continue
         figure = f"[figure](figures/reference/{study}/{result}.png)"
-        papers_figures = ", ".join(claims_of_result["figure"].unique())
-        row = [title_of(result), f"`{result}`", figure, papers_figures, verdicts_in_words(claims_of_result)]
+        papers = figures_in_words(claims_of_result["figure"])
+        row = [title_of(result), f"`{result}`", figure, papers, verdicts_in_words(claims_of_result)]
         if of_seeds is not None:
             row.append(replicates.counts_in_words(claims_of(result, of_seeds)))
         rows.append(row)
-    header = ["The paper's result", "Target", "Ours", "Paper's figures", "Verdicts of its claims here"]
+    header = ["Result", "Target", "Ours", "Paper's figures", "Verdicts of its claims here"]
     if of_seeds is not None:
         count = of_seeds["seed"].nunique()
         header.append(f"[Under {count} fresh seeds](figures/reference/{study}/replicates.png)")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
+from collections.abc import Iterable
 from math import isnan
 from pathlib import Path
 
@@ -41,6 +42,11 @@ def result_of(claim: str) -> str:
 def claims_of(result: str, claims: pd.DataFrame) -> pd.DataFrame:
     """The claims of one result among those of a study, as `results.claims.read` returns them."""
     return claims[claims["claim"].map(result_of) == result]
+
+
+def figures_in_words(figures: Iterable[str]) -> str:
+    """The figures of the paper that claims name, each once: "3, A5"; "–" for claims beyond the paper."""
+    return ", ".join(figure for figure in dict.fromkeys(figures) if figure != "none") or "–"
 
 
 def verdicts_in_words(claims: pd.DataFrame) -> str:

@@ -9,7 +9,14 @@ from pathlib import Path
 import pandas as pd
 
 from cca_dynamics.report import multiverse, replicates
-from cca_dynamics.report.summary import MARKS, counted_verdicts, family_in_words, numbers_in_words, result_of
+from cca_dynamics.report.summary import (
+    MARKS,
+    counted_verdicts,
+    family_in_words,
+    figures_in_words,
+    numbers_in_words,
+    result_of,
+)
 from cca_dynamics.results import claims
 from cca_dynamics.results.claims import INCONCLUSIVE, NOT_REPRODUCED, NOT_TESTABLE, REPRODUCED, REVERSED
 
@@ -65,7 +72,7 @@ def _show_claims(study: str, paths: Sequence[Path], notes: Sequence[str]) -> Non
     table.add_column("Verdict", no_wrap=True)
     for row in rows.itertuples():
         verdict = f"[{COLOURS[row.verdict]}]{MARKS[row.verdict]} {row.verdict}[/]"
-        table.add_row(row.figure, row.statement, *numbers_in_words(row), verdict)
+        table.add_row(figures_in_words([row.figure]), row.statement, *numbers_in_words(row), verdict)
     console = _console()
     console.print(table)
     counts = ", ".join(f"{count} {verdict}" for verdict, count in counted_verdicts(rows).items())
