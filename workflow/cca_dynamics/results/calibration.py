@@ -208,17 +208,30 @@ def claims(table: pd.DataFrame, options: StageOptions) -> list[Claim]:
     return [*_claims_about_labels(table, options), *_claims_about_width(table, options)]
 
 
-def _settings(way: str, options: StageOptions) -> str:
-    words = {
+def _claims_in_each_way(
+    name: str, figure: str, statement: str, effect: Callable[[str], Estimate], statistic: str, options: StageOptions
+) -> list[Claim]:
+    """The claims that an effect is there in each way but the raw one."""
+    settings = {
         "calibrated": f"; {options.permutations} random orders of the data points",
         "equal_neurons": f"; mean over {options.draws} draws of {options.neurons} neurons",
     }
-    return words.get(way, "")
+    return [
+        estimate_claim(
+            0,
+            effect(way),
+            claim=f"calibration.{name}_{way}",
+            figure=figure,
+            statement=f"{statement} by {WAYS[way]}, too.",
+            statistic=f"{statistic}{settings.get(way, '')}; jackknife of networks",
+            source=source,
+        )
+        for way, source in SOURCES.items()
+    ]
 
 
 def _claims_about_labels(table: pd.DataFrame, options: StageOptions) -> list[Claim]:
     distances, late = Distances(select(table, figure="3")), options.late_layers
-    test = "jackknife of networks"
 
     def gap(way: str) -> Estimate:
         return distances.estimate(
@@ -236,19 +249,10 @@ def _claims_about_labels(table: pd.DataFrame, options: StageOptions) -> list[Cla
         )
 
     named = f"mean over {', '.join(late)}"
-    remain = [
-        estimate_claim(
-            0,
-            gap(way),
-            claim=f"calibration.labels_{way}",
-            figure="3",
-            statement=f"Generalizing networks are closer than memorizing ones by {WAYS[way]}, too.",
-            statistic=f"memorizing minus generalizing distance, {named}; raw {gap('raw').value:.3f}"
-            f"{_settings(way, options)}; {test}",
-            source=SOURCES[way],
-        )
-        for way in SOURCES
-    ]
+    statistic = f"memorizing minus generalizing distance, {named}; raw {gap('raw').value:.3f}"
+    remain = _claims_in_each_way(
+        "labels", "3", "Generalizing networks are closer than memorizing ones", gap, statistic, options
+    )
     return [*remain, _share_claim("labels", "3", distances.estimate(share), named, options)]
 
 
@@ -269,20 +273,11 @@ def _claims_about_width(table: pd.DataFrame, options: StageOptions) -> list[Clai
             mean(wide, layer, "raw") / mean(narrow, layer, "raw")
         )
 
-    test = f"{len(groups)} widths, jackknife of networks"
-    remain = [
-        estimate_claim(
-            0,
-            fall(way),
-            claim=f"calibration.width_{way}",
-            figure="4",
-            statement=f"Wider networks converge to more similar solutions by {WAYS[way]}, too.",
-            statistic=f"fall of the mean distance per doubling of the width, {layer}; raw {fall('raw').value:.3f}"
-            f"{_settings(way, options)}; {test}",
-            source=SOURCES[way],
-        )
-        for way in SOURCES
-    ]
+    raw = f"{len(groups)} widths; raw {fall('raw').value:.3f}"
+    statistic = f"fall of the mean distance per doubling of the width, {layer}, {raw}"
+    remain = _claims_in_each_way(
+        "width", "4", "Wider networks converge to more similar solutions", fall, statistic, options
+    )
     ends = f"{filters.iloc[0]} to {filters.iloc[-1]} neurons of {layer}"
     return [*remain, _share_claim("width", "4", distances.estimate(share), ends, options)]
 
