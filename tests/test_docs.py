@@ -505,7 +505,6 @@ MEASURED = {
     "calibration.width_equal_neurons": "by 0.021 on",
     "calibration.width_debiased_cka": "by 0.058 in",
     "calibration.width_calibrated": "*rises* by 0.016",
-    "calibration.width_chance": "(2.0 times",
 }
 """Claim → where docs/which-measure.md says its value."""
 

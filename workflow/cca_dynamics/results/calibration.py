@@ -32,7 +32,7 @@ from cca_dynamics.config.models import (
 from cca_dynamics.errors import ConfigError
 from cca_dynamics.networks import architectures
 from cca_dynamics.results import classifiers, figures, statistics
-from cca_dynamics.results.claims import Claim, Obstacle, below, estimate_claim, too_few
+from cca_dynamics.results.claims import Claim, Obstacle, estimate_claim, too_few
 from cca_dynamics.results.classifiers import GROUPS
 from cca_dynamics.results.inputs import Inputs
 from cca_dynamics.results.layers import require_layer
@@ -238,22 +238,16 @@ def _claims_about_labels(table: pd.DataFrame, options: StageOptions) -> list[Cla
             lambda mean: np.mean([mean(GROUPS[1], layer, way) - mean(GROUPS[0], layer, way) for layer in late], axis=0)
         )
 
-    def share(mean: Callable[..., np.ndarray]) -> np.ndarray:
-        means = {
-            (group, way): np.mean([mean(group, layer, way) for layer in late], axis=0)
-            for group in GROUPS
-            for way in ("raw", CHANCE)
-        }
-        return np.log(means[GROUPS[1], CHANCE] / means[GROUPS[0], CHANCE]) / np.log(
-            means[GROUPS[1], "raw"] / means[GROUPS[0], "raw"]
-        )
+    def log_ratio(mean: Callable[..., np.ndarray], way: str) -> np.ndarray:
+        far, near = (np.mean([mean(group, layer, way) for layer in late], axis=0) for group in reversed(GROUPS))
+        return np.log(far / near)
 
     named = f"mean over {', '.join(late)}"
     statistic = f"memorizing minus generalizing distance, {named}; raw {gap('raw').value:.3f}"
     remain = _claims_in_each_way(
         "labels", "3", "Generalizing networks are closer than memorizing ones", gap, statistic, options
     )
-    return [*remain, _share_claim("labels", "3", distances.estimate(share), named, options)]
+    return [*remain, _claim_about_chance("labels", "3", distances, log_ratio, named, options)]
 
 
 def _claims_about_width(table: pd.DataFrame, options: StageOptions) -> list[Claim]:
@@ -267,11 +261,8 @@ def _claims_about_width(table: pd.DataFrame, options: StageOptions) -> list[Clai
             lambda mean: -statistics.slope(doublings, np.stack([mean(group, layer, way) for group in groups], axis=-1))
         )
 
-    def share(mean: Callable[..., np.ndarray]) -> np.ndarray:
-        (narrow, *_, wide) = groups
-        return np.log(mean(wide, layer, CHANCE) / mean(narrow, layer, CHANCE)) / np.log(
-            mean(wide, layer, "raw") / mean(narrow, layer, "raw")
-        )
+    def log_ratio(mean: Callable[..., np.ndarray], way: str) -> np.ndarray:
+        return np.log(mean(groups[0], layer, way) / mean(groups[-1], layer, way))
 
     raw = f"{len(groups)} widths; raw {fall('raw').value:.3f}"
     statistic = f"fall of the mean distance per doubling of the width, {layer}, {raw}"
@@ -279,21 +270,36 @@ def _claims_about_width(table: pd.DataFrame, options: StageOptions) -> list[Clai
         "width", "4", "Wider networks converge to more similar solutions", fall, statistic, options
     )
     ends = f"{filters.iloc[0]} to {filters.iloc[-1]} neurons of {layer}"
-    return [*remain, _share_claim("width", "4", distances.estimate(share), ends, options)]
+    return [*remain, _claim_about_chance("width", "4", distances, log_ratio, ends, options)]
 
 
-def _share_claim(name: str, figure: str, share: Estimate, where: str, options: StageOptions) -> Claim:
-    """The claim that chance explains little of the ratio of two distances."""
+def _claim_about_chance(
+    name: str,
+    figure: str,
+    distances: Distances,
+    log_ratio: Callable[[Callable[..., np.ndarray], str], np.ndarray],
+    where: str,
+    options: StageOptions,
+) -> Claim:
+    """The claim that chance explains little of the ratio of two distances.
+
+    That ratio is the ratio of what chance gives times the ratio of what is left, so that logarithms add up. The share
+    itself is no statistic: where the effect is near 0, it is anything.
+    """
     effects = {"labels": "generalizing networks are closer", "width": "wide networks are closer"}
-    return Claim(
+    of_raw, of_chance = (
+        distances.estimate(lambda mean, way=way: log_ratio(mean, way)).value for way in ("raw", CHANCE)
+    )
+    excess = distances.estimate(lambda mean: options.explained * log_ratio(mean, "raw") - log_ratio(mean, CHANCE))
+    return estimate_claim(
+        0,
+        excess,
         claim=f"calibration.{name}_chance",
         figure=figure,
         statement=f"Chance similarity explains less than {options.explained:.0%} of why {effects[name]}.",
-        statistic=f"log ratio of the distances that chance gives in 5 % of {options.permutations} random orders, as a "
-        f"share of that of the raw distances, {where}; jackknife of networks",
-        value=share.value,
-        interval=share.interval(),
-        verdict=below(options.explained, share.interval()),
+        statistic=f"{options.explained:.0%} of the log ratio of raw distances ({of_raw:.3f}) minus that of the distances "
+        f"that chance gives in 5 % of {options.permutations} random orders ({of_chance:.3f}), {where}; jackknife of "
+        "networks",
         source="Gröger et al. 2026; ours",
     )
 
