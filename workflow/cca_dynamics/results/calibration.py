@@ -287,6 +287,7 @@ def _claim_about_chance(
     itself is no statistic: where the effect is near 0, it is anything.
     """
     effects = {"labels": "generalizing networks are closer", "width": "wide networks are closer"}
+    share = f"{100 * options.explained:g} %"
     of_raw, of_chance = (
         distances.estimate(lambda mean, way=way: log_ratio(mean, way)).value for way in ("raw", CHANCE)
     )
@@ -296,8 +297,8 @@ def _claim_about_chance(
         excess,
         claim=f"calibration.{name}_chance",
         figure=figure,
-        statement=f"Chance similarity explains less than {options.explained:.0%} of why {effects[name]}.",
-        statistic=f"{options.explained:.0%} of the log ratio of raw distances ({of_raw:.3f}) minus that of the distances "
+        statement=f"Chance similarity explains less than {share} of why {effects[name]}.",
+        statistic=f"{share} of the log ratio of raw distances ({of_raw:.3f}) minus that of the distances "
         f"that chance gives in 5 % of {options.permutations} random orders ({of_chance:.3f}), {where}; jackknife of "
         "networks",
         source="Gröger et al. 2026; ours",
