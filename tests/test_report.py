@@ -12,6 +12,7 @@ import pandas as pd
 import pytest
 from cca_dynamics.errors import DamagedFile
 from cca_dynamics.report import page as page_module
+from cca_dynamics.results.registry import RESULTS
 
 from tests.builders import SMOKE, snakemake
 
@@ -175,7 +176,7 @@ def test_in_chromium(browser, page, size, scheme):
     browser.get_log("browser"), browser.get_log("performance")
     show(browser, page, size, scheme)
     widths = browser.execute_script("return [...document.images].map(i => [i.naturalWidth, i.clientWidth])")
-    assert len(widths) == 8 and all(natural > 500 and shown > 250 for natural, shown in widths)
+    assert len(widths) == len(RESULTS) and all(natural > 500 and shown > 250 for natural, shown in widths)
     assert browser.execute_script("return document.querySelectorAll('.js-plotly-plot .main-svg').length") >= 3
     assert browser.execute_script("return document.documentElement.scrollWidth") <= size[0]
     assert browser.get_log("browser") == []

@@ -167,21 +167,21 @@ def test_another_recipe_reruns_only_its_cohorts(edited):
 
 
 @pytest.mark.parametrize(
-    ("key", "value", "planned"),
+    ("key", "value", "planned", "results"),
     [
-        ("width.training.schedule", "constant", {"train": 3, "activations": 3, "compute": 1}),
-        ("width.measures", ["pwcca", "procrustes"], {"compute": 1}),
-        ("generalization.margin", 0.06, {}),
-        ("stability.unconverged_below", 0.8, {}),
-        ("clusters.ablation.orders", 3, {"ablation": 1, "compute": 1}),
+        ("width.training.schedule", "constant", {"train": 3, "activations": 3, "compute": 2}, 2),  # and calibration
+        ("width.measures", ["pwcca", "procrustes"], {"compute": 1}, 1),
+        ("generalization.margin", 0.06, {}, 1),
+        ("stability.unconverged_below", 0.8, {}, 1),
+        ("clusters.ablation.orders", 3, {"ablation": 1, "compute": 2}, 2),  # and grounding, of the same networks
     ],
 )
-def test_another_option_reruns_what_reads_it(finished, tmp_path, key, value, planned):
+def test_another_option_reruns_what_reads_it(finished, tmp_path, key, value, planned, results):
     overlay = tmp_path / "overlay.yaml"
     overlay.write_text(yaml.safe_dump(changed({}, f"results.{key}", value)))
     run = snakemake(finished, *SMOKE[:2], overlay, *SMOKE[2:], "--dry-run")
     counts = dict(re.findall(r"^(\w+) +(\d+) ", run.stdout + run.stderr, re.MULTILINE))
-    followed = {"test_claims": 1, "plot": 1, "claims": 1, "manifest": 1, "all": 1}
+    followed = {"test_claims": results, "plot": results, "claims": 1, "manifest": 1, "all": 1}
     assert {rule: int(count) for rule, count in counts.items() if rule != "total"} == {**planned, **followed}
 
 

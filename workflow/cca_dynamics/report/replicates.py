@@ -128,10 +128,14 @@ def number_in_words(value: float, digits: str = ".2g") -> str:
     return "–" if np.isnan(value) else f"{value:{digits}}"
 
 
+ABBREVIATIONS = {word.lower(): word for word in ("CCA", "PWCCA", "SVCCA", "CKA", "ReLU")}
+"""Words of claims' names that a reader knows in capitals."""
+
+
 def name_of(claim: str) -> str:
     """A claim's name within its result for a reader: "late layers" of "generalization.late_layers"."""
     words = claim.partition(".")[2].replace("_", " ").replace(".", ", ").split(" ")
-    name = " ".join(word.upper() if word.strip(",").endswith("cca") else word for word in words)
+    name = " ".join(ABBREVIATIONS.get(word.strip(","), word.strip(",")) + "," * word.endswith(",") for word in words)
     return name if len(name) <= LONGEST_NAME else f"{name[: LONGEST_NAME - 1]}…"
 
 
