@@ -156,7 +156,7 @@ def _section(study: Study, result: str, all_claims: pd.DataFrame, root: Path) ->
     pdf = _read(figure_path.with_suffix(".pdf"), Path.read_bytes)
     claims_of_result, title = claims_of(result, all_claims), title_of(result)
     verdicts = verdicts_in_words(claims_of_result)
-    csv = table.to_csv(index=False).encode()
+    csv = table.to_csv(index=False, float_format="%.7g").encode()  # as exact as single precision
     kind, content = ("csv", csv) if len(csv) <= LARGEST_CSV else ("parquet", _read(table_path, Path.read_bytes))
     return {
         "name": result,
