@@ -3,7 +3,8 @@
     python benchmarks/coverage.py [--studies 4000]
 
 Each simulated study has five networks (of each of two groups); a distance is a level, what either network adds, and
-noise. Prints the share of the studies whose interval holds the truth.
+noise. Prints the share of the studies whose interval holds the truth; of rank correlations, whose truth has no formula,
+the mean over all studies.
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ import argparse
 from collections.abc import Callable
 
 import numpy as np
+import pandas as pd
+from cca_dynamics.results.grounding import DELETION, SEEDS, Points
 from cca_dynamics.results.recurrent_training import Curves
 from cca_dynamics.results.statistics import Estimate, mean_between, mean_within
 
@@ -57,6 +60,40 @@ def separation(rng: np.random.Generator) -> tuple[float, float]:
     return (curves(rng, slope=3).separation() - curves(rng, slope=1).separation()).interval()
 
 
+def deletions(rng: np.random.Generator) -> Estimate:
+    """The rank correlation of figure b of `grounding`: five networks, four layers, seven numbers of components.
+
+    A distance is that of the number of components, what either network adds, and noise; so is the difference.
+    """
+    a, b = np.nonzero(~np.eye(NETWORKS, dtype=bool))
+    tables = []
+    for layer in range(4):
+        columns = {"network_a": np.repeat(a, 7), "network_b": np.repeat(b, 7), "layer": layer}
+        values = []
+        for power in (1, 3):
+            level, noise = np.linspace(1, 0, 7) ** power, 0.1 * rng.normal(size=(len(a), 7))
+            of_networks = 0.1 * rng.normal(size=(2, NETWORKS))
+            values.append(level + (of_networks[0, a] + of_networks[1, b])[:, None] + noise)
+        tables.append(pd.DataFrame({**columns, "value": values[0].ravel(), "difference": values[1].ravel()}))
+    table = pd.concat(tables).assign(quantity="distance", test=DELETION, measure="any")
+    return Points(table, DELETION).correlation("any")
+
+
+def seeds(rng: np.random.Generator) -> Estimate:
+    """The rank correlation of figure d of `grounding`: ten networks of each of five rates in the plane.
+
+    Accuracies follow one of the two coordinates, with as much noise.
+    """
+    rates = np.repeat(np.arange(5), 10)
+    place = rng.normal(size=(50, 2)) + 0.3 * rates[:, None]
+    accuracy = place[:, 0] + rng.normal(size=50)
+    a, b = np.triu_indices(50, 1)
+    pairs = {"network_a": a, "network_b": b, "layer": 0, "difference": np.abs(accuracy[a] - accuracy[b])}
+    rows = pd.DataFrame({**pairs, "value": np.linalg.norm(place[a] - place[b], axis=1), "measure": "any"})
+    networks = pd.DataFrame({"quantity": "learning_rate", "network": np.arange(50), "value": rates})
+    return Points(pd.concat([rows.assign(quantity="distance", test=SEEDS), networks]), SEEDS).correlation("any")
+
+
 CASES = {
     "mean of one value per network": (lambda rng: Estimate.of_mean(rng.normal(size=NETWORKS)).interval(), 0.0),
     "mean distance within a group": (of_distances(lambda matrix, first, second: mean_within(matrix, first)), WITHIN),
@@ -71,6 +108,9 @@ CASES = {
     "difference of two separations of layers": (separation, 2.0),
     "mean of one value per network, bootstrap": (bootstrap, 0.0),
 }
+RANK_CORRELATIONS = {"rank correlation of deletions": deletions, "rank correlation of seeds": seeds}
+SLOW = 20
+"""A rank correlation takes so many times as long, and fewer studies have to do."""
 
 
 def main() -> None:
@@ -81,6 +121,11 @@ def main() -> None:
         intervals = [interval(np.random.default_rng([7, study])) for study in range(studies)]
         covered = np.mean([low <= truth <= high for low, high in intervals])
         print(f"{name:42s} {covered:.3f}")
+    for name, estimate in RANK_CORRELATIONS.items():
+        estimates = [estimate(np.random.default_rng([7, study])) for study in range(-(-studies // SLOW))]
+        truth = np.mean([each.value for each in estimates])
+        covered = np.mean([low <= truth <= high for low, high in (each.interval() for each in estimates)])
+        print(f"{name:42s} {covered:.3f}   (mean {truth:.2f}, {len(estimates)} studies)")
 
 
 if __name__ == "__main__":

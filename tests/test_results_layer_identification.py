@@ -169,7 +169,7 @@ def test_measures_that_are_left_out_make_no_claims_and_no_panels(options):
     ("key", "value", "named", "remedy"),
     [
         ("measures", ["pwcca", "cosine"], r"results\.layer_identification\.measures", "cosine compares neuron by"),
-        ("measures", ["euclidean", "pwcca"], r"results\.layer_identification\.measures", "remove it"),
+        ("measures", ["euclidean", "pwcca"], r"results\.layer_identification\.measures", "drop it"),
         ("measures", ["linear_cka"], r"results\.layer_identification\.measures", "lacks pwcca"),
         ("split", "valid", r"results\.layer_identification\.split", "choose one of train, test"),
         ("identifies", 1, r"results\.layer_identification\.identifies", "must be below 1"),

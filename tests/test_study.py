@@ -195,6 +195,24 @@ def test_a_result_that_is_no_target_is_checked_when_it_is_asked_for(default_conf
         study.cohorts_of("width")
 
 
+@pytest.mark.parametrize(
+    ("result", "block"),
+    [
+        *(("layer_identification", "generalization"), ("grounding", "generalization"), ("grounding", "clusters")),
+        *(("calibration", "generalization"), ("calibration", "width")),
+    ],
+)
+@pytest.mark.parametrize(
+    ("key", "value", "words"),
+    [("network.strides", [1, 2], "2 strides for 5 channels"), ("training.batch_size", 5000, "4000 training examples")],
+)
+def test_a_result_checks_the_networks_of_others_that_it_compares(default_config, result, block, key, value, words):
+    default_config["targets"] = [result]
+    with pytest.raises(ConfigError, match=words) as found:
+        Study(changed(default_config, f"results.{block}.{key}", value))
+    assert found.value.key == f"results.{block}.{key}"
+
+
 def test_a_stage_sees_the_options_that_it_declares_to_read():
     from cca_dynamics.config.models import ResultOptions, StageOptions
 

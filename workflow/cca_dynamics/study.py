@@ -214,9 +214,10 @@ class Study:
     def _checked_cohorts(self, result: str) -> list[Cohort]:
         """The cohorts that a result asks for, after all checks of its options."""
         options = self.options(result)
-        if isinstance(options, models.TrainedResultOptions):
-            _check_network(f"results.{result}.network", self.config.network_of(result))
-            self._check_training(f"results.{result}.training", self.config.training_of(result))
+        own = [result] if isinstance(options, models.TrainedResultOptions) else []
+        for block in (*own, *getattr(RESULTS[result], "NETWORKS_OF", ())):
+            _check_network(f"results.{block}.network", self.config.network_of(block))
+            self._check_training(f"results.{block}.training", self.config.training_of(block))
         RESULTS[result].check(self.config, options)
         cohorts = RESULTS[result].cohorts(self.config, options)
         for cohort in cohorts:

@@ -18,6 +18,10 @@ and, if some settings make a claim impossible to test,
 
     obstacles(config, options)   these settings (Obstacle), of which users are told before the first job
 
+if it compares networks of other results, by the functions of `classifiers`,
+
+    NETWORKS_OF                  these results, whose blocks `network` and `training` are checked with its own
+
 and, if the paper leaves some of the options open,
 
     ALTERNATIVES                 key → other values, the default of the config key multiverse.<result>

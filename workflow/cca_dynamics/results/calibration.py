@@ -5,8 +5,8 @@ widths, and networks whose layers use other numbers of directions, are not compa
 in figures 3 and 4 are compared in four ways, all on the same number of data points:
 
 - raw: PWCCA of all neurons;
-- calibrated: PWCCA as a share of the smallest distance that chance gives in 5 % of random orders of the data points
-  (Gröger et al. 2026);
+- calibrated: PWCCA as a share of the distance below which only 5 % of random orders of the data points lie (Gröger et
+  al. 2026);
 - debiased CKA, whose expectation for unrelated layers is similarity 0 (Murphy et al. 2024);
 - equal neurons: PWCCA of equally many random neurons of every layer, mean over many draws (Kang et al. 2025).
 """
@@ -40,6 +40,8 @@ from cca_dynamics.results.statistics import Estimate
 from cca_dynamics.results.tables import distance_matrix, distance_table, select, tidy
 
 KEY = "results.calibration"
+NETWORKS_OF = ("generalization", "width")
+"""Results whose networks are compared."""
 WAYS = {
     "raw": "PWCCA",
     "calibrated": "calibrated PWCCA",
@@ -56,7 +58,7 @@ SOURCES = {
 }
 """Who asks for a way."""
 CHANCE = "chance"
-"""The way of rows that hold the smallest distance which chance gives in 5 % of random orders."""
+"""The way of rows that hold the distance below which only 5 % of random orders of the data points lie."""
 
 
 class Options(ResultOptions):
@@ -88,7 +90,8 @@ def check(config: StudyConfig, options: Options) -> None:
     layer, widest = config.results.width.layer, config.network_of("width")
     networks = [widest.widened(multiplier) for multiplier in config.results.width.multipliers]
     units = [require_layer("results.width.layer", layer, each) for each in networks]
-    units = [count for count in (*list(architectures.widths(network).values())[:-1], *units) if count]
+    widths = architectures.widths(network)
+    units = [count for count in (*(widths[name] for name in classifiers.hidden_layers(network)), *units) if count]
     fewest, most = min(units), max(units)
     if options.neurons > fewest:
         problem = f"{options.neurons} neurons are more than the {fewest} of the narrowest layer; give {fewest} or fewer"
@@ -129,7 +132,7 @@ def compute(inputs: Inputs, options: StageOptions) -> pd.DataFrame:
     from cca_dynamics.training.checkpoints import load_recipe
 
     tables = []
-    names = architectures.layers(load_recipe(inputs.networks[GROUPS[0]][0]).network)[:-1]
+    names = classifiers.hidden_layers(load_recipe(inputs.networks[GROUPS[0]][0]).network)
     for group in GROUPS:
         for index, layer in enumerate(names):
             rows = _in_all_ways(inputs, options, group, layer)

@@ -8,7 +8,6 @@ from typing import Literal
 
 from cca_dynamics.config.cohorts import AblationRequest, Cohort, LayerRequest, SweepTraining
 from cca_dynamics.config.models import NetworkOptions, StudyConfig
-from cca_dynamics.errors import ConfigError
 from cca_dynamics.networks.architectures import layers
 
 GROUPS = ("generalizing", "memorizing")
@@ -88,18 +87,3 @@ def sweep(config: StudyConfig, *requests: LayerRequest) -> Cohort:
 def hidden_layers(network: NetworkOptions) -> list[str]:
     """The layers of a network but for softmax, in order."""
     return [layer for layer in layers(network) if layer != "softmax"]
-
-
-def check_network(config: StudyConfig, result: str) -> None:
-    """Refuse the network of a result whose cohort another result asks for, if its lists have unequal lengths.
-
-    Raises:
-        ConfigError: a list does not have one entry per layer.
-    """
-    network = config.network_of(result)
-    other = network.one_entry_per_channel
-    if other and len(network.channels) != len(getattr(network, other)):
-        raise ConfigError(
-            f"results.{result}.network.{other}",
-            f"{len(getattr(network, other))} {other} for {len(network.channels)} channels; give one for each",
-        )

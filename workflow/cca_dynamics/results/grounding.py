@@ -51,9 +51,9 @@ from cca_dynamics.networks.architectures import layers
 from cca_dynamics.results import classifiers, figures
 from cca_dynamics.results.claims import Claim, Obstacle, estimate_claim, fitted_claim, provided, too_few
 from cca_dynamics.results.inputs import Inputs, final_performance
-from cca_dynamics.results.layers import require_layer
+from cca_dynamics.results.layers import require_any_width, require_layer
 from cca_dynamics.results.statistics import Estimate, pearson
-from cca_dynamics.results.tables import CONTROLS, forced_correlations, select, tidy
+from cca_dynamics.results.tables import forced_correlations, select, tidy
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -61,6 +61,8 @@ if TYPE_CHECKING:
     from cca_dynamics.similarity import Factors
 
 KEY = "results.grounding"
+NETWORKS_OF = ("generalization", "clusters")
+"""Results whose networks are compared."""
 COHORT = "generalizing"
 ALL_DIRECTIONS = "pwcca_all_directions"
 """What tables call PWCCA with weights over all directions of the reference."""
@@ -113,13 +115,7 @@ ALTERNATIVES = {"noise": (0.25, 1.0)}
 
 def check(config: StudyConfig, options: Options) -> None:
     """Refuse measures for layers of equal width, and a layer or more networks than the sweep has."""
-    for measure in options.measures:
-        if measure in CONTROLS:
-            raise ConfigError(
-                f"{KEY}.measures", f"{measure} compares neuron by neuron, and layers differ in width; drop it"
-            )
-    classifiers.check_network(config, "generalization")
-    classifiers.check_network(config, "clusters")
+    require_any_width(f"{KEY}.measures", options.measures)
     sweep = config.results.clusters
     if options.networks > sweep.networks:
         raise ConfigError(
@@ -365,12 +361,9 @@ def pwcca_of_all_directions(x: Factors, cross: Tensor) -> float:
 
 def spearman(x: np.ndarray, y: np.ndarray) -> float:
     """Spearman's rank correlation of two series (P,); ties share their mean rank; 0 where a side is constant."""
-    return float(pearson(_ranks(x), _ranks(y)))
+    from scipy.stats import rankdata
 
-
-def _ranks(values: np.ndarray) -> np.ndarray:
-    _, place, counts = np.unique(np.round(values, 12), return_inverse=True, return_counts=True)
-    return (np.cumsum(counts) - (counts - 1) / 2)[place]
+    return float(pearson(*(rankdata(np.round(values, 12)) for values in (x, y))))
 
 
 class Points:
@@ -398,7 +391,11 @@ class Points:
             self.groups = np.zeros(int(rows["network_b"].max()) + 1)
 
     def correlation(self, measure: str) -> Estimate:
-        """Rank correlation of a measure; the mean over references (network and layer), of seeds over all pairs."""
+        """Rank correlation of a measure; the mean over references (network and layer), of seeds over all pairs.
+
+        Ranks are not smooth, but the jackknife's interval covers the truth in 94 to 98 % of 200 simulated studies
+        (benchmarks/coverage.py).
+        """
         return Estimate.of(self._statistic(measure), self.groups)
 
     def _statistic(self, measure: str) -> Callable[[np.ndarray], np.ndarray]:

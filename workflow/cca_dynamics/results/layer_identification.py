@@ -40,10 +40,13 @@ from cca_dynamics.networks import architectures
 from cca_dynamics.results import classifiers, figures, statistics
 from cca_dynamics.results.claims import SHARES, Claim, Obstacle, below, estimate_claim, too_few
 from cca_dynamics.results.inputs import Inputs
+from cca_dynamics.results.layers import require_any_width
 from cca_dynamics.results.statistics import Estimate
 from cca_dynamics.results.tables import CONTROLS, distance_table, measures_of, select, tidy
 
 KEY = "results.layer_identification"
+NETWORKS_OF = ("generalization",)
+"""Results whose networks are compared."""
 COHORT = classifiers.GROUPS[0]
 WITH_LAYERS_BEFORE_RELU = "convnet"
 """The architecture whose layers are compared before their ReLU, too. A residual network's ReLU comes after a sum, and
@@ -85,14 +88,10 @@ ALTERNATIVES = {"pwcca": ("pwcca_squared", "pwcca_thresholded")}
 
 def check(config: StudyConfig, options: Options) -> None:
     """Refuse measures of layers of equal width, a network without layers to confuse, and too few test data points."""
-    for measure in options.measures:
-        if measure in CONTROLS:
-            raise ConfigError(
-                f"{KEY}.measures",
-                f"{measure} compares neuron by neuron, and layers of one network may differ in width; remove it",
-            )
+    require_any_width(f"{KEY}.measures", options.measures)
     network = config.network_of("generalization")
-    neurons = [width for layer, width in architectures.widths(network).items() if layer != "softmax"]
+    widths = architectures.widths(network)
+    neurons = [widths[layer] for layer in classifiers.hidden_layers(network)]
     if len(neurons) < 2:
         raise ConfigError(
             "results.generalization.network", "a network with one layer has none to confuse it with; give it more"
@@ -130,7 +129,7 @@ def compute(inputs: Inputs, options: StageOptions) -> pd.DataFrame:
     from cca_dynamics.training.checkpoints import load_recipe
 
     network = load_recipe(inputs.networks[COHORT][0]).network
-    names = np.array([layer for layer in architectures.layers(network) if layer != "softmax"])
+    names = np.array(classifiers.hidden_layers(network))
     step, _ = inputs.checkpoints(COHORT, options.split)[-1]
     stored = {"after": names}
     if network.name == WITH_LAYERS_BEFORE_RELU:

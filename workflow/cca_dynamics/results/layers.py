@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from cca_dynamics.config.models import NetworkOptions
 from cca_dynamics.errors import ConfigError
 from cca_dynamics.networks.architectures import widths
+from cca_dynamics.results.tables import CONTROLS
 
 
 def require_layer(key: str, layer: str, network: NetworkOptions) -> int | None:
@@ -22,6 +23,17 @@ def require_layer(key: str, layer: str, network: NetworkOptions) -> int | None:
         listed = names.get(network.name, ", ".join(hidden))
         raise ConfigError(key, f"the network has no {layer}; its layers are {listed} and softmax")
     return None if layer == "softmax" else known[layer]
+
+
+def require_any_width(key: str, measures: Sequence[str]) -> None:
+    """Check that measures compare layers of unequal widths.
+
+    Raises:
+        ConfigError: one of them compares neuron by neuron.
+    """
+    for measure in measures:
+        if measure in CONTROLS:
+            raise ConfigError(key, f"{measure} compares neuron by neuron, and layers differ in width; drop it")
 
 
 def require_data_points(key: str, count: int, name: str, sizes: Sequence[int]) -> None:
