@@ -214,8 +214,10 @@ class Study:
     def _checked_cohorts(self, result: str) -> list[Cohort]:
         """The cohorts that a result asks for, after all checks of its options."""
         options = self.options(result)
-        own = [result] if isinstance(options, models.TrainedResultOptions) else []
-        for block in (*own, *getattr(RESULTS[result], "NETWORKS_OF", ())):
+        blocks = [*getattr(RESULTS[result], "NETWORKS_OF", ())]
+        if isinstance(options, models.TrainedResultOptions):
+            blocks.append(result)
+        for block in blocks:
             _check_network(f"results.{block}.network", self.config.network_of(block))
             self._check_training(f"results.{block}.training", self.config.training_of(block))
         RESULTS[result].check(self.config, options)

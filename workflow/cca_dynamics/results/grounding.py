@@ -261,8 +261,8 @@ class _Layer:
         The components are orthonormal and centred on training data, so a probe of some of them has those of the
         coefficients of all.
         """
-        found = self._scores[:, :components] @ self._weights[:components] + self._intercept
-        return float((found.argmax(axis=1) == self._labels).mean())
+        outputs = self._scores[:, :components] @ self._weights[:components] + self._intercept
+        return float((outputs.argmax(axis=1) == self._labels).mean())
 
     def numbers(self, count: int) -> list[int]:
         """At most so many numbers of components, from 1 to all, in equal ratios."""
