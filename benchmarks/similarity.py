@@ -17,6 +17,7 @@ Side by side, on the same arrays and threads, in turns:
     python benchmarks/similarity.py --large         memory of 200 networks × 512 neurons × 10,000 data points; about
                                                     half an hour on 2 cores, or --blocks 2 for its first blocks
     python benchmarks/similarity.py --device cuda   on a GPU; --large then compares 200 × 256 × 10,000
+    python benchmarks/similarity.py --eigen         where the eigenproblems of a GPU's pairs are solved best: 1 minute
 
 Results go to benchmarks/out/.
 """
@@ -27,9 +28,11 @@ import argparse
 import contextlib
 import gc
 import math
+import os
 import resource
 import statistics
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -264,6 +267,32 @@ def inference(device: str, rounds: int) -> None:
     )
 
 
+def eigen(batch: int = 128) -> None:
+    """Small decompositions, many at once, on the GPU, and on the threads of the CPU beside it, copies included."""
+    rows = []
+    with ThreadPoolExecutor(os.cpu_count(), initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        for d in (16, 32, 64, 100, 128, 192, 256, 512):
+            matrices = torch.randn(batch, d, d, dtype=torch.float64, device="cuda") / d**0.5
+            row = {"matrices": batch, "d": d}
+            for name, decompose, x in (
+                ("eigh", torch.linalg.eigh, matrices @ matrices.mT),
+                ("svdvals", torch.linalg.svdvals, matrices),
+            ):
+
+                def on_cpu(decompose=decompose, x=x) -> None:
+                    parts = [each if isinstance(each, tuple) else (each,) for each in pool.map(decompose, x.cpu())]
+                    for part in zip(*parts, strict=True):
+                        torch.stack(part).cuda()
+
+                for place, way in (("GPU", lambda decompose=decompose, x=x: decompose(x)), ("CPU", on_cpu)):
+                    timed(way, "cuda")
+                    seconds = statistics.median(timed(way, "cuda") for _ in range(3))
+                    row[f"{name} on {place}, ms each"] = 1e3 * seconds / batch
+            rows.append(row)
+    print(pd.DataFrame(rows).to_string(index=False))
+    pd.DataFrame(rows).to_csv(OUT / "similarity-eigen-cuda.csv", index=False)
+
+
 def draw(rows: list[dict], path: Path) -> None:
     """Times against the size that varies, with the products as the limit."""
     import matplotlib.pyplot as plt
@@ -311,12 +340,16 @@ def main() -> None:
     parser.add_argument("--growth", action="store_true", help="time against each size")
     parser.add_argument("--large", action="store_true", help="memory of the largest comparison")
     parser.add_argument("--inference", action="store_true", help="permutations and streaming")
+    parser.add_argument("--eigen", action="store_true", help="eigenproblems on a GPU and on the CPU beside it")
     parser.add_argument("--blocks", type=int, help="stop --large after so many blocks")
     chosen = parser.parse_args()
     OUT.mkdir(exist_ok=True)
     print(machine(chosen.device))
     if chosen.large:
         large(chosen.device, chosen.blocks)
+        return
+    if chosen.eigen:
+        eigen()
         return
     if chosen.inference:
         inference(chosen.device, chosen.rounds)

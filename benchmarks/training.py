@@ -15,6 +15,7 @@ Side by side on all cores, the sweep's networks and recipe, in turns:
                                                   float32 and mixed precision, plain loops, and as the bound bare
                                                   convolutions of PyTorch, forward and backward
     python benchmarks/training.py --device cuda --networks 40
+    python benchmarks/training.py --device cuda --paper --networks 5 --multipliers .25 1
 
 Results go to benchmarks/out/.
 """
@@ -35,6 +36,7 @@ from cca_dynamics.config.models import ConvNetOptions, Training
 from cca_dynamics.networks.convolutional import build, channels_last
 from cca_dynamics.runtime.machine import hardware
 from cca_dynamics.training.classifiers import batch_gradients, stack_parameters
+from cca_dynamics.training.cuda_graphs import recorded_on
 from cca_dynamics.training.optimizers import SGD
 from torch import nn
 from turns import Way, in_turns, print_row
@@ -80,10 +82,11 @@ class Lockstep:
         tensors = {name: tensor.to(device) for name, tensor in stacked.items()}
         self.network, self.parameters = network, stack_parameters(network, tensors)
         self.optimizer = SGD(self.parameters.values, Training(momentum=MOMENTUM))
-        self.rates = torch.full((count, 1), RATE, device=device)
+        self.rates, self.map_passes = torch.full((count, 1), RATE, device=device), recorded_on(device, network)
 
     def step(self, x, y, order) -> None:
-        _, gradients = batch_gradients(self.network, self.parameters, x, y, order)
+        how = {"map_passes": self.map_passes}
+        _, gradients = batch_gradients(self.network, self.parameters, x, y, order, **how)
         self.optimizer(self.parameters.values, gradients, self.rates)
 
 
@@ -91,8 +94,16 @@ class Mixed(Lockstep):
     """The same with convolutions in bfloat16."""
 
     def __init__(self, network, count: int, device: str):
-        network.mixed = True
+        network.mixed, network.lockstep = True, False
         super().__init__(network, count, device)
+
+
+class MixedUnrecorded(Mixed):
+    """The same without CUDA graphs: Python starts every operation of every network."""
+
+    def __init__(self, network, count: int, device: str):
+        super().__init__(network, count, device)
+        self.map_passes = map
 
 
 class Convolutions:
@@ -152,6 +163,7 @@ class Products:
 
 STEPPERS = {"lockstep": Lockstep, "loop": Loop, "loops": Loop, "bound": Products}
 PAPER_STEPPERS = {"float32": Lockstep, "mixed": Mixed, "loop": Loop, "loops": Loop, "bound": Convolutions}
+PAPER_STEPPERS_ON_GPU = {**PAPER_STEPPERS, "mixed unrecorded": MixedUnrecorded}
 PAPER_BATCH = 64
 PAPER = ConvNetOptions(
     channels=(64, 64, 128, 128, 128, 256, 256, 256, 512, 512, 512), strides=(1, 1, 2, 1, 1, 2, 1, 1, 2, 1, 1)
@@ -174,7 +186,7 @@ def make(name: str, width: float, paper: bool, count: int, device: str):
         torch.randn(size, network.architecture.in_channels, *network.architecture.space).to(device),
         torch.randint(10, (size,)).to(device),
     )
-    kind = (PAPER_STEPPERS if paper else STEPPERS)[name]
+    kind = (PAPER_STEPPERS_ON_GPU if paper else STEPPERS)[name]
     x = channels_last(x) if issubclass(kind, Lockstep) else x
     order = torch.stack([torch.randperm(size)[:batch] for _ in range(count)]).to(device)
     return partial(kind(network, count, device).step, x, y, order)
@@ -183,7 +195,8 @@ def make(name: str, width: float, paper: bool, count: int, device: str):
 def compare(width: float, paper: bool, count: int, cores: int, device: str, rounds: int) -> dict:
     """Median milliseconds a network and step of each way, in turns."""
     ways = {}
-    for name in PAPER_STEPPERS if paper else STEPPERS:
+    paper_steppers = PAPER_STEPPERS_ON_GPU if device == "cuda" else PAPER_STEPPERS
+    for name in paper_steppers if paper else STEPPERS:
         processes = 1 if name == "loop" else cores
         each = partial(make, name, width, paper, count // processes, device)
         ways[name] = Way(processes, cores // processes, each)

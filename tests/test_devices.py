@@ -1,4 +1,4 @@
-"""No two jobs share a GPU, whoever started them. The GPUs are simulated; the locks are real."""
+"""No two jobs share a place on a GPU, whoever started them. The GPUs are simulated; the locks are real."""
 
 import subprocess
 import sys
@@ -42,7 +42,7 @@ def test_two_jobs_get_two_gpus_and_a_third_waits_for_one(job):
     devices_taken = {process.stdout.readline() for process in (first, second)}
     assert devices_taken == {"0\n", "1\n"}
     third = job()
-    assert third.stdout.readline() == "all 2 GPUs have a job; waiting for one\n"
+    assert third.stdout.readline() == "all 2 places on GPUs have a job; waiting for one\n"
     second.kill()  # a reservation ends with its process, however that ends
     second.wait()
     freed = third.stdout.readline()
@@ -59,6 +59,9 @@ def test_the_chosen_gpu_becomes_the_current_one(monkeypatch, tmp_path):
     monkeypatch.setattr(torch.cuda, "set_device", current.append)
     assert gpus.choose("auto") == gpus.choose("cuda") == "cuda"
     assert current == [0, 1] and gpus.choose("cpu") == "cpu"
+    for _ in range(4):  # both have their one job; three each leave two places on each
+        gpus.choose("cuda", jobs_per_gpu=3)
+    assert current[2:] == [0, 1, 0, 1]
 
 
 def test_without_a_gpu(monkeypatch):

@@ -334,7 +334,7 @@ def _device(options: argparse.Namespace) -> str:
 
     torch.set_num_threads(options.threads)
     keep_memory()
-    return choose(options.device, _report)
+    return choose(options.device, _report, options.jobs_per_gpu)
 
 
 def _saving(options: argparse.Namespace) -> dict:
@@ -357,6 +357,7 @@ def _parser() -> argparse.ArgumentParser:
         if device:
             command.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
             command.add_argument("--threads", type=int, default=os.cpu_count(), help="CPU threads")
+            command.add_argument("--jobs-per-gpu", type=int, default=1, help="processes like this one that share a GPU")
         if resumes:
             command.add_argument("--save-minutes", type=float, default=5.0, help="at most so long between two saves")
             command.add_argument("--save-steps", type=int, default=0, help="and at most so many steps; 0: any number")

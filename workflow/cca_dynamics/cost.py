@@ -33,6 +33,7 @@ from cca_dynamics.runtime.threads import has_bfloat16
 from cca_dynamics.similarity import pairwise
 from cca_dynamics.study import Study
 from cca_dynamics.training.classifiers import batch_gradients, networks_per_pass, stack_parameters
+from cca_dynamics.training.cuda_graphs import recorded_on
 from cca_dynamics.training.language_models import window_gradients
 from cca_dynamics.training.optimizers import AVERAGING, OPTIMIZERS, Adam
 from cca_dynamics.training.parameters import StackedParameters
@@ -353,8 +354,10 @@ def _time_classifiers(step: TrainingStep, device: str, seconds: float) -> tuple[
     y, x_channels_last = torch.randint(inputs.classes, (len(x),), device=device), channels_last(x)
     batch = torch.arange(step.batch_size, device=device).expand(count, -1)
 
+    map_passes = recorded_on(device, networks)
+
     def train() -> None:
-        _, gradients = batch_gradients(networks, parameters, x_channels_last, y, batch)
+        _, gradients = batch_gradients(networks, parameters, x_channels_last, y, batch, map_passes=map_passes)
         optimizer(parameters.values, gradients, 1e-3)
 
     def evaluate() -> None:

@@ -25,6 +25,7 @@ rule activations:
         mem_mb=2000,
         runtime=60,
         gpu=GPU,
+        jobs_per_gpu=study.config.jobs_per_gpu,
     params:
         requests=param("activations", "requests"),
         device=param("activations", "device"),
@@ -33,7 +34,7 @@ rule activations:
         "activations {wildcards.cohort} {wildcards.part}{resources.variant}"
     shell:
         "{resources.program} activations --data {input.data} --networks {input.networks} --requests {params.requests:q}"
-        " --out {output.activations} --device {params.device} --threads {threads} &> {log}"
+        " --out {output.activations} --device {params.device} --threads {threads} --jobs-per-gpu {resources.jobs_per_gpu} &> {log}"
 
 
 use rule activations as activations_of_variants with:
@@ -63,6 +64,7 @@ rule ablation:
         mem_mb=2000,
         runtime=120,
         gpu=GPU,
+        jobs_per_gpu=study.config.jobs_per_gpu,
         save_minutes=study.config.save_minutes,  # resources, because changing them reruns nothing
         save_steps=study.config.save_steps,
     params:
@@ -73,5 +75,5 @@ rule ablation:
         "ablation {wildcards.cohort} {wildcards.part}{resources.variant}"
     shell:
         "{resources.program} ablation --data {input.data} --networks {input.networks} --request {params.request:q}"
-        " --out {output.table} --device {params.device} --threads {threads}"
+        " --out {output.table} --device {params.device} --threads {threads} --jobs-per-gpu {resources.jobs_per_gpu}"
         " --save-minutes {resources.save_minutes} --save-steps {resources.save_steps} &> {log}"

@@ -51,10 +51,10 @@ wildcard_constraints:
 
 # Whether jobs need a GPU from the scheduler. "auto" asks for one only where this machine has one, so that on a laptop jobs
 # run side by side; where the scheduler's machine differs from the workers, say device=cuda.
-# On this machine one GPU job runs at a time unless a profile or `--resources gpu=N` says that it has more GPUs.
+# On this machine one GPU job runs at a time, or `jobs_per_gpu`, unless a profile or `--resources gpu=N` says that more can.
 GPU = int(study.config.device == "cuda" or (study.config.device == "auto" and bool(shutil.which("nvidia-smi"))))
 if workflow.local_exec:
-    workflow.global_resources.setdefault("gpu", Resource("gpu", 1))
+    workflow.global_resources.setdefault("gpu", Resource("gpu", study.config.jobs_per_gpu))
 
 
 def program():

@@ -26,6 +26,7 @@ rule compute:
         mem_mb=2000,
         runtime=60,
         gpu=GPU,
+        jobs_per_gpu=study.config.jobs_per_gpu,
     params:
         options=param("compute", "options"),
         seed=param("compute", "seed"),
@@ -36,7 +37,7 @@ rule compute:
     shell:
         "{resources.program} compute {wildcards.result} --options {params.options:q} --seed {params.seed}"
         " --networks {input.networks} --activations {input.activations} --ablations {input.ablations} --out {output.table}"
-        " --device {params.device} --threads {threads} &> {log}"
+        " --device {params.device} --threads {threads} --jobs-per-gpu {resources.jobs_per_gpu} &> {log}"
 
 
 rule test_claims:

@@ -18,6 +18,7 @@ rule train:
         mem_mb=2000,
         runtime=240,
         gpu=GPU,
+        jobs_per_gpu=study.config.jobs_per_gpu,
         save_minutes=study.config.save_minutes,  # resources, because changing them reruns nothing
         save_steps=study.config.save_steps,
     params:
@@ -28,5 +29,5 @@ rule train:
         "train {wildcards.cohort} {wildcards.part}{resources.variant}"
     shell:
         "{resources.program} train --data {input.data} --recipe {params.recipe:q} --out {output.networks}"
-        " --device {params.device} --threads {threads}"
+        " --device {params.device} --threads {threads} --jobs-per-gpu {resources.jobs_per_gpu}"
         " --save-minutes {resources.save_minutes} --save-steps {resources.save_steps} &> {log}"

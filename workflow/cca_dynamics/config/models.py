@@ -459,6 +459,9 @@ class StudyConfig(Model):
     device: Literal["auto", "cpu", "cuda"] = option(
         "auto", "train", "activations", "ablation", "compute", description="Where networks train and are compared."
     )
+    jobs_per_gpu: Annotated[Integer, Field(ge=1, le=64)] = option(
+        1, description="Jobs that share one GPU; more where networks are small and the GPU is large."
+    )
     networks_per_job: Count = option(50, "train", description="A larger cohort is split over several jobs.")
     data_points: Annotated[Integer, Field(ge=10, le=MANY)] | None = option(
         None, "activations", description="Compare layers on so many random examples of a split; null: on all."

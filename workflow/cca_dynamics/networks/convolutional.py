@@ -49,7 +49,10 @@ class Networks:
 
     Attributes:
         lockstep: how they are computed, see the module's text; may be set.
+        recordable: whether a step does the same whatever the numbers, so that a GPU can replay it.
     """
+
+    recordable = True
 
     def __init__(self, architecture: ConvolutionalArchitecture, device: str = "cpu", mixed: bool = False):
         self.architecture, self.mixed = architecture, mixed
@@ -231,6 +234,8 @@ class ModuleNetworks(Networks):
 
     Their parameters and buffers are the state; the module is called with those of one network in their place.
     """
+
+    recordable = False
 
     def __init__(self, architecture: Module, device: str = "cpu", mixed: bool = False):
         super().__init__(architecture, device, mixed)

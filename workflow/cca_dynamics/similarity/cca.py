@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from cca_dynamics.similarity.decompositions import eigh, svdvals
 from cca_dynamics.similarity.errors import DegenerateCCAWarning, RepresentationError
 from cca_dynamics.similarity.factors import Factors, factorize_pair
 from cca_dynamics.similarity.nulls import mean_cca_floor
@@ -78,7 +79,7 @@ def canonical_directions(cross: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         return u, rho, v
     if cross.shape[-2] == 0:
         return cross.new_zeros((*cross.shape[:-1], 0)), cross.new_zeros(cross.shape[:-1]), cross.mT
-    squares, u = torch.linalg.eigh(cross @ cross.mT)
+    squares, u = eigh(cross @ cross.mT)
     rho, u = squares.clamp(min=0).sqrt().flip(-1), u.flip(-1)
     v = cross.mT @ u / rho.clamp(min=SMALL)[..., None, :]
     small = rho[..., -1] < SMALL
@@ -91,7 +92,7 @@ def canonical_directions(cross: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 def canonical_correlations(cross: Tensor) -> Tensor:
     """The canonical correlations alone: (..., min(p, q)), descending and clipped to [0, 1]."""
-    return torch.linalg.svdvals(cross).clamp(0, 1)
+    return svdvals(cross).clamp(0, 1)
 
 
 def tied(correlations: Tensor) -> list[slice]:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from cca_dynamics.similarity.cca import canonical_correlations, canonical_directions, projection_weights
+from cca_dynamics.similarity.decompositions import svdvals
 from cca_dynamics.similarity.factors import Factors
 
 Kernel = Callable[[Tensor, Factors, Sequence[Factors]], tuple[Tensor, Tensor]]
@@ -51,7 +52,7 @@ def linear_cka_kernel(cross: Tensor, x: Factors, others: Sequence[Factors]) -> t
 def procrustes_kernel(cross: Tensor, x: Factors, others: Sequence[Factors]) -> tuple[Tensor, Tensor]:
     """Distances of `procrustes`."""
     s = stack([y.s for y in others])
-    nuclear = torch.linalg.svdvals(x.s[:, None] * cross * s[..., None, :]).sum(dim=-1)
+    nuclear = svdvals(x.s[:, None] * cross * s[..., None, :]).sum(dim=-1)
     distance = (1 - nuclear / (x.s.square().sum() * s.square().sum(dim=-1)).sqrt()).clamp(min=0)
     return distance, distance
 

@@ -17,6 +17,7 @@ from cca_dynamics.data import datasets
 from cca_dynamics.networks.convolutional import Networks, build, channels_last
 from cca_dynamics.runtime.threads import has_bfloat16
 from cca_dynamics.training.augmentation import AUGMENTATIONS, draw_changes
+from cca_dynamics.training.cuda_graphs import recorded_on
 from cca_dynamics.training.optimizers import OPTIMIZERS, SCHEDULES
 from cca_dynamics.training.parameters import StackedParameters
 from cca_dynamics.training.randomness import AUGMENTATION, ORDER, WEIGHTS, generator
@@ -95,7 +96,7 @@ def train(
     how = {"device": device, "report": report, "save_minutes": save_minutes, "save_steps": save_steps}
     with (
         training_run(recipe, out, tensors, inputs_of_run, entry="training.classifiers:train", **how) as run,
-        map_on_all_cores(device) as map_passes,
+        mapping_of_passes(network, device) as map_passes,
     ):
         if run.step == 0:
             if 0 in steps_to_store:
@@ -103,7 +104,7 @@ def train(
             evaluate()
         for epoch in run.epochs():
             changes = None if augment is None else _draw_changes(recipe, epoch, len(x)).to(device)
-            only = (~run.stopped).nonzero()[:, 0] if run.stopped.any() else None
+            only = (~run.stopped).nonzero()[:, 0].cpu() if run.stopped.any() else None
             for batch in run.batches(_draw_batches(recipe, epoch, len(x), device)):
                 losses, gradients = batch_gradients(
                     network, parameters, inputs, y, batch, augment, changes, only=only, map_passes=map_passes
@@ -144,7 +145,9 @@ def stack_parameters(network: Networks, state: dict[str, Tensor]) -> StackedPara
 
 def networks_per_pass(networks: int, device: str, lockstep: bool) -> int:
     """How many of a job's networks share a forward and backward pass."""
-    return networks if device == "cuda" else min(networks, TOGETHER_ON_CPU if lockstep else 1)
+    if not lockstep:
+        return 1
+    return networks if device == "cuda" else min(networks, TOGETHER_ON_CPU)
 
 
 def batch_gradients(
@@ -168,9 +171,9 @@ def batch_gradients(
         batch: (N, batch) indices of the examples of each network's batch.
         augment: one of `AUGMENTATIONS`.
         changes: (N, n, 3), how it changes each example for each network.
-        only: indices of the networks to compute; the losses and gradients of the others are 0, and their statistics
-            stay as they are. None: all.
-        map_passes: how the passes are computed, see `map_on_all_cores`.
+        only: indices of the networks to compute, in the CPU's memory; the losses and gradients of the others are 0, and
+            their statistics stay as they are. None: all.
+        map_passes: how the passes are computed, see `mapping_of_passes`.
     """
 
     def one_pass(tensors: dict[str, Tensor], batch: Tensor, changes: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -201,14 +204,14 @@ def batch_gradients(
 
 
 @contextmanager
-def map_on_all_cores(device: str) -> Iterator[Callable]:
-    """A `map` that computes on all cores of a CPU, one call on each; on a GPU, or with one thread, plain `map`.
+def mapping_of_passes(network: Networks, device: str) -> Iterator[Callable]:
+    """A `map` that computes passes side by side: one on each core of a CPU, or as CUDA graphs.
 
     A small product gains nothing from a second thread; two of them side by side do.
     """
     threads = torch.get_num_threads()
     if device == "cuda" or threads == 1:
-        yield map
+        yield recorded_on(device, network)
         return
     # PyTorch keeps the number of threads for each thread.
     with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:

@@ -6,6 +6,10 @@ from collections.abc import Iterable
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
+
+ALIGNMENT = {"cpu": 1, "cuda": 64}
+"""Numbers to whose multiples the parameters of a network begin: a GPU reads several at a time, from whole addresses."""
 
 
 class StackedParameters:
@@ -19,15 +23,19 @@ class StackedParameters:
         networks_per_pass: networks that share a forward and backward pass.
 
     Attributes:
-        values: (N, parameters), the trained parameters.
+        values: (N, parameters), the trained parameters, on a GPU with zeros between them.
         tensors: name → (N, ...), parameters (views of `values`) and running statistics.
         passes: name → (networks of the pass, ...) for each pass, views of `tensors`; the parameters require gradients.
     """
 
     def __init__(self, state: dict[str, Tensor], trained: Iterable[str] | None = None, networks_per_pass: int = 1):
         self._shapes = {name: state[name].shape[1:] for name in trained or state}
-        self.values = torch.cat([state[name].flatten(1) for name in self._shapes], dim=1)
-        self.tensors = {**state, **self.by_name(self.values)}
+        self._alignment = ALIGNMENT[next(iter(state.values())).device.type]
+        self.values = self._side_by_side([state[name] for name in self._shapes])
+        statistics = {name: x for name, x in state.items() if name not in self._shapes}
+        if self._alignment > 1:
+            statistics = {n: self._side_by_side([x])[:, : x[0].numel()].view(x.shape) for n, x in statistics.items()}
+        self.tensors = {**state, **statistics, **self.by_name(self.values)}
         self.networks_per_pass = networks_per_pass
         self.passes = [
             {name: tensor[first : first + networks_per_pass] for name, tensor in self.tensors.items()}
@@ -42,27 +50,26 @@ class StackedParameters:
         """The tensors that are not trained."""
         return {name: tensor for name, tensor in self.tensors.items() if name not in self._shapes}
 
-    def passes_of(self, networks: Tensor) -> list[tuple[Tensor, dict[str, Tensor]]]:
+    def passes_of(self, networks: Tensor) -> list[tuple[Tensor | slice, dict[str, Tensor]]]:
         """Passes of some networks alone, the others left out.
 
         Args:
-            networks: their indices.
+            networks: their indices, in the CPU's memory.
 
         Returns:
             For each pass the indices of its networks and a dict as in `passes`, of copies where networks share a pass.
         """
+        if self.networks_per_pass == 1:
+            return [(slice(i, i + 1), self.passes[i]) for i in networks.tolist()]
         result = []
-        for indices in networks.split(self.networks_per_pass):
-            if self.networks_per_pass == 1:
-                result.append((indices, self.passes[int(indices)]))
-                continue
+        for indices in networks.to(self.values.device).split(self.networks_per_pass):
             tensors = {name: tensor.detach()[indices] for name, tensor in self.tensors.items()}
             for name in self._shapes:
                 tensors[name].requires_grad_()
             result.append((indices, tensors))
         return result
 
-    def take_statistics(self, networks: Tensor, tensors: dict[str, Tensor]) -> None:
+    def take_statistics(self, networks: Tensor | slice, tensors: dict[str, Tensor]) -> None:
         """Take over the running statistics of one of `passes_of`, where they are copies."""
         if self.networks_per_pass > 1:
             for name, statistic in self.statistics.items():
@@ -70,10 +77,22 @@ class StackedParameters:
 
     def by_name(self, values: Tensor) -> dict[str, Tensor]:
         """The trained parameters in a matrix like `values`: name → (N, ...), views of it."""
-        parts = values.split([shape.numel() for shape in self._shapes.values()], dim=1)
-        return {name: part.unflatten(1, shape) for (name, shape), part in zip(self._shapes.items(), parts, strict=True)}
+        parts = values.split([self._aligned(shape.numel()) for shape in self._shapes.values()], dim=1)
+        named = zip(self._shapes.items(), parts, strict=True)
+        return {name: part[:, : shape.numel()].unflatten(1, shape) for (name, shape), part in named}
 
     def gradients(self, objective: Tensor, tensors: dict[str, Tensor]) -> Tensor:
         """Gradients of a number with respect to the trained parameters of one of `passes`: (networks, parameters)."""
         gradients = torch.autograd.grad(objective, [tensors[name] for name in self._shapes])
-        return torch.cat([gradient.flatten(1) for gradient in gradients], dim=1)
+        return self._side_by_side(gradients)
+
+    def _aligned(self, size: int) -> int:
+        """The next multiple of the alignment."""
+        return -(-size // self._alignment) * self._alignment
+
+    def _side_by_side(self, tensors: Iterable[Tensor]) -> Tensor:
+        """Tensors (N, ...) as one (N, numbers) matrix, each with zeros up to the next multiple of the alignment."""
+        flat = [tensor.reshape(len(tensor), -1) for tensor in tensors]
+        if self._alignment > 1:
+            flat = [pad(tensor, (0, self._aligned(tensor.shape[1]) - tensor.shape[1])) for tensor in flat]
+        return torch.cat(flat, dim=1)

@@ -100,7 +100,13 @@ class TrainingRun:
         self._recipe, self._work, self._report = recipe, work, report
         self._epoch, self._history = 0, []
         self._loss_sum, self._loss_weight = torch.zeros(networks, device=device), 0
-        of_run = {"not_diverged": self.not_diverged, "stopped_after": self.stopped_after, "loss_sum": self._loss_sum}
+        self._diverged_in = torch.full((networks,), -1, device=device)  # the step in which each has; -1: it has not
+        of_run = {
+            "not_diverged": self.not_diverged,
+            "diverged_in": self._diverged_in,
+            "stopped_after": self.stopped_after,
+            "loss_sum": self._loss_sum,
+        }
         tensors = {**tensors, "run": of_run}
         self._tensors = {f"{group}.{name}": t for group, members in tensors.items() for name, t in members.items()}
         self._start: tuple[float, float] | None = None  # when the first step began, and epochs that were done by then
@@ -153,10 +159,9 @@ class TrainingRun:
         finite = (losses.isfinite() & gradients.sum(dim=1).isfinite())[:, None]
         diverged = self.training & ~finite
         self.not_diverged &= ~diverged
-        if not (training := self.training).all():
-            gradients.masked_fill_(~training, 0)
-        for index in diverged[:, 0].nonzero()[:, 0].tolist():
-            self._report(f"network {self._recipe.networks[index]} diverged in step {self.step} and is frozen")
+        self._diverged_in.masked_fill_(diverged[:, 0], self.step)
+        if gradients.is_cuda or not self.training.all():  # to ask a GPU would be to wait for it
+            gradients.masked_fill_(~self.training, 0)
 
     def end_step(self, losses: Tensor, weight: int = 1) -> None:
         """Count a step.
@@ -193,7 +198,7 @@ class TrainingRun:
         self._history.append(pd.DataFrame(rows | {name: self._defined(column) for name, column in columns.items()}))
 
     def end_epoch(self, **measures: Tensor) -> None:
-        """Count an epoch, report it, and save the state if it is time to.
+        """Count an epoch, report it and who has diverged in it, and save the state if it is time to.
 
         Args:
             measures: name → (N,), reported as means over the networks that have not diverged; the loss, over those that
@@ -202,6 +207,9 @@ class TrainingRun:
         Raises:
             Interrupted: the process was interrupted; the state is saved.
         """
+        for network, step in zip(self._recipe.networks, self._diverged_in.tolist(), strict=True):
+            if step >= self.step - self.steps_of_epoch:
+                self._report(f"network {network} diverged in step {step} and is frozen")
         self._epoch += 1
         begin, epochs_before = self._start
         epochs = self._recipe.training.epochs
