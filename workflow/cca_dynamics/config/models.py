@@ -366,6 +366,8 @@ Measures = Annotated[
 ]
 Pwcca = Annotated[str, RegistryKey("similarity.measures:MEASURES", prefix="pwcca")]
 PWCCA_DESCRIPTION = "How PWCCA is read: the measure whose distances are called pwcca."
+TrainSize = Annotated[Integer, Field(ge=10, le=MANY)] | None
+TRAIN_SIZE_DESCRIPTION = "The networks see so many random training examples alone; null: all."
 MEASURES_DESCRIPTION = "Dissimilarities to compute; pwcca, which the claims are about, is among them."
 
 

@@ -4,11 +4,13 @@ however many results ask for it.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 from cca_dynamics.config.cohorts import AblationRequest, Cohort, LayerRequest, SweepTraining
 from cca_dynamics.config.models import NetworkOptions, StudyConfig
-from cca_dynamics.networks.architectures import layers
+from cca_dynamics.errors import ConfigError
+from cca_dynamics.networks.architectures import layers, widths
 
 GROUPS = ("generalizing", "memorizing")
 """Networks trained on the true labels, and on a fixed random permutation of them."""
@@ -60,6 +62,7 @@ def of_width(config: StudyConfig, multiplier: float) -> Cohort:
         networks=options.networks,
         network=config.network_of("width").widened(multiplier),
         training=config.training_of("width"),
+        examples=_examples(config, options.train_size),
         checkpoints=(0,),
         requests=(request,),
     )
@@ -79,9 +82,38 @@ def sweep(config: StudyConfig, *requests: LayerRequest) -> Cohort:
         networks=len(rates),
         network=network,
         training=SweepTraining(**{**dict(training), "learning_rate": rates}),
+        examples=_examples(config, options.train_size),
         requests=requests,
         ablation=AblationRequest(layers=ablated, **dict(options.ablation)),
     )
+
+
+def _examples(config: StudyConfig, size: int | None) -> int | None:
+    """How many random training examples networks see; None: all, as where there are no more."""
+    full = config.dataset.train_size
+    return None if size is None or (full is not None and size >= full) else size
+
+
+def check_train_size(config: StudyConfig, result: str, networks: Sequence[NetworkOptions]) -> None:
+    """Refuse a train_size of a result on which its networks cannot be trained or compared.
+
+    Args:
+        config: of the study.
+        result: its name.
+        networks: of the result.
+
+    Raises:
+        ConfigError: it is smaller than a batch, or than twice the units of a layer.
+    """
+    size = _examples(config, getattr(config.results, result).train_size)
+    batch = config.training_of(result).batch_size
+    least = max(batch, *(2 * max(widths(network).values()) + 1 for network in networks))
+    if size is not None and size < least:
+        raise ConfigError(
+            f"results.{result}.train_size",
+            f"{size} training examples are fewer than a batch, or than twice the units of a layer; give {least} or "
+            "more, or null for all",
+        )
 
 
 def hidden_layers(network: NetworkOptions) -> list[str]:

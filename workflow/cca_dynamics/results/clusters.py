@@ -23,6 +23,7 @@ from cca_dynamics.config.cohorts import Cohort, LayerRequest
 from cca_dynamics.config.models import (
     MEASURES_DESCRIPTION,
     PWCCA_DESCRIPTION,
+    TRAIN_SIZE_DESCRIPTION,
     Layer,
     Measures,
     NetworkOverrides,
@@ -32,6 +33,7 @@ from cca_dynamics.config.models import (
     StudyConfig,
     TrainedResultOptions,
     TrainingOverrides,
+    TrainSize,
     option,
 )
 from cca_dynamics.errors import ConfigError
@@ -95,6 +97,7 @@ class Options(TrainedResultOptions):
         "train",
         description="Keys of the training recipe that differ from the base recipe's.",
     )
+    train_size: TrainSize = option(None, "train", description=TRAIN_SIZE_DESCRIPTION)
     layer: Layer = option("conv4", "activations", "compute", description="The layer whose distances are clustered.")
     most_clusters: Integer = option(
         10, "compute", "claims", ge=2, le=50, description="The largest number of clusters tried."
@@ -121,12 +124,13 @@ ALTERNATIVES = {"pwcca": ("pwcca_squared",), "layer": ("conv3", "conv5"), "linka
 
 
 def check(config: StudyConfig, options: Options) -> None:
-    """Refuse a layer the network does not have, and networks too shallow to ablate."""
+    """Refuse a layer the network does not have, networks too shallow to ablate, and too few training examples."""
     if "learning_rate" in options.training.given():
         raise ConfigError(
             f"{KEY}.training.learning_rate", f"each group of networks has its own; change {KEY}.learning_rates instead"
         )
     network = config.network_of("clusters")
+    classifiers.check_train_size(config, "clusters", [network])
     require_layer(f"{KEY}.layer", options.layer, network)
     ablated = classifiers.ABLATED_LAYERS
     if len(classifiers.hidden_layers(network)) < ablated:

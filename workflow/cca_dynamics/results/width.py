@@ -20,6 +20,7 @@ from cca_dynamics.config.cohorts import Cohort
 from cca_dynamics.config.models import (
     MEASURES_DESCRIPTION,
     PWCCA_DESCRIPTION,
+    TRAIN_SIZE_DESCRIPTION,
     Layer,
     Measures,
     Multiplier,
@@ -29,6 +30,7 @@ from cca_dynamics.config.models import (
     StudyConfig,
     TrainedResultOptions,
     TrainingOverrides,
+    TrainSize,
     option,
 )
 from cca_dynamics.errors import ConfigError
@@ -70,6 +72,7 @@ class Options(TrainedResultOptions):
         "train",
         description="Keys of the training recipe that differ from the base recipe's.",
     )
+    train_size: TrainSize = option(None, "train", description=TRAIN_SIZE_DESCRIPTION)
     layer: Layer = option("conv5", "activations", "compute", "plot", description="The final convolutional layer.")
     filters: Count = option(16, "compute", description="Random filters of the layer compared at every width.")
     filter_draws: Count = option(20, "compute", "claims", description="Draws of them over which distances are means.")
@@ -96,7 +99,9 @@ ALTERNATIVES = {
 
 
 def check(config: StudyConfig, options: Options) -> None:
-    """Refuse more filters than the narrowest network has."""
+    """Refuse more filters than the narrowest network has, and too few training examples for the widest."""
+    widest = config.network_of("width").widened(max(options.multipliers))
+    classifiers.check_train_size(config, "width", [widest])
     for multiplier in options.multipliers:
         network = config.network_of("width").widened(multiplier)
         filters = require_layer(f"{KEY}.layer", options.layer, network)
