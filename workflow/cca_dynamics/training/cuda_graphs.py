@@ -23,7 +23,7 @@ Pass = Callable[[Tensors, Tensor, Tensor | None], tuple[Tensor, Tensor]]
 
 
 def recorded_on(device: str, network: Networks) -> Callable:
-    """What computes passes: `CudaGraphs` on a GPU, where each network has its own and they can be recorded, or `map`."""
+    """What computes passes: `CudaGraphs` on a GPU, if each network has its own and they can be recorded, or `map`."""
     return CudaGraphs() if device == "cuda" and network.recordable and not network.lockstep else map
 
 
