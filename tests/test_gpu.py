@@ -166,8 +166,8 @@ def test_graphs_compute_what_plain_passes_do():
             losses, gradients = classifiers.batch_gradients(
                 network, parameters, x, y, batch, only=only, map_passes=map_passes
             )
-            parameters.values.data.add_(gradients, alpha=-0.1)
-        results.append((losses.clone(), parameters.values.clone(), *parameters.statistics.values()))
+            parameters.values.data.add_(gradients, alpha=-0.1)  # noqa: PD011
+        results.append((losses.clone(), parameters.values.clone(), *parameters.statistics.values()))  # noqa: PD011
     for plain, recorded in zip(*results, strict=True):
         assert torch.equal(plain, recorded)
 

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import datetime
+import json
 import platform
 import re
 import shutil
 from math import isnan
 from pathlib import Path
+from typing import NamedTuple
 
 import pandas as pd
 
 from cca_dynamics.errors import DamagedFile
-from cca_dynamics.report import replicates
+from cca_dynamics.report import manifest, replicates
 from cca_dynamics.report.summary import (
     WHOLE_RUN,
     claims_of,
@@ -52,14 +54,14 @@ def publish(study: str, command: str, note: str = "") -> Path:
     figures = sorted(Path("figures", study).glob("*.png"))
     if not figures:
         raise DamagedFile(Path("figures", study), "there is no figure")
-    runtime, today = runtime_table(study), datetime.date.today().isoformat()
+    runtime, run = runtime_table(study), _run_of(study)
     out = Path("figures/reference", study)
     out.mkdir(parents=True, exist_ok=True)
     tables = [results / "claims.csv"] + ([] if of_seeds is None else [results / "replicates.csv"])
     for path in (*figures, *tables):
         shutil.copyfile(path, out / path.name)
-    machine = f"{hardware()}, Python {platform.python_version()}"
-    origin = f"`{command}`, {commit()}, {today}, on {machine}. {note}".strip()
+    machine = f"{run.hardware}, Python {run.python}"
+    origin = f"`{command}`, {run.commit}, {run.date}, on {machine}. {note}".strip()
     text = [f"# {study}", origin, claims_table(table, of_seeds), "## Time and memory", runtime]
     images = [f"## {figure.stem}\n\n![{figure.stem}]({figure.name})" for figure in figures]
     with replacing(out / "README.md") as temporary:
@@ -69,11 +71,39 @@ def publish(study: str, command: str, note: str = "") -> Path:
         content = replace_block(
             readme.read_text(encoding="utf-8"), f"{study} results", results_table(study, table, of_seeds)
         )
-        measured = f"{runtime}\n\nMeasured on {hardware()}, {today}."
+        measured = f"{runtime}\n\nMeasured on {run.hardware}, {run.date}."
         content = replace_block(content, f"{study} runtime", measured)
         with replacing(readme) as temporary:
             temporary.write_text(content, encoding="utf-8")
     return out
+
+
+class _Run(NamedTuple):
+    """Where and when a study ran.
+
+    Attributes:
+        commit: of the code, in words.
+        hardware, python: of the machine that finished it.
+        date: of its claims.
+    """
+
+    commit: str
+    hardware: str
+    python: str
+    date: str
+
+
+def _run_of(study: str) -> _Run:
+    """What the manifest of a study says of its run, perhaps on another machine; without one, this machine."""
+    claims_file, path = Path("results", study, "claims.csv"), Path("results", study, manifest.NAME)
+    date = datetime.date.fromtimestamp(claims_file.stat().st_mtime).isoformat()
+    if not path.exists():
+        return _Run(commit(), hardware(), platform.python_version(), date)
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        return _Run(content["code"]["commit"], content["hardware"], content["packages"]["python"], date)
+    except (OSError, ValueError, KeyError, TypeError) as problem:
+        raise DamagedFile(path, problem) from None
 
 
 def replace_block(text: str, name: str, block: str) -> str:

@@ -21,7 +21,7 @@ FEWEST_THREADS = 4
 
 
 def eigh(matrices: Tensor) -> tuple[Tensor, Tensor]:
-    """`torch.linalg.eigh` of symmetric matrices (..., p, p): eigenvalues (..., p), ascending, and vectors (..., p, p)."""
+    """`torch.linalg.eigh` of symmetric matrices (..., p, p): eigenvalues (..., p) ascending, vectors (..., p, p)."""
     if not _belong_to_a_cpu(matrices):
         return tuple(torch.linalg.eigh(matrices))
     values, vectors = zip(*_on_a_cpu(torch.linalg.eigh, matrices), strict=True)
