@@ -1,4 +1,6 @@
-"""Keep a finished run: its figures, claims, time and memory in figures/reference/<study>/, and the README's tables."""
+"""Keep a finished run: its figures, claims, time and memory in figures/reference/<study>/, and the tables of pages that
+show them.
+"""
 
 from __future__ import annotations
 
@@ -32,10 +34,13 @@ from cca_dynamics.runtime.machine import commit, hardware
 from cca_dynamics.runtime.storage import replacing
 from cca_dynamics.variants import KINDS
 
+PAGES = (Path("README.md"), Path("docs/findings.md"))
+"""Pages with tables between `<!-- STUDY results -->` or `<!-- STUDY runtime -->` and `<!-- end -->`."""
+
 
 def publish(study: str, command: str, note: str = "") -> Path:
     """Copy a study's figures, claims and verdicts under fresh seeds, if there are any, to figures/reference/<study>/,
-    describe the run there, and bring the README's tables up to date.
+    describe the run there, and bring the tables of `PAGES` up to date.
 
     Args:
         study: name of a finished study.
@@ -66,14 +71,17 @@ def publish(study: str, command: str, note: str = "") -> Path:
     images = [f"## {figure.stem}\n\n![{figure.stem}]({figure.name})" for figure in figures]
     with replacing(out / "README.md") as temporary:
         temporary.write_text("\n\n".join([*text, *images]) + "\n", encoding="utf-8")
-    readme = Path("README.md")
-    if readme.exists():
-        content = replace_block(
-            readme.read_text(encoding="utf-8"), f"{study} results", results_table(study, table, of_seeds)
-        )
-        measured = f"{runtime}\n\nMeasured on {run.hardware}, {run.date}."
-        content = replace_block(content, f"{study} runtime", measured)
-        with replacing(readme) as temporary:
+    blocks = {
+        f"{study} results": results_table(study, table, of_seeds),
+        f"{study} runtime": f"{runtime}\n\nMeasured on {run.hardware}, {run.date}.",
+    }
+    for page in filter(Path.exists, PAGES):
+        content = page.read_text(encoding="utf-8")
+        for name, block in blocks.items():
+            content = replace_block(
+                content, name, block.replace("](figures/", f"]({'../' * (len(page.parts) - 1)}figures/")
+            )
+        with replacing(page) as temporary:
             temporary.write_text(content, encoding="utf-8")
     return out
 
