@@ -7,10 +7,11 @@ READY := $(VENV)/ready
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help figures schema test test-reference test-fuzz test-faults test-slurm test-report test-docs test-container lint format environment cluster lock docs clean
+.PHONY: help figures schema test codecheck test-reference test-fuzz test-faults test-slurm test-report test-docs test-container lint format environment cluster lock docs clean
 help:
 	@echo "make figures      every figure and claim of the default study (environment first, if there is none)"
 	@echo "make test         format, lint, then the tests"
+	@echo "make codecheck    remake what codecheck.yml lists in a clean clone and compare it with what is committed (25 minutes)"
 	@echo "make test-reference   run the default study from nothing and compare its claims with the published ones (10 minutes)"
 	@echo "make test-fuzz    give 700 random configs to Snakemake, which plans or refuses each (7 minutes)"
 	@echo "make test-faults  break running studies on purpose (14 minutes)"
@@ -43,6 +44,9 @@ schema: $(READY)
 
 test: lint
 	@pytest -n 2 --dist loadfile --no-loadscope-reorder
+
+codecheck: $(READY)
+	@$(BIN)/python -m tests.codecheck
 
 test-reference: $(READY)
 	@pytest -m slow tests/test_reference.py

@@ -222,6 +222,13 @@ def publish(options: argparse.Namespace) -> None:
     print(publish.publish(options.study, options.command, options.note))
 
 
+def agreement(options: argparse.Namespace) -> None:
+    """Compare the claims of two runs of a study: which are equal, which differ, and whether a verdict turns."""
+    from cca_dynamics.report import agreement
+
+    print("\n".join(agreement.in_words(agreement.compare(options.claims, options.published))))
+
+
 def compare(options: argparse.Namespace) -> None:
     """Compare the layers in files: print the distances of all pairs beside their floors, draw a heatmap."""
     device = _device(options)
@@ -500,6 +507,10 @@ def _parser() -> argparse.ArgumentParser:
     argument("study", help="name of a finished study")
     argument("--command", required=True, help="the command that made it")
     argument("--note", default="", help="a sentence about the run")
+
+    argument = add(agreement)
+    argument("claims", type=Path, help="claims.csv of a run")
+    argument("published", type=Path, help="claims.csv of another, such as figures/reference/mnist1d/claims.csv")
 
     argument = add(compare, device=True)
     argument("files", type=Path, nargs="+", metavar="FILE", help=".npy .npz .safetensors .pt .pth")

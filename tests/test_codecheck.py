@@ -1,0 +1,95 @@
+"""Runs are compared as codecheck.yml says, and what it lists is there."""
+
+import pandas as pd
+import pytest
+import yaml
+from cca_dynamics import cli
+from cca_dynamics.report import agreement
+from cca_dynamics.results import claims
+
+from tests import codecheck
+from tests.builders import ROOT
+from tests.codecheck import output_of
+
+
+def write(path, **changes):
+    """A file of claims: four with intervals and one without; `changes` are of the first one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    first = {"value": 0.5, "verdict": "reproduced", "interval": (0.4, 0.6), **changes}
+    kinds = [first] + [{"value": 0.1 * i, "verdict": "inconclusive", "interval": (-1, 1)} for i in range(3)]
+    kinds.append({"value": 2.0, "verdict": "reproduced", "estimated": False})
+    made = [
+        claims.Claim(claim=f"width.{i}", figure="4", statement="S.", statistic="s", **kind)
+        for i, kind in enumerate(kinds)
+    ]
+    claims.write(made, path)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("changes", "agrees"),
+    [
+        ({}, "equal"),
+        ({"value": 0.45}, "within"),
+        ({"value": 0.7, "interval": (0.6, 0.8)}, "beyond"),
+        ({"verdict": "inconclusive"}, "turned"),
+        ({"value": float("nan")}, "beyond"),
+    ],
+)
+def test_claims_agree_by_verdict_and_published_interval(tmp_path, changes, agrees):
+    table = agreement.compare(write(tmp_path / "here.csv", **changes), write(tmp_path / "published.csv"))
+    assert list(table["agreement"]) == [agrees, *["equal"] * 4]
+    words = "\n".join(agreement.in_words(table))
+    assert ("width.0" in words) == (agrees != "equal")
+
+
+def test_a_claim_without_an_interval_agrees_within_the_margin(tmp_path):
+    published = write(tmp_path / "published.csv")
+    for shift, expected in ((0.04, "within"), (0.06, "beyond")):
+        table = pd.read_csv(published)
+        table.loc[4, "value"] += shift
+        table.to_csv(tmp_path / "here.csv", index=False)
+        assert agreement.compare(tmp_path / "here.csv", published)["agreement"].iloc[4] == expected
+
+
+def test_claims_of_one_run_alone_are_named(tmp_path, capsys):
+    published = write(tmp_path / "published.csv")
+    pd.read_csv(published).iloc[1:].to_csv(tmp_path / "here.csv", index=False)
+    table = agreement.compare(tmp_path / "here.csv", published).set_index("claim")
+    assert table.loc["width.0", "agreement"] == "turned"
+    cli.main(["agreement", str(tmp_path / "here.csv"), str(published)])
+    assert "width.0: 0.5 → nan, reproduced → no such claim" in capsys.readouterr().out
+
+
+def test_what_is_listed_is_committed_and_made_by_the_workflow():
+    listed = [entry["file"] for entry in yaml.safe_load((ROOT / "codecheck.yml").read_text())["manifest"]]
+    assert all((ROOT / name).is_file() for name in listed)
+    published = {path.stem for path in (ROOT / "figures/reference/mnist1d").glob("*.png")} - {
+        "replicates",
+        "multiverse",
+    }
+    assert {name for name in listed if name.endswith(".png")} == {
+        f"figures/reference/mnist1d/{name}.png" for name in published
+    }
+    assert output_of(listed[0]) == "results/mnist1d/claims.csv"
+    assert output_of(listed[1]).startswith("figures/mnist1d/")
+
+
+def test_the_check_fails_where_a_verdict_turns_or_a_figure_differs_alone(tmp_path, monkeypatch):
+    listed = [f"figures/reference/small/{name}" for name in ("claims.csv", "width.png")]
+    monkeypatch.setattr(codecheck, "ROOT", tmp_path / "root")
+    write(tmp_path / "root" / listed[0])
+    (tmp_path / "root" / listed[1]).write_bytes(b"figure")
+    clone = tmp_path / "clone"
+    write(clone / output_of(listed[0]))
+    figure = clone / output_of(listed[1])
+    figure.parent.mkdir(parents=True)
+    for drawn, changes, agree in (
+        (b"figure", {}, True),
+        (b"other", {}, False),  # the same numbers give the same figure
+        (b"other", {"value": 0.45}, True),
+        (b"other", {"verdict": "inconclusive"}, False),
+    ):
+        figure.write_bytes(drawn)
+        write(clone / output_of(listed[0]), **changes)
+        assert codecheck.compared(clone, listed)[1] is agree
