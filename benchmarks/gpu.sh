@@ -16,7 +16,7 @@ for part in ${*:-tests similarity training study}; do
     similarity)
         [ "$DEVICE" = cpu ] || $PYTHON benchmarks/similarity.py --eigen
         $PYTHON benchmarks/similarity.py --device "$DEVICE" --quick
-        $PYTHON benchmarks/similarity.py --device "$DEVICE" --inference --rounds 1
+        $PYTHON benchmarks/similarity.py --device "$DEVICE" --inference
         ;;
     training)
         $PYTHON benchmarks/training.py --device "$DEVICE" --widths 4 16

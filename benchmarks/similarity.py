@@ -13,7 +13,8 @@ Side by side, on the same arrays and threads, in turns:
     python benchmarks/similarity.py                 the table and the figure, about 15 minutes on 2 cores
     python benchmarks/similarity.py --quick         d = 64 and 128 only, about 2 minutes
     python benchmarks/similarity.py --growth        how time grows with networks, data points and neurons
-    python benchmarks/similarity.py --inference     permutations and streaming beside the distances alone; 2 minutes
+    python benchmarks/similarity.py --inference     permutations and streaming beside the distances alone; one round,
+                                                    4 minutes on 2 slow cores
     python benchmarks/similarity.py --large         memory of 200 networks × 512 neurons × 10,000 data points; about
                                                     half an hour on 2 cores, or --blocks 2 for its first blocks
     python benchmarks/similarity.py --device cuda   on a GPU; --large then compares 200 × 256 × 10,000
@@ -352,7 +353,7 @@ def main() -> None:
         eigen()
         return
     if chosen.inference:
-        inference(chosen.device, chosen.rounds)
+        inference(chosen.device, rounds=1)
         return
     if chosen.growth:
         rows, name = growth(chosen.device, chosen.rounds), f"similarity-growth-{chosen.device}"

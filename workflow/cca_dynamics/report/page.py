@@ -6,7 +6,9 @@ The page is one file that loads nothing from the network. Snakemake's own `snake
 from __future__ import annotations
 
 import base64
+import gzip
 import json
+import re
 from collections.abc import Callable, Iterator
 from math import isnan
 from pathlib import Path
@@ -41,8 +43,6 @@ from cca_dynamics.study import Study
 Content = TypeVar("Content")
 PANELS = {"train": "training data", "test": "test data", "lstm": "base model", "lstm-deeper": "deeper model"}
 """Names of splits and cohorts for a reader."""
-LARGEST_CSV = 3_000_000
-"""Bytes of the largest table that is offered as CSV; a larger one is offered as parquet, a tenth of the size."""
 
 
 def write(config: dict, out: Path, root: Path = Path()) -> None:
@@ -80,7 +80,7 @@ def write(config: dict, out: Path, root: Path = Path()) -> None:
         readings=_readings(study, root),
         protocol=manifest.get("protocol"),
         charts=_embedded(charts),
-        plotly=get_plotlyjs() if charts else "",
+        plotly=_packed(get_plotlyjs().encode()) if charts else "",
         manifest={key: manifest[key] for key in ("code", "packages", "hardware")},
         config=_yaml(manifest["config"]),
         runtime=runtime_rows(study.name, root),
@@ -95,7 +95,7 @@ def _replicates(study: Study, all_claims: pd.DataFrame, root: Path) -> dict | No
     table = replicates.read_if_made(study.name, root)
     if table is None:
         return None
-    image = _read(root / "figures" / study.name / "replicates.png", Path.read_bytes)
+    image = _read(root / "figures" / study.name / "replicates.svg", Path.read_bytes)
     statements = dict(zip(all_claims["claim"], all_claims["statement"], strict=True))
     seeds = sorted(table["seed"].unique())
     rows = [
@@ -118,10 +118,10 @@ def _replicates(study: Study, all_claims: pd.DataFrame, root: Path) -> dict | No
         "seeds": ", ".join(map(str, seeds)),
         "notes": study.protocol.lines(study.config, seeds) if study.protocol else [],
         "rows": rows,
-        "image": _uri("image/png", image),
+        "image": _packed(image),
         "size": _size(image),
         "caption": _html(caption_of("replicates")),
-        "data": _uri("text/csv", table.to_csv(index=False).encode()),
+        "data": _packed(table.to_csv(index=False).encode()),
     }
 
 
@@ -131,44 +131,48 @@ def _readings(study: Study, root: Path) -> dict | None:
     if table is None:
         return None
     folder = root / "figures" / study.name
-    overview = _read(folder / "multiverse.png", Path.read_bytes)
-    curves = {path.stem: _read(path, Path.read_bytes) for path in sorted((folder / "multiverse").glob("*.png"))}
+    overview = _read(folder / "multiverse.svg", Path.read_bytes)
+    curves = {path.stem: _read(path, Path.read_bytes) for path in sorted((folder / "multiverse").glob("*.svg"))}
     return {
-        "image": _uri("image/png", overview),
+        "image": _packed(overview),
         "size": _size(overview),
         "caption": _html(caption_of("multiverse")),
-        "curves": [(result, _uri("image/png", image), _size(image)) for result, image in curves.items()],
-        "data": _uri("text/csv", table.to_csv(index=False).encode()),
+        "curves": [(result, _packed(image), _size(image)) for result, image in curves.items()],
+        "data": _packed(table.to_csv(index=False).encode()),
     }
 
 
-def _size(png: bytes) -> list[int]:
-    """Width and height of a PNG, so that nothing on the page moves when it is decoded."""
-    return [int.from_bytes(png[start : start + 4], "big") for start in (16, 20)]
+def _size(svg: bytes) -> list[int]:
+    """Width and height of an SVG in points, so that nothing on the page moves when it is decoded.
+
+    Raises:
+        ValueError: it has none.
+    """
+    found = re.search(rb'<svg [^>]*?width="([0-9.]+)pt" height="([0-9.]+)pt"', svg)
+    if found is None:
+        raise ValueError("it is no figure of Matplotlib's")
+    return [round(float(number)) for number in found.groups()]
 
 
 def _section(study: Study, result: str, all_claims: pd.DataFrame, root: Path) -> dict:
     """What the page shows of one result."""
     table_path = root / "results" / study.name / f"{result}.parquet"
-    figure_path = root / "figures" / study.name / f"{result}.png"
+    figure_path = root / "figures" / study.name / f"{result}.svg"
     table = _read(table_path, pd.read_parquet)
     image = _read(figure_path, Path.read_bytes)
-    pdf = _read(figure_path.with_suffix(".pdf"), Path.read_bytes)
     claims_of_result, title = claims_of(result, all_claims), title_of(result)
     verdicts = verdicts_in_words(claims_of_result)
     csv = table.to_csv(index=False, float_format="%.7g").encode()  # as exact as single precision
-    kind, content = ("csv", csv) if len(csv) <= LARGEST_CSV else ("parquet", _read(table_path, Path.read_bytes))
     return {
         "name": result,
         "title": title[0].upper() + title[1:],
         "figures": figures_in_words(claims_of_result["figure"]),
         "verdicts": verdicts,
-        "image": _uri("image/png", image),
-        "size": _size(image),
-        "pdf": _uri("application/pdf", pdf),
+        "image": _packed(image),
+        "size": _read(figure_path, lambda path: _size(path.read_bytes())),
         "alt": f"Figure: {title}. {verdicts}. The caption below explains its panels; its data can be downloaded.",
         "caption": _html(caption_of(result)),
-        "data": {"kind": kind, "rows": len(table), "uri": _uri("text/csv", content)},
+        "data": {"rows": len(table), "csv": _packed(csv)},
         "config": _yaml({"results": {result: as_json(study.options(result))}}),
         "chart": chart(result, table),
     }
@@ -305,6 +309,6 @@ def _html(caption: str) -> str:
     return publish_parts(caption, writer="html5", settings_overrides=settings)["body"]
 
 
-def _uri(kind: str, content: bytes) -> str:
-    """A data URI, which holds the content itself."""
-    return f"data:{kind};base64,{base64.b64encode(content).decode()}"
+def _packed(content: bytes) -> str:
+    """Content as the page holds it, a fifth of its size: compressed by gzip, in base64. The page's script unpacks it."""
+    return base64.b64encode(gzip.compress(content, mtime=0)).decode()
