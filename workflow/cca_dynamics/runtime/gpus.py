@@ -19,8 +19,8 @@ def choose(device: str, report: Callable[[str], None] = print, jobs_per_gpu: int
     """Resolve the config's `device`, and take a place on a GPU that no other job of this user has.
 
     The scheduler already runs no more GPU jobs than there are places; this makes sure that jobs of the same study or of
-    different ones never share one, and spreads them over the GPUs. GPUs hidden by CUDA_VISIBLE_DEVICES, as SLURM and Kubernetes do it, stay
-    hidden.
+    different ones never share one, and spreads them over the GPUs. GPUs hidden by CUDA_VISIBLE_DEVICES, as SLURM and
+    Kubernetes do it, stay hidden.
 
     Args:
         device: "auto" (cuda if there is a GPU), "cpu" or "cuda".

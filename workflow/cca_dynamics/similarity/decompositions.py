@@ -21,7 +21,7 @@ FEWEST_THREADS = 4
 
 
 def eigh(matrices: Tensor) -> tuple[Tensor, Tensor]:
-    """`torch.linalg.eigh` of symmetric matrices (..., p, p): eigenvalues ascending (..., p), eigenvectors (..., p, p)."""
+    """`torch.linalg.eigh` of symmetric matrices (..., p, p): ascending eigenvalues (..., p), vectors (..., p, p)."""
     if not _belong_to_a_cpu(matrices):
         return tuple(torch.linalg.eigh(matrices))
     values, vectors = zip(*_on_a_cpu(torch.linalg.eigh, matrices), strict=True)

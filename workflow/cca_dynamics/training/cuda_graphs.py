@@ -23,7 +23,7 @@ Pass = Callable[[Tensors, Tensor, Tensor | None], tuple[Tensor, Tensor]]
 
 
 def recorded_on(device: str, network: Networks) -> Callable:
-    """What computes passes one by one: `CudaGraphs` on a GPU, if there are several and they can be recorded, or `map`."""
+    """What computes passes one by one: `CudaGraphs` on a GPU, if networks can be recorded one by one, or `map`."""
     return CudaGraphs() if device == "cuda" and network.recordable and not network.lockstep else map
 
 
