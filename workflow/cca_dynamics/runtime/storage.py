@@ -129,7 +129,7 @@ def stream_tensors(
 def arrays_on_disk(
     path: Path, shapes: dict[str, tuple[int, ...]], **metadata: object
 ) -> Iterator[dict[str, np.ndarray]]:
-    """The float32 tensors of a file, to be filled in any order within the block, at the end of which the file is complete.
+    """The float32 tensors of a file, to be filled in any order within the block; at its end, the file is complete.
 
     What is filled is written to the disk as memory is needed, so that tensors may be larger than it. `read_tensors` and
     `read_part` read the file.
@@ -150,13 +150,14 @@ def arrays_on_disk(
         size = offset + sum(4 * math.prod(shape) for shape in shapes.values())
         # Claim the space first: writing to a memory map of a full disk ends the process with a signal.
         getattr(os, "posix_fallocate", lambda handle, _, length: os.ftruncate(handle, length))(file.fileno(), 0, size)
+        file.write(header)  # without checksums, as long as the final one
     for name, shape in shapes.items():
         arrays[name] = np.memmap(path, np.float32, "r+", offset, shape)
         offset += arrays[name].nbytes
     yield arrays
     for array in arrays.values():
         array.flush()
-    arrays.clear()  # unmap them: what lies in memory of them is given back
+    arrays.clear()
     checksums = {name: _sha256_of_file(path, *place) for name, place in _places(path).items()}
     with open(path, "r+b") as file:
         file.write(_header(shapes, {**metadata, "sha256": checksums}))
@@ -217,20 +218,37 @@ def read_part(path: Path, name: str, *index: int | slice) -> np.ndarray:
     """
     import numpy as np
 
-    path = Path(path)
-    try:
-        status = path.stat()
-        dtype, shape, begin, end = _verified(path, name, status.st_mtime_ns, status.st_size)
-    except (OSError, ValueError) as problem:
-        raise DamagedFile(path, problem) from None
+    dtype, shape, begin, _ = _place(path, name)
     if dtype != "F32":
         raise ValueError(f"{name} of {path} is {dtype}; only float32 is read in parts")
     return np.array(np.memmap(path, np.float32, "r", begin, shape)[index])
 
 
+def shape_of(path: Path, name: str) -> tuple[int, ...]:
+    """Shape of a tensor of a file; its checksum is verified as by `read_part`.
+
+    Raises:
+        DamagedFile: see `read_part`.
+    """
+    return _place(path, name)[1]
+
+
+def _place(path: Path, name: str) -> tuple[str, tuple[int, ...], int, int]:
+    """Where a tensor lies in a file, see `_places`.
+
+    Raises:
+        DamagedFile: the file is missing, truncated or corrupt, or lacks the tensor.
+    """
+    try:
+        status = Path(path).stat()
+        return _verified(Path(path), name, status.st_mtime_ns, status.st_size)
+    except (OSError, ValueError) as problem:
+        raise DamagedFile(path, problem) from None
+
+
 @lru_cache(maxsize=4096)
 def _verified(path: Path, name: str, modified: int, size: int) -> tuple[str, tuple[int, ...], int, int]:
-    """Where a tensor lies in a file, see `_places`, after its checksum has been compared; once for each state of a file.
+    """Where a tensor lies in a file, see `_places`, after its checksum has been compared, once for a state of a file.
 
     Raises:
         DamagedFile, OSError, ValueError: the file is truncated or corrupt, or lacks the tensor.
