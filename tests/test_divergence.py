@@ -98,6 +98,10 @@ def test_results_leave_it_out_and_say_so(tmp_path, width_inputs, monkeypatch):
     inputs = Inputs.from_paths(paths["networks"], paths["activations"])
     assert inputs.trained("width-1").tolist() == [0, 1, 3] and inputs.trained("width-2").tolist() == [0, 1, 2, 3]
     assert inputs.diverged().to_dict("records") == [{"quantity": "diverged", "cohort": "width-1", "value": 2.0}]
+    layer, step = study.options("width").layer, inputs.checkpoints("width-1")[-1][0]
+    for network, states in enumerate(inputs.representations("width-1", layer, step)):
+        one = inputs.representation("width-1", layer, step, network, rows=slice(1, None, 2))
+        np.testing.assert_array_equal(one, states[1::2])
     assert inputs.history("width-1")["network"].unique().tolist() == [0, 1, 2]
     out, claims_file, notes = tmp_path / "width.parquet", tmp_path / "claims.csv", []
 

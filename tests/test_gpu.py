@@ -10,6 +10,7 @@ import pytest
 import torch
 from cca_dynamics.config.cohorts import LayerRequest
 from cca_dynamics.config.models import ConvNetOptions
+from cca_dynamics.data import datasets
 from cca_dynamics.networks.convolutional import build, channels_last
 from cca_dynamics.representations import extraction
 from cca_dynamics.runtime import gpus
@@ -168,6 +169,33 @@ def test_graphs_compute_what_plain_passes_do():
             )
             parameters.values.data.add_(gradients, alpha=-0.1)  # noqa: PD011
         results.append((losses.clone(), parameters.values.clone(), *parameters.statistics.values()))  # noqa: PD011
+    for plain, recorded in zip(*results, strict=True):
+        assert torch.equal(plain, recorded)
+
+
+def test_images_are_normalised_on_a_gpu_bit_for_bit_as_on_a_cpu():
+    images = torch.arange(256, dtype=torch.uint8).expand(3, -1).T.reshape(16, 4, 4, 3)
+    there = datasets.Normalisation.of_channels([0.4914, 0.4822, 0.4465], [0.247, 0.2435, 0.2616], (4, 4))
+    assert torch.equal(there.to("cuda")(images.cuda()).cpu(), there(images))
+
+
+@pytest.mark.parametrize("mixed", [False, True])
+def test_images_train_as_graphs_as_they_do_by_plain_passes(mixed):
+    """The bytes lie on the GPU, and each recorded pass normalises its batch."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randint(256, (64, 8, 8, 3), dtype=torch.uint8, generator=generator).cuda()
+    y = torch.randint(4, (64,), generator=generator).cuda()
+    normalise = datasets.Normalisation.of_channels([0.5] * 3, [0.25] * 3, (8, 8)).to("cuda")
+    network = build(ConvNetOptions(channels=(8, 129), strides=(1, 2)), 3, (8, 8), 4, "cuda", mixed, normalise)
+    results = []
+    for map_passes in (map, CudaGraphs()):
+        initial = network.initialise(np.random.default_rng(i) for i in range(3))
+        parameters = classifiers.stack_parameters(network, {k: v.cuda() for k, v in initial.items()})
+        for step in range(5):
+            batch = torch.randint(64, (3, 16), generator=torch.Generator().manual_seed(step)).cuda()
+            losses, gradients = classifiers.batch_gradients(network, parameters, x, y, batch, map_passes=map_passes)
+            parameters.values.data.add_(gradients, alpha=-0.1)  # noqa: PD011
+        results.append((losses.clone(), parameters.values.clone()))  # noqa: PD011
     for plain, recorded in zip(*results, strict=True):
         assert torch.equal(plain, recorded)
 

@@ -12,10 +12,14 @@ import numpy as np
 import pytest
 import torch
 from cca_dynamics import cli
-from cca_dynamics.config.models import Cifar10, ImageFolder
+from cca_dynamics.config.models import Cifar10, ConvNetOptions, ImageFolder
 from cca_dynamics.data import datasets, image_files, images
 from cca_dynamics.errors import UserError
-from cca_dynamics.training.augmentation import SHIFT, flip_and_shift
+from cca_dynamics.networks import convolutional
+from cca_dynamics.networks.architectures import ConvNet
+from cca_dynamics.runtime.storage import read_tensors
+from cca_dynamics.training import classifiers
+from cca_dynamics.training.augmentation import SHIFT, draw_changes, flip_and_shift
 from PIL import Image
 
 CLASSES = ("cat", "dog", "owl")
@@ -141,9 +145,65 @@ def test_training_images_are_normalised_and_test_images_alike(tmp_path):
     mean, std = (made["train"] / 255).mean((0, 2, 3)), (made["train"] / 255).std((0, 2, 3))
     assert sheet["mean"] == pytest.approx(mean) and sheet["std"] == pytest.approx(std)
     expected = (made["test"] / 255 - mean[:, None, None]) / std[:, None, None]
-    np.testing.assert_allclose(data.test_x.numpy(), expected, rtol=1e-5, atol=1e-5)
-    assert data.train_x.mean((0, 2, 3)).abs().max() < 1e-5
-    assert data.train_x.std((0, 2, 3), correction=0).numpy() == pytest.approx(np.ones(3), abs=1e-5)
+    train_x, test_x = data.normalised(data.train_x), data.normalised(data.test_x)
+    np.testing.assert_allclose(test_x.numpy(), expected, rtol=1e-5, atol=1e-5)
+    assert train_x.mean((0, 2, 3)).abs().max() < 1e-5
+    assert train_x.std((0, 2, 3), correction=0).numpy() == pytest.approx(np.ones(3), abs=1e-5)
+
+
+def normalised_at_once(folder) -> dict[str, torch.Tensor]:
+    """Both splits of a dataset, all images normalised at once."""
+    tensors, metadata = read_tensors(folder / "dataset.safetensors")
+    mean, std = (torch.tensor(metadata[key]).view(-1, 1, 1) for key in ("mean", "std"))
+    return {split: tensors[f"{split}_x"].float().div_(255).sub_(mean).div_(std) for split in ("train", "test")}
+
+
+def test_images_are_held_once_as_bytes_and_subsets_as_bytes(tmp_path):
+    make_folder(tmp_path / "images", sizes=(40, 3))
+    data, _ = materialise(tmp_path)
+    expected, few = normalised_at_once(tmp_path)["train"], data.subset(50, seed=1)
+    assert data.train_x.dtype == data.test_x.dtype == few.train_x.dtype == torch.uint8
+    for x in (data.train_x, few.train_x):  # what training reads is no copy
+        assert convolutional.channels_last(x).data_ptr() == x.data_ptr()
+    rows = [int((data.train_x == image).flatten(1).all(dim=1).nonzero()[0]) for image in few.train_x]
+    assert len(set(rows)) == 50 and torch.equal(few.normalised(few.train_x), expected[rows])
+
+
+@pytest.mark.parametrize("augment", [None, flip_and_shift])
+def test_networks_read_each_batch_bit_for_bit_as_if_all_images_had_been_normalised_at_once(
+    tmp_path, monkeypatch, augment
+):
+    make_folder(tmp_path / "images", sizes=(60, 40))
+    data, _ = materialise(tmp_path)
+    expected = {split: convolutional.channels_last(x) for split, x in normalised_at_once(tmp_path).items()}
+    network = convolutional.build(
+        ConvNetOptions(channels=(3,), strides=(2,)), 3, (8, 10), 3, normalise=data.normalisation
+    )
+    state, read = network.initialise(np.random.default_rng(i) for i in range(2)), []
+    forward = ConvNet.forward
+    monkeypatch.setattr(ConvNet, "forward", lambda self, x, *how: read.append(x) or forward(self, x, *how))
+
+    first = {name: tensor[:1] for name, tensor in state.items()}
+    batch, changes = torch.randint(180, (2, 16)), torch.from_numpy(draw_changes(np.random.default_rng(0), 180))
+    changes = None if augment is None else changes.expand(2, -1, -1)
+    x = convolutional.channels_last(data.train_x)
+    classifiers.batch_gradients(
+        network, classifiers.stack_parameters(network, state), x, data.train_y, batch, augment, changes
+    )
+    inputs = expected["train"][batch]
+    if augment is not None:
+        inputs = augment(inputs, changes.gather(1, batch[..., None].expand(-1, -1, 3)))
+    assert torch.equal(torch.cat(read), inputs)
+
+    for run in (
+        lambda: network.evaluate(state, data.test_x, data.test_y, batch_size=50),
+        lambda: network.representations(state, data.test_x, ["conv1"], batch_size=50),
+        lambda: network.accuracy_without(first, data.test_x, data.test_y, {"conv1": torch.ones(2, 3)}, 50),
+    ):
+        read.clear()
+        run()
+        assert [x.shape[1] for x in read] == [50, 50, 20]
+        assert torch.equal(torch.cat([x[0] for x in read]), expected["test"])
 
 
 def test_decoding_happens_once_until_the_folder_changes(tmp_path, monkeypatch):

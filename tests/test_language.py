@@ -412,6 +412,35 @@ def test_states_begin_after_their_context(tmp_path, corpus_file):
     assert len(np.unique(states[7][:, 0], axis=0)) > len(np.unique(states[0][:, 0], axis=0))
 
 
+def test_states_do_not_depend_on_the_windows_in_which_text_is_read(tmp_path, corpus_file, monkeypatch):
+    """Neither where a window ends within the context, nor where the last one is shorter."""
+    train_language_models(language_recipe(), corpus_file, tmp_path / "networks")
+    requests = [
+        HeldOutRequest(epochs="final", split="sequence", layers="all", points=240, positions=6, context=7),
+        RepeatsRequest(epochs="final", layers=("lstm2",), sequences=12, length=50, starts=(0.1, 0.9), repeats=4),
+    ]
+    read, found, outputs = {}, {}, LanguageModels.outputs
+
+    def counted(self, state, tokens, *rest):
+        read[memory].append(len(tokens))
+        return outputs(self, state, tokens, *rest)
+
+    monkeypatch.setattr(LanguageModels, "outputs", counted)
+    per_position = 2 * 20 * (8 + 8 + 4 * 8) * 4  # bytes of two networks' states and gates, in 20 columns
+    for memory in (hidden_states.MEMORY, 5 * per_position, 1):
+        read[memory] = []
+        monkeypatch.setattr(hidden_states, "MEMORY", memory)
+        out = tmp_path / f"out-{memory}"
+        hidden_states.extract(tmp_path / "networks", corpus_file, out, requests=requests, report=lambda line: None)
+        found[memory] = {path.parent.name: read_tensors(path)[0] for path in out.rglob("*.safetensors")}
+    at_once, in_windows, one_by_one = read
+    assert read[at_once][:1] == [7 + 12] and read[in_windows][:4] == [5, 5, 5, 4] and set(read[one_by_one]) == {1}
+    for split, tensors in found[at_once].items():
+        for name, tensor in tensors.items():
+            for memory in (in_windows, one_by_one):
+                torch.testing.assert_close(found[memory][split][name], tensor, rtol=1e-5, atol=1e-6)
+
+
 def test_repeated_sequences_differ_in_their_first_tokens():
     """In a text that repeats itself, places are chosen at which it differs; too few are named."""
     request = RepeatsRequest(epochs="final", layers="all", sequences=6, length=8, starts=(0.5,), repeats=4)

@@ -1,7 +1,9 @@
 """A cohort in lockstep trains the same networks as a plain loop over torch.nn.Module."""
 
 import json
+import os
 import shutil
+import tracemalloc
 
 import numpy as np
 import pandas as pd
@@ -22,7 +24,15 @@ from cca_dynamics.networks.convolutional import (
     channels_last,
 )
 from cca_dynamics.representations import ablation, extraction
-from cca_dynamics.runtime.storage import read_metadata, read_tensors, stream_tensors, write_tensors
+from cca_dynamics.runtime import storage
+from cca_dynamics.runtime.storage import (
+    read_metadata,
+    read_part,
+    read_tensors,
+    shape_of,
+    stream_tensors,
+    write_tensors,
+)
 from cca_dynamics.training import checkpoints, classifiers
 from cca_dynamics.training.randomness import ORDER, WEIGHTS, generator
 from torch import nn
@@ -485,6 +495,48 @@ def test_activations_come_in_parts_where_they_are_large(tmp_path, data_file, mon
 def test_a_stream_that_ends_early_is_no_file_of_zeros(tmp_path):
     with pytest.raises(ValueError, match="3 data points were given, but conv1 has 4"):
         stream_tensors(tmp_path / "x.safetensors", {"conv1": (2, 4, 5)}, [{"conv1": torch.ones(2, 3, 5)}])
+
+
+@pytest.mark.parametrize("index", [(1,), (0, slice(2, 5)), (2, slice(1, None, 3)), ()])
+def test_part_of_a_tensor_is_what_reading_all_of_it_gives(tmp_path, index):
+    made = {"a": torch.randn(3, 7, 4), "b": torch.randn(3, 2, 5)}
+    write_tensors(tmp_path / "written.safetensors", made)
+    parts = [{name: tensor[:, i : i + 1] for name, tensor in {"a": made["a"]}.items()} for i in range(7)]
+    stream_tensors(tmp_path / "streamed.safetensors", {"a": (3, 7, 4)}, parts)
+    for name in ("written", "streamed"):
+        assert shape_of(tmp_path / f"{name}.safetensors", "a") == (3, 7, 4)
+        np.testing.assert_array_equal(read_part(tmp_path / f"{name}.safetensors", "a", *index), made["a"][index])
+    np.testing.assert_array_equal(read_part(tmp_path / "written.safetensors", "b", 1), made["b"][1])
+
+
+def test_part_of_a_damaged_tensor_is_refused_wherever_the_damage_is(tmp_path, monkeypatch):
+    monkeypatch.setattr(storage, "PIECE", 16)
+    file = tmp_path / "x.safetensors"
+    write_tensors(file, {"a": torch.randn(3, 7, 4)})
+    with pytest.raises(DamagedFile, match="it has no tensor b"):
+        read_part(file, "b", 0)
+    assert read_part(file, "a", 0).shape == (7, 4)
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
+    os.utime(file, ns=(1, 1))  # however fast the clock of the file system is
+    with pytest.raises(DamagedFile, match="the checksum of a is wrong"):
+        read_part(file, "a", 0)
+    file.write_bytes(content[:-4])
+    with pytest.raises(DamagedFile, match="missing or damaged"):
+        read_part(file, "a", 0)
+
+
+def test_reading_part_of_a_file_takes_memory_for_that_part_alone(tmp_path, monkeypatch):
+    monkeypatch.setattr(storage, "PIECE", 2**16)
+    file = tmp_path / "x.safetensors"
+    write_tensors(file, {"a": torch.zeros(4, 2**16, 16)})  # 16 MB
+    tracemalloc.start()
+    try:
+        assert read_part(file, "a", 3, slice(5, None, 64)).shape == (2**10, 16)  # the checksum is compared, too
+        assert tracemalloc.get_traced_memory()[1] < 2**20
+    finally:
+        tracemalloc.stop()
 
 
 @pytest.mark.parametrize(

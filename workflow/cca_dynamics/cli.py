@@ -99,10 +99,14 @@ def ablation(options: argparse.Namespace) -> None:
 def compute(options: argparse.Namespace) -> None:
     """Compute the table of one result."""
     device = _device(options)
+    from cca_dynamics.config.cohorts import expanded
     from cca_dynamics.results import stages
     from cca_dynamics.similarity import RepresentationError
 
-    inputs = options.networks, options.activations, options.ablations
+    inputs = (
+        [part for path in paths for part in expanded(path)]
+        for paths in (options.networks, options.activations, options.ablations)
+    )
     try:
         stages.compute(options.result, _stage_options(options), *inputs, options.out, device=device)
     except RepresentationError as problem:
@@ -434,12 +438,13 @@ def _parser() -> argparse.ArgumentParser:
     argument("--out", **out("parquet"))
 
     argument = add(compute, device=True)
+    several = "COHORT/0-999:50 are COHORT/0-49, COHORT/50-99, ..."
     argument("result")
     argument("--options", **options)
     argument("--seed", **seed)
-    argument("--networks", type=Path, nargs="*", default=[], help="folders written by train")
-    argument("--activations", type=Path, nargs="*", default=[], help="folders written by activations")
-    argument("--ablations", type=Path, nargs="*", default=[], help="tables written by ablation")
+    argument("--networks", type=Path, nargs="*", default=[], help=f"folders written by train; {several}")
+    argument("--activations", type=Path, nargs="*", default=[], help="folders written by activations, likewise")
+    argument("--ablations", type=Path, nargs="*", default=[], help="tables written by ablation, likewise")
     argument("--out", **out("parquet"))
 
     argument = add(claims)

@@ -19,8 +19,11 @@ import numpy as np
 import pandas as pd
 import torch
 
-from cca_dynamics.config.cohorts import Cohort, HeldOutRequest, LanguageNetwork, LayerRequest
+from cca_dynamics import counts
+from cca_dynamics.config.cohorts import Cohort, LanguageNetwork
 from cca_dynamics.config.models import LanguageTraining, NetworkOptions, StudyConfig, Training
+from cca_dynamics.counts import Extraction, examples
+from cca_dynamics.counts import extractions as extractions_of
 from cca_dynamics.data import corpora, datasets
 from cca_dynamics.networks import user_module
 from cca_dynamics.networks.architectures import Architecture, LanguageModel, Module, describe, describe_language_model
@@ -65,21 +68,6 @@ class Data:
     memory_to_make: float
     disk: float
     describe: Callable[[NetworkOptions | LanguageNetwork], Architecture | LanguageModel]
-
-
-class Extraction(NamedTuple):
-    """So many equal files of one network, each with so many (n, d) matrices for each layer's number of neurons d."""
-
-    files: int
-    matrices: int
-    n: int
-    neurons: list[int]
-    read: int  # examples or tokens, for one file
-
-    @property
-    def numbers(self) -> int:
-        """Numbers in one file."""
-        return self.matrices * self.n * sum(self.neurons)
 
 
 @dataclass(frozen=True)
@@ -136,7 +124,8 @@ def estimate(study: Study, device: str, report: Callable[[str], None] = print) -
     data = {kind: count(study.config) for kind, count in (("dataset", _dataset), ("corpus", _corpus)) if kind in kinds}
     steps = {name: _training_step(cohort, data[cohort.data], device) for name, cohort in cohorts.items()}
     extractions = {
-        name: list(_extractions(cohorts[name], data[cohorts[name].data], step)) for name, step in steps.items()
+        name: list(extractions_of(cohorts[name], data[cohorts[name].data].sizes, step.architecture))
+        for name, step in steps.items()
     }
     comparisons = {result: _comparisons(study, result, steps, extractions) for result in study.targets}
     report(f"measuring this machine ({device}), about {CALIBRATION:.0f} s ...")
@@ -162,14 +151,14 @@ def estimate(study: Study, device: str, report: Callable[[str], None] = print) -
 def _dataset(config: StudyConfig) -> Data:
     (train, test), inputs, classes = datasets.shape_of(config.dataset)
     numbers = (train + test) * math.prod(inputs)
-    disk = numbers * (1 if len(inputs) == 3 else 4)  # images are stored as integers from 0 to 255
+    disk = numbers * (1 if len(inputs) == 3 else 4)  # images are stored, and held, as integers from 0 to 255
 
     def describe_classifier(network: NetworkOptions) -> Architecture:
         architecture = describe(network, inputs[0], inputs[1:], classes)
         return user_module.measured(architecture) if isinstance(architecture, Module) else architecture
 
     sizes = {"train": train, "test": test}
-    return Data(sizes, train + test, numbers * 4, numbers * 4, disk, describe_classifier)
+    return Data(sizes, train + test, disk, disk, disk, describe_classifier)
 
 
 def _corpus(config: StudyConfig) -> Data:
@@ -183,33 +172,6 @@ def _training_step(cohort: Cohort, data: Data, device: str) -> TrainingStep:
     mixed = getattr(training, "precision", "float32") == "mixed" and has_bfloat16(device)
     window = getattr(training, "window", 1)
     return TrainingStep(network, data.describe(network), training.batch_size, window, mixed)
-
-
-def _extractions(cohort: Cohort, data: Data, step: TrainingStep) -> Iterator[Extraction]:
-    """What is extracted of each network of a cohort."""
-    for request in cohort.requests:
-        files = {"all": len(cohort.stored_epochs), "final": 1}.get(request.epochs) or len(request.epochs)
-        widths = step.architecture.widths
-        layers = list(widths if request.layers == "all" else request.layers)
-        if getattr(request, "before_relu", False):
-            layers += [layer for layer in layers if layer != "softmax"]  # once more, before the ReLU
-        neurons = [widths[layer] for layer in layers]
-        if isinstance(request, LayerRequest):
-            for split in request.splits:
-                size = _examples(cohort, data) if split == "train" else data.sizes[split]
-                n = min(request.points or math.inf, size)
-                yield Extraction(files, 1, n, neurons, read=n)
-        elif isinstance(request, HeldOutRequest):
-            n = request.points // request.positions
-            yield Extraction(files, request.positions, n, neurons, read=request.points)
-        else:  # repeats after each of the starts, and none
-            starts, n = len(request.starts) + 1, request.sequences
-            yield Extraction(files, starts * request.repeats, n, neurons, read=starts * n * request.length)
-
-
-def _examples(cohort: Cohort, data: Data) -> int:
-    """Training examples or tokens that a cohort's networks see."""
-    return min(cohort.examples or math.inf, data.sizes["train"])
 
 
 def _comparisons(
@@ -242,7 +204,7 @@ def _jobs_of_cohort(
     """Training, extraction and ablation of the parts of a cohort."""
     training, network = cohort.training, step.architecture
     training_seconds, evaluation_seconds = machine.speeds[step]
-    size = _examples(cohort, data)
+    size = examples(cohort, data.sizes)
     trained = training.epochs * (size // training.batch_size) * training.batch_size
     evaluations = 1 + math.ceil(training.epochs / getattr(training, "evaluate_every", 1))  # the first before training
     evaluated = evaluations * (data.evaluated - (data.sizes["train"] - size))
@@ -298,16 +260,10 @@ def training_memory(
     values = torch.empty(1, 7)
     optimizer = (OPTIMIZERS | AVERAGING)[training.optimizer](values, training)
     per_parameter = 3 + sum(tensor.shape == values.shape for tensor in optimizer.tensors.values())
-    if isinstance(architecture, LanguageModel):  # gates, cells and states; logits and their gradient
-        together, numbers = 1, training.window * (16 * sum(architecture.sizes) + 3 * architecture.vocabulary)
-    else:  # what convolutions and batch norms return, gradients, and inputs that are laid side by side
-        numbers, lockstep = 3 * architecture.activations, architecture.lockstep(device, mixed)
-        if lockstep:
-            layers = architecture.convolutions
-            numbers += sum(2 * math.prod(c.space) * c.inputs * c.kernel ** len(c.space) for c in layers)
-        together = networks_per_pass(networks, device, lockstep)
-    in_pass = together * training.batch_size * numbers * (2 if mixed else 4)
-    return networks * architecture.parameters * 4 * per_parameter + in_pass
+    lockstep = not isinstance(architecture, LanguageModel) and architecture.lockstep(device, mixed)
+    together = networks_per_pass(networks, device, lockstep)
+    how = {"per_parameter": per_parameter, "bytes_per_number": 2 if mixed else 4}
+    return counts.training_memory(architecture, training, networks, lockstep=lockstep, together=together, **how)
 
 
 def measure(device: str, steps: Iterable[TrainingStep], neurons: int) -> Machine:

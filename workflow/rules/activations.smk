@@ -22,8 +22,8 @@ rule activations:
     resources:
         program=PROGRAM,
         variant=variant,
-        mem_mb=2000,
-        runtime=60,
+        mem_mb=memory("activations"),
+        runtime=minutes("activations"),
         gpu=GPU,
         jobs_per_gpu=study.config.jobs_per_gpu,
     params:
@@ -33,8 +33,8 @@ rule activations:
     message:
         "activations {wildcards.cohort} {wildcards.part}{resources.variant}"
     shell:
-        "{resources.program} activations --data {input.data} --networks {input.networks} --requests {params.requests:q}"
-        " --out {output.activations} --device {params.device} --threads {threads} --jobs-per-gpu {resources.jobs_per_gpu} &> {log}"
+        "{resources.program} activations --data {input.data:q} --networks {input.networks:q} --requests {params.requests:q}"
+        " --out {output.activations:q} --device {params.device} --threads {threads} --jobs-per-gpu {resources.jobs_per_gpu} &> {log:q}"
 
 
 use rule activations as activations_of_variants with:
@@ -61,8 +61,8 @@ rule ablation:
     resources:
         program=PROGRAM,
         variant=variant,
-        mem_mb=2000,
-        runtime=120,
+        mem_mb=memory("ablation"),
+        runtime=minutes("ablation"),
         gpu=GPU,
         jobs_per_gpu=study.config.jobs_per_gpu,
         save_minutes=study.config.save_minutes,  # resources, because changing them reruns nothing
@@ -74,6 +74,6 @@ rule ablation:
     message:
         "ablation {wildcards.cohort} {wildcards.part}{resources.variant}"
     shell:
-        "{resources.program} ablation --data {input.data} --networks {input.networks} --request {params.request:q}"
-        " --out {output.table} --device {params.device} --threads {threads} --jobs-per-gpu {resources.jobs_per_gpu}"
-        " --save-minutes {resources.save_minutes} --save-steps {resources.save_steps} &> {log}"
+        "{resources.program} ablation --data {input.data:q} --networks {input.networks:q} --request {params.request:q}"
+        " --out {output.table:q} --device {params.device} --threads {threads} --jobs-per-gpu {resources.jobs_per_gpu}"
+        " --save-minutes {resources.save_minutes} --save-steps {resources.save_steps} &> {log:q}"

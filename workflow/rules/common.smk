@@ -14,6 +14,8 @@ from pathlib import Path
 from snakemake.resources import Resource
 
 from cca_dynamics.config.base import as_argument
+from cca_dynamics.config.cohorts import abbreviated
+from cca_dynamics.counts import Requests
 from cca_dynamics.errors import UserError
 from cca_dynamics.report.captions import caption_of
 from cca_dynamics.readings import changes_of, paths_of_claims, readings
@@ -101,6 +103,27 @@ def read_by(stage, *stages):
 def variant(wildcards):
     """Ends the message of a job of a variant, e.g. " (seed-1000)"; a resource, because it reruns nothing."""
     return "" if wildcards.folder == study.name else f" ({wildcards.folder.rpartition('/')[2]})"
+
+
+REQUESTS = {}  # folder → what the jobs of its study ask for
+
+
+def requests_of(wildcards):
+    """What the jobs of a study ask the scheduler for."""
+    if wildcards.folder not in REQUESTS:
+        reader = of_family(family.study, wildcards.folder)
+        REQUESTS[wildcards.folder] = Requests(reader, "cuda" if GPU else "cpu")
+    return REQUESTS[wildcards.folder]
+
+
+def memory(stage):
+    """Memory of a stage's jobs in MB; a job that is tried again asks for more."""
+    return lambda wildcards, attempt: requests_of(wildcards).megabytes(job_of(stage, wildcards), attempt)
+
+
+def minutes(stage):
+    """Time of a stage's jobs; a job that is tried again asks for more."""
+    return lambda wildcards, attempt: requests_of(wildcards).minutes(job_of(stage, wildcards), attempt)
 
 
 def claims_of_readings(wildcards):

@@ -18,8 +18,8 @@ rule dataset:
     resources:
         program=PROGRAM,
         variant=variant,
-        mem_mb=1000,
-        runtime=10,
+        mem_mb=memory("dataset"),
+        runtime=minutes("dataset"),
         options=dataset_options,  # all of them; the params lack those that only say where files lie
     params:
         options=param("dataset", "options"),
@@ -29,7 +29,7 @@ rule dataset:
         "dataset{resources.variant}"
     shell:
         "{resources.program} dataset --options {resources.options:q} --seed {params.seed}"
-        " --tensors {output.tensors} --datasheet {output.datasheet} &> {log}"
+        " --tensors {output.tensors:q} --datasheet {output.datasheet:q} &> {log:q}"
 
 
 rule corpus:
@@ -47,8 +47,8 @@ rule corpus:
     resources:
         program=PROGRAM,
         variant=variant,
-        mem_mb=1000,
-        runtime=10,
+        mem_mb=memory("corpus"),
+        runtime=minutes("corpus"),
         train_tokens=tokens("train"),  # resources, because changing them reruns nothing
         valid_tokens=tokens("valid"),
     params:
@@ -57,5 +57,5 @@ rule corpus:
     message:
         "corpus{resources.variant}"
     shell:
-        "{resources.program} corpus --options {params.options:q} --tensors {output.tensors} --datasheet {output.datasheet}"
-        " --train-tokens {resources.train_tokens} --valid-tokens {resources.valid_tokens} &> {log}"
+        "{resources.program} corpus --options {params.options:q} --tensors {output.tensors:q} --datasheet {output.datasheet:q}"
+        " --train-tokens {resources.train_tokens} --valid-tokens {resources.valid_tokens} &> {log:q}"

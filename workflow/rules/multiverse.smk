@@ -34,5 +34,5 @@ rule multiverse:
     message:
         "multiverse"
     shell:
-        "{resources.program} multiverse {input} --config {params.config:q} --table {output.table}"
-        " --out {output.png} {output.pdf} {output.svg} --curves {output.curves} &> {log}"
+        "{resources.program} multiverse {input:q} --config {params.config:q} --table {output.table:q}"
+        " --out {output.png:q} {output.pdf:q} {output.svg:q} --curves {output.curves:q} &> {log:q}"

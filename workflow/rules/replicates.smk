@@ -33,5 +33,5 @@ rule replicates:
     message:
         "replicates"
     shell:
-        "{resources.program} replicates {input} --seeds {params.seeds} --table {output.table}"
-        " --out {output.png} {output.pdf} {output.svg} &> {log}"
+        "{resources.program} replicates {input:q} --seeds {params.seeds} --table {output.table:q}"
+        " --out {output.png:q} {output.pdf:q} {output.svg:q} &> {log:q}"

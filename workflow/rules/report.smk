@@ -29,7 +29,7 @@ rule manifest:
     message:
         "manifest"
     shell:
-        "{resources.program} manifest --config {params.config:q} --protocol {params.protocol:q} --out {output} &> {log}"
+        "{resources.program} manifest --config {params.config:q} --protocol {params.protocol:q} --out {output:q} &> {log:q}"
 
 
 rule report:
@@ -65,7 +65,7 @@ rule report:
     message:
         "report"
     shell:
-        "{resources.program} report --config {params.config:q} --out {output} &> {log}"
+        "{resources.program} report --config {params.config:q} --out {output:q} &> {log:q}"
 
 
 rule plan:
@@ -86,7 +86,7 @@ rule plan:
     message:
         "plan"
     shell:
-        "{resources.program} plan --config {params.config:q} --cores {params.cores} --device {params.device} 2> {log}"
+        "{resources.program} plan --config {params.config:q} --cores {params.cores} --device {params.device} 2> {log:q}"
 
 
 onsuccess:

@@ -23,8 +23,8 @@ rule compute:
     resources:
         program=PROGRAM,
         variant=variant,
-        mem_mb=2000,
-        runtime=60,
+        mem_mb=memory("compute"),
+        runtime=minutes("compute"),
         gpu=GPU,
         jobs_per_gpu=study.config.jobs_per_gpu,
     params:
@@ -32,12 +32,16 @@ rule compute:
         seed=param("compute", "seed"),
         device=param("compute", "device"),
         code=param("compute", "code"),
+        # The paths of all parts, which may be a thousand, in few words. Derived from the input, they rerun nothing.
+        networks=lambda w, input: abbreviated(input.networks),
+        activations=lambda w, input: abbreviated(input.activations),
+        ablations=lambda w, input: abbreviated(input.ablations),
     message:
         "compute {wildcards.result}{resources.variant}"
     shell:
         "{resources.program} compute {wildcards.result} --options {params.options:q} --seed {params.seed}"
-        " --networks {input.networks} --activations {input.activations} --ablations {input.ablations} --out {output.table}"
-        " --device {params.device} --threads {threads} --jobs-per-gpu {resources.jobs_per_gpu} &> {log}"
+        " --networks {params.networks:q} --activations {params.activations:q} --ablations {params.ablations:q}"
+        " --out {output.table:q} --device {params.device} --threads {threads} --jobs-per-gpu {resources.jobs_per_gpu} &> {log:q}"
 
 
 rule test_claims:
@@ -66,7 +70,7 @@ rule test_claims:
         "test {wildcards.result}{resources.variant}"
     shell:
         "{resources.program} claims {wildcards.result} --options {params.options:q} --seed {params.seed}"
-        " --table {input.table} --out {output.claims} &> {log}"
+        " --table {input.table:q} --out {output.claims:q} &> {log:q}"
 
 
 rule plot:
@@ -102,8 +106,8 @@ rule plot:
     message:
         "plot {wildcards.result}{resources.variant}"
     shell:
-        "{resources.program} plot {wildcards.result} --options {params.options:q} --table {input.table} --claims {input.claims}"
-        " --out {output.png} {output.pdf} {output.svg} &> {log}"
+        "{resources.program} plot {wildcards.result} --options {params.options:q} --table {input.table:q} --claims {input.claims:q}"
+        " --out {output.png:q} {output.pdf:q} {output.svg:q} &> {log:q}"
 
 
 rule claims:
@@ -129,7 +133,7 @@ rule claims:
     message:
         "claims{resources.variant}"
     shell:
-        "{resources.program} merge {input} --out {output} &> {log}"
+        "{resources.program} merge {input:q} --out {output:q} &> {log:q}"
 
 
 # One named target per result, e.g. `snakemake width`.

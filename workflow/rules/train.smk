@@ -15,8 +15,8 @@ rule train:
     resources:
         program=PROGRAM,
         variant=variant,
-        mem_mb=2000,
-        runtime=240,
+        mem_mb=memory("train"),
+        runtime=minutes("train"),
         gpu=GPU,
         jobs_per_gpu=study.config.jobs_per_gpu,
         save_minutes=study.config.save_minutes,  # resources, because changing them reruns nothing
@@ -28,6 +28,6 @@ rule train:
     message:
         "train {wildcards.cohort} {wildcards.part}{resources.variant}"
     shell:
-        "{resources.program} train --data {input.data} --recipe {params.recipe:q} --out {output.networks}"
+        "{resources.program} train --data {input.data:q} --recipe {params.recipe:q} --out {output.networks:q}"
         " --device {params.device} --threads {threads} --jobs-per-gpu {resources.jobs_per_gpu}"
-        " --save-minutes {resources.save_minutes} --save-steps {resources.save_steps} &> {log}"
+        " --save-minutes {resources.save_minutes} --save-steps {resources.save_steps} &> {log:q}"

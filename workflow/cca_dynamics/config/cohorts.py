@@ -6,8 +6,10 @@ Recipes and requests travel to the stages as JSON on a command line, and a recip
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_serializer
@@ -229,6 +231,51 @@ class Cohort:
         if isinstance(training.learning_rate, tuple):
             training = training.with_changes({"learning_rate": training.learning_rate[first : last + 1]})
         return ClassifierRecipe(labels=self.labels, examples=self.examples, training=training, **shared)
+
+
+PART = re.compile(r"(\d+)-(\d+)(\.\w+)?")
+PARTS = re.compile(r"(\d+)-(\d+):(\d+)(\.\w+)?")
+"""Names of the output of one part, "50-99" or "50-99.parquet", and of those of several, see `abbreviated`."""
+
+
+def abbreviated(paths: Iterable[str | Path]) -> list[str]:
+    """Outputs of the parts of cohorts, in fewer words: a command line has no room for the paths of a thousand parts.
+
+    Paths that follow each other, in one folder, whose parts do so and are equally long are written as one:
+    "networks/sweep/0-99:50" are networks/sweep/0-49 and networks/sweep/50-99. The last part may be shorter, as in
+    `Cohort.parts`. `expanded` gives the paths back, in their order.
+    """
+    runs: list[tuple[Path, int, int, int, str]] = []  # folder, first and last network, networks of a part, suffix
+    for path in map(Path, paths):
+        part = PART.fullmatch(path.name)
+        if part is None:
+            runs.append((path, 0, -1, 0, ""))
+            continue
+        first, last, suffix = int(part[1]), int(part[2]), part[3] or ""
+        size = last - first + 1
+        if runs:
+            folder, begin, end, size_of_run, suffix_of_run = runs[-1]
+            complete = size_of_run and (end - begin + 1) % size_of_run == 0
+            alike = (folder, suffix_of_run, end + 1) == (path.parent, suffix, first)
+            if complete and alike and size <= size_of_run:
+                runs[-1] = (folder, begin, last, size_of_run, suffix)
+                continue
+        runs.append((path.parent, first, last, size, suffix))
+    return [
+        str(folder / f"{first}-{last}{f':{size}' if last - first + 1 > size else ''}{suffix}") if size else str(folder)
+        for folder, first, last, size, suffix in runs
+    ]
+
+
+def expanded(path: str | Path) -> list[Path]:
+    """The paths that one of `abbreviated` stands for; any other path is returned as it is."""
+    path = Path(path)
+    if (parts := PARTS.fullmatch(path.name)) is None or int(parts[3]) < 1:
+        return [path]
+    begin, end, size = (int(number) for number in parts.groups()[:3])
+    return [
+        path.with_name(f"{first}-{min(first + size - 1, end)}{parts[4] or ''}") for first in range(begin, end + 1, size)
+    ]
 
 
 def checkpoint_epochs(epochs: int, every: float, in_first_epoch: int) -> set[float]:

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -18,8 +18,11 @@ from cca_dynamics.data import images
 from cca_dynamics.errors import UserError
 from cca_dynamics.runtime.storage import checksum, read_tensors, replacing, write_tensors
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
 Split = tuple[np.ndarray, np.ndarray]
-"""Inputs (n, channels, *space) and class indices (n,), int64. Images are uint8; when they are loaded, each channel is
+"""Inputs (n, channels, *space) and class indices (n,), int64. Images are uint8; when a batch is read, each channel is
 normalised: minus its mean over the training set, over its standard deviation there. Anything else is float32."""
 
 
@@ -51,16 +54,53 @@ class DatasetSource:
 
 
 @dataclass(frozen=True)
+class Normalisation:
+    """How the bytes of images become the float32 numbers that networks read.
+
+    The arithmetic is the same on a CPU and on a GPU, to the last bit.
+
+    Attributes:
+        largest: the byte that stands for 1; a tensor, because a GPU multiplies by the reciprocal of a number.
+        mean, std: (*space, channels) float32, of each channel, repeated at each pixel: PyTorch is slow along an axis as
+            short as that of channels.
+    """
+
+    largest: Tensor
+    mean: Tensor
+    std: Tensor
+
+    @classmethod
+    def of_channels(cls, mean: list[float], std: list[float], space: tuple[int, ...]) -> Normalisation:
+        """Of images of some spatial shape, from the mean and standard deviation of each channel scaled to [0, 1]."""
+        import torch  # here, because Snakemake imports this module when it builds the DAG
+
+        return cls(
+            torch.tensor(255.0), *(torch.tensor(values).expand(*space, -1).contiguous() for values in (mean, std))
+        )
+
+    def to(self, device: str) -> Normalisation:
+        """The same on a device, where it stays."""
+        return Normalisation(*(tensor.to(device) for tensor in (self.largest, self.mean, self.std)))
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """(..., *space, channels) uint8 → float32; numbers that are float32 already are returned as they are."""
+        if x.is_floating_point():
+            return x
+        return x.float().div_(self.largest).sub_(self.mean).div_(self.std)
+
+
+@dataclass(frozen=True)
 class Dataset:
     """A classification dataset in memory, as torch tensors.
 
     Attributes:
         name: the config's name of it.
         classes: how many there are.
-        train_x, test_x: (n, channels, *space) float32, images normalised.
+        train_x, test_x: (n, channels, *space). Images are uint8, channels last in memory; anything else is float32.
         train_y, test_y: (n,) int64.
         train_y_permuted: one fixed random permutation of train_y, the labels that memorizing networks are trained on.
         checksum: checksum of the file that it was read from.
+        normalisation: of images; None: networks read the numbers as they are.
     """
 
     name: str
@@ -71,6 +111,11 @@ class Dataset:
     test_x: object
     test_y: object
     checksum: str = ""
+    normalisation: Normalisation | None = None
+
+    def normalised(self, x: Tensor) -> Tensor:
+        """The numbers that networks read of some inputs (n, channels, *space), float32."""
+        return x if self.normalisation is None else self.normalisation(x.movedim(1, -1)).movedim(-1, 1).contiguous()
 
     def subset(self, examples: int | None, seed: int) -> Dataset:
         """The dataset with some of its training examples, in their order; smaller subsets lie within larger ones.
@@ -90,7 +135,12 @@ class Dataset:
             )
         drawn = np.sort(np.random.default_rng([seed, *b"examples"]).permutation(len(self.train_y))[:examples])
         names = ("train_x", "train_y", "train_y_permuted")
-        return replace(self, **{name: getattr(self, name)[drawn] for name in names})
+        return replace(self, **{name: take(getattr(self, name), drawn) for name in names})
+
+
+def take(x: Tensor, indices: np.ndarray) -> Tensor:
+    """Some examples of a split, laid out in memory as all of them are."""
+    return x[indices] if x.is_contiguous() else x.movedim(1, -1)[indices].movedim(-1, 1)
 
 
 def mnist1d(options: models.Mnist1d) -> tuple[Split, Split]:
@@ -279,7 +329,7 @@ def shape_of(options: models.Dataset) -> Shape:
 
 
 def load(path: Path, device: str = "cpu") -> Dataset:
-    """Read a materialised dataset.
+    """Read a materialised dataset; of images there is one copy, of bytes.
 
     Raises:
         DamagedFile: the file is missing, truncated or corrupt, or lacks a tensor.
@@ -288,8 +338,16 @@ def load(path: Path, device: str = "cpu") -> Dataset:
 
     names = ("train_x", "train_y", "train_y_permuted", "test_x", "test_y")
     tensors, metadata = read_tensors(path, names, device)
+    normalisation = None
     if "mean" in metadata:
-        mean, std = (torch.tensor(metadata[key], device=device).view(-1, 1, 1) for key in ("mean", "std"))
+        space = tuple(tensors["train_x"].shape[2:])
+        normalisation = Normalisation.of_channels(metadata["mean"], metadata["std"], space).to(device)
         for name in ("train_x", "test_x"):
-            tensors[name] = tensors[name].float().div_(255).sub_(mean).div_(std)
-    return Dataset(name=metadata["name"], classes=metadata["classes"], checksum=checksum(metadata), **tensors)
+            tensors[name] = tensors[name].contiguous(memory_format=torch.channels_last)
+    return Dataset(
+        name=metadata["name"],
+        classes=metadata["classes"],
+        checksum=checksum(metadata),
+        normalisation=normalisation,
+        **tensors,
+    )

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import copy
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import product
 from math import prod
 
@@ -46,16 +46,24 @@ class Networks:
         architecture: which layers they have.
         device: "cpu" or "cuda".
         mixed: whether convolutions in training compute in bfloat16 (not in lockstep); the rest is float32.
+        normalise: (..., *space, channels) inputs as they are stored → float32; None: they are read as they are.
 
     Attributes:
         lockstep: how they are computed, see the module's text; may be set.
+        normalise: as above, called with each batch before it is read.
         recordable: whether a step does the same whatever the numbers, so that a GPU can replay it.
     """
 
     recordable = True
 
-    def __init__(self, architecture: ConvolutionalArchitecture, device: str = "cpu", mixed: bool = False):
-        self.architecture, self.mixed = architecture, mixed
+    def __init__(
+        self,
+        architecture: ConvolutionalArchitecture,
+        device: str = "cpu",
+        mixed: bool = False,
+        normalise: Callable[[Tensor], Tensor] | None = None,
+    ):
+        self.architecture, self.mixed, self.normalise = architecture, mixed, normalise or _as_they_are
         self.lockstep = architecture.lockstep(device, mixed)
 
     @property
@@ -141,7 +149,7 @@ class Networks:
         """
         self.width_of(*layers)
         batches: dict[str, list[Tensor]] = {layer: [] for layer in layers}
-        for batch in channels_last(x).split(batch_size):
+        for batch in self._batches(x, batch_size):
             means: dict[str, Tensor] = {}
 
             def record_mean(layer: str, x: Tensor, means: dict[str, Tensor] = means) -> Tensor:
@@ -168,7 +176,7 @@ class Networks:
             Two (N,) tensors.
         """
         loss = correct = 0
-        for inputs, labels in zip(channels_last(x).split(batch_size), y.split(batch_size), strict=True):
+        for inputs, labels in zip(self._batches(x, batch_size), y.split(batch_size), strict=True):
             logits = self._evaluate(state, inputs)
             likelihoods = logits.log_softmax(-1)[:, torch.arange(len(labels), device=labels.device), labels]
             loss = loss - likelihoods.sum(dim=1)
@@ -198,11 +206,15 @@ class Networks:
             x = x[0].unflatten(0, (-1, points))  # (1 or M, batch, *space, channels)
             return (x * masks[layer].view(ablations, *(1,) * (x.ndim - 2), -1)).flatten(0, 1)[None]
 
-        for inputs, labels in zip(channels_last(x).split(batch_size), y.split(batch_size), strict=True):
+        for inputs, labels in zip(self._batches(x, batch_size), y.split(batch_size), strict=True):
             points = len(labels)
             logits = self._evaluate(state, inputs, clamp).view(ablations, points, -1)
             correct = correct + (logits.argmax(-1) == labels).sum(dim=1)
         return correct / len(y)
+
+    def _batches(self, x: Tensor, batch_size: int) -> Iterator[Tensor]:
+        """Inputs (n, channels, *space) in batches, (batch, *space, channels) float32; one is in memory at a time."""
+        return (self.normalise(channels_last(batch)) for batch in x.split(batch_size))
 
     def _evaluate(self, state: dict[str, Tensor], x: Tensor, on_layer_output: OnLayerOutput | None = None) -> Tensor:
         """Logits (N, n, classes) of shared inputs (n, *space, channels) in evaluation mode."""
@@ -237,8 +249,14 @@ class ModuleNetworks(Networks):
 
     recordable = False
 
-    def __init__(self, architecture: Module, device: str = "cpu", mixed: bool = False):
-        super().__init__(architecture, device, mixed)
+    def __init__(
+        self,
+        architecture: Module,
+        device: str = "cpu",
+        mixed: bool = False,
+        normalise: Callable[[Tensor], Tensor] | None = None,
+    ):
+        super().__init__(architecture, device, mixed, normalise)
         self._device, self._local = device, threading.local()  # a call changes the module: each thread has a copy
         self._make = user_module.factory(architecture)
         with torch.random.fork_rng(devices=[]):
@@ -335,13 +353,21 @@ def build(
     classes: int,
     device: str = "cpu",
     mixed: bool = False,
+    normalise: Callable[[Tensor], Tensor] | None = None,
 ) -> Networks:
     """Networks of the architecture that options describe, for a dataset's inputs.
 
     Raises:
         ConfigError: something is wrong with a user's module, see `user_module`.
     """
-    return COMPUTED_BY.get(network.name, Networks)(describe(network, in_channels, space, classes), device, mixed)
+    return COMPUTED_BY.get(network.name, Networks)(
+        describe(network, in_channels, space, classes), device, mixed, normalise
+    )
+
+
+def _as_they_are(x: Tensor) -> Tensor:
+    """How inputs are normalised that are stored as networks read them."""
+    return x
 
 
 def _unchanged(layer: str, x: Tensor) -> Tensor:

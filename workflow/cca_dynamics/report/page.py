@@ -310,5 +310,5 @@ def _html(caption: str) -> str:
 
 
 def _packed(content: bytes) -> str:
-    """Content as the page holds it, a fifth of its size: compressed by gzip, in base64. The page's script unpacks it."""
+    """Content as the page holds it, a fifth of its size: by gzip, in base64. The page's script unpacks it."""
     return base64.b64encode(gzip.compress(content, mtime=0)).decode()

@@ -55,11 +55,13 @@ def ablate(
     dataset = datasets.load(data)
     recipe = checkpoints.load_recipe(networks, dataset.checksum)
     dataset = dataset.subset(recipe.examples, recipe.seed)
-    network = build(recipe.network, dataset.train_x.shape[1], dataset.train_x.shape[2:], dataset.classes, device)
+    channels, *space = dataset.train_x.shape[1:]
+    normalise = dataset.normalisation and dataset.normalisation.to(device)
+    network = build(recipe.network, channels, space, dataset.classes, device, normalise=normalise)
     state, metadata = read_tensors(checkpoints.stored(networks)[-1][1], device=device)
     labels = dataset.train_y if recipe.labels == "true" else dataset.train_y_permuted
     points = np.random.default_rng([recipe.seed, *b"ablation"]).permutation(len(labels))[: request.points]
-    x, y = dataset.train_x[points].to(device), labels[points].to(device)
+    x, y = datasets.take(dataset.train_x, points).to(device), labels[points].to(device)
     shares, network_indices = np.linspace(0, 1, request.levels), recipe.networks
     masks_per_network = request.orders * len(shares)
     accuracy = torch.full((len(network_indices), masks_per_network), torch.nan)

@@ -53,9 +53,15 @@ def extract(
     """
     dataset = datasets.load(data)
     recipe = checkpoints.load_recipe(networks, dataset.checksum)
-    spread = float(dataset.train_x.std())  # of all training inputs, however many the networks have seen
+    spread = None
+    if any(
+        request.noise is not None for request in requests
+    ):  # of all training inputs, however many networks have seen
+        spread = float(dataset.normalised(dataset.train_x).std())
     dataset = dataset.subset(recipe.examples, recipe.seed)
-    network = build(recipe.network, dataset.train_x.shape[1], dataset.train_x.shape[2:], dataset.classes, device)
+    channels, *space = dataset.train_x.shape[1:]
+    normalise = dataset.normalisation and dataset.normalisation.to(device)
+    network = build(recipe.network, channels, space, dataset.classes, device, normalise=normalise)
     all_layers = network.layers
     if any(request.before_relu for request in requests):
         if not isinstance(network.architecture, ConvNet):
@@ -63,7 +69,7 @@ def extract(
                 f"layers before the ReLU are requested of {recipe.cohort}, whose architecture is "
                 f"{recipe.network.name}; only convnet has them"
             )
-        network = Networks(WithLayersBeforeRelu(network.architecture), device)
+        network = Networks(WithLayersBeforeRelu(network.architecture), device, normalise=normalise)
     points = requests[0].points if requests else None
     inputs = {
         "train": _draw_points(dataset.train_x, points, recipe.seed),
@@ -82,7 +88,8 @@ def extract(
                 name = noisy_split(split, request.noise)
                 layers_of_file.setdefault((step, name), {}).update(dict.fromkeys(layers))
                 if request.noise is not None and name not in inputs:
-                    inputs[name] = _with_noise(inputs[split], request.noise * spread, split, recipe.seed)
+                    x = dataset.normalised(inputs[split])
+                    inputs[name] = _with_noise(x, request.noise * spread, split, recipe.seed)
                     labels[name] = _draw_points(getattr(dataset, f"{split}_y"), points, recipe.seed)
     with replacing(out) as folder:
         for count, ((step, split), layers) in enumerate(sorted(layers_of_file.items()), start=1):
@@ -171,7 +178,7 @@ def _draw_points(x: Tensor, points: int | None, seed: int) -> Tensor:
     """Random data points of a split, in the order that they have there."""
     if points is None or points >= len(x):
         return x
-    return x[np.sort(np.random.default_rng([seed, *b"points"]).permutation(len(x))[:points])]
+    return datasets.take(x, np.sort(np.random.default_rng([seed, *b"points"]).permutation(len(x))[:points]))
 
 
 def _requested_steps(epochs: Literal["all", "final"] | Sequence[float], epoch_of_step: dict[int, float]) -> list[int]:

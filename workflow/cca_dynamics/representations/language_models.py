@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -15,12 +16,17 @@ from cca_dynamics.data import corpora
 from cca_dynamics.data.corpora import EVALUATION_COLUMNS
 from cca_dynamics.errors import UserError
 from cca_dynamics.networks.architectures import describe_language_model
-from cca_dynamics.networks.lstm import LanguageModels
-from cca_dynamics.runtime.storage import read_tensors, replacing, write_contents, write_tensors
+from cca_dynamics.networks.lstm import LanguageModels, State
+from cca_dynamics.runtime.storage import arrays_on_disk, read_tensors, replacing, write_contents
 from cca_dynamics.training import checkpoints
 
 POSITIONS_AT_A_TIME = 32
-"""Tokens of all sequences that are read at a time where their states are not stored."""
+"""The most positions of all sequences that are read at a time where their states are not stored."""
+MEMORY = 2**30
+"""Bytes of states and gates that are in memory at a time; longer texts are read in several windows."""
+
+Part = tuple[str, int, Tensor]
+"""Name of a tensor of the file, first position, and states from there on (N, positions, columns, units)."""
 
 
 def extract(
@@ -40,7 +46,7 @@ def extract(
         out: folder to write, which appears whole or not at all: <split>/step-NNNNNN.safetensors, laid out as by
             `extraction.extract`. Files of a `HeldOutRequest` hold (networks, points, units) for each layer, see
             `held_out_states`; files of a `RepeatsRequest` hold (networks, sequences·repeats, units) for each
-            "layer@start", see `repeated_states`.
+            "layer@start", see `repeated_states`. The positions of a column or of a sequence follow each other.
         requests: which checkpoints, layers and text.
         device: "cpu" or "cuda".
         report: called with one line per file.
@@ -59,22 +65,61 @@ def extract(
             requested_files = files if request.epochs == "all" else files[-1:]
             for count, file in enumerate(requested_files, start=1):
                 state, metadata = read_tensors(file, device=device)
-                if isinstance(request, RepeatsRequest):
-                    states = repeated_states(models, state, tokens, request)
-                else:
-                    states = held_out_states(models, state, tokens, request)
+                states = repeated_states if isinstance(request, RepeatsRequest) else held_out_states
                 path = folder / request.split / file.name
                 path.parent.mkdir(parents=True, exist_ok=True)
-                write_tensors(path, states, **{**metadata, "split": request.split, "checkpoint": metadata["sha256"]})
+                layout = layout_of(models, request)
+                metadata = {**metadata, "split": request.split, "checkpoint": metadata["sha256"]}
+                with arrays_on_disk(path, layout.shapes(len(recipe.networks)), **metadata) as arrays:
+                    layout.fill(arrays, states(models, state, tokens, request))
                 report(f"checkpoint {count}/{len(requested_files)} · step {metadata['step']} · {request.split}")
         write_contents(folder)
+
+
+class Layout(NamedTuple):
+    """How the states of a request lie in its file: (N, columns·positions, units), the positions of a column together.
+
+    Attributes:
+        columns: texts that are read side by side.
+        positions: how many states of each are stored.
+        units: name of a tensor → units of its layer.
+    """
+
+    columns: int
+    positions: int
+    units: dict[str, int]
+
+    def shapes(self, networks: int) -> dict[str, tuple[int, int, int]]:
+        """Shapes of the tensors."""
+        return {name: (networks, self.columns * self.positions, units) for name, units in self.units.items()}
+
+    def fill(self, arrays: dict[str, np.ndarray], parts: Iterable[Part]) -> None:
+        """Put states where they belong."""
+        for name, first, states in parts:
+            array = arrays[name].reshape(len(states), self.columns, self.positions, -1)
+            array[:, :, first : first + states.shape[1]] = states.transpose(1, 2).cpu().numpy()
+
+
+def layout_of(models: LanguageModels, request: HeldOutRequest | RepeatsRequest) -> Layout:
+    """How the states that are requested of some models are stored."""
+    units = {layer: models.architecture.widths[layer] for layer in _requested_layers(models, request)}
+    if isinstance(request, HeldOutRequest):
+        return Layout(EVALUATION_COLUMNS, _length(request), units)
+    names = [*(f"{start:g}" for start in request.starts), "none"]
+    units = {f"{layer}@{name}": width for name in names for layer, width in units.items()}
+    return Layout(request.sequences, request.repeats, units)
+
+
+def _length(request: HeldOutRequest) -> int:
+    """Positions of each column whose states are stored."""
+    return math.ceil(request.points / (EVALUATION_COLUMNS * request.positions)) * request.positions
 
 
 @torch.no_grad()
 def held_out_states(
     models: LanguageModels, state: dict[str, Tensor], tokens: Tensor, request: HeldOutRequest
-) -> dict[str, Tensor]:
-    """Hidden states on held-out text.
+) -> Iterator[Part]:
+    """Hidden states on held-out text, window by window.
 
     The text is read in columns that begin at regular distances from each other, so that all of it is seen.
 
@@ -85,13 +130,13 @@ def held_out_states(
         request: layers, and the number of positions; it is rounded up to a multiple of `EVALUATION_COLUMNS`, and each
             column has a whole number of groups of `positions`.
 
-    Returns:
-        layer → (N, points, units); the positions of a column follow each other.
+    Yields:
+        Each layer's states in a window of the columns.
 
     Raises:
         UserError: the text is too short.
     """
-    length = math.ceil(request.points / (EVALUATION_COLUMNS * request.positions)) * request.positions
+    length = _length(request)
     needed = length * EVALUATION_COLUMNS + request.context
     if len(tokens) < needed:
         raise UserError(
@@ -102,17 +147,19 @@ def held_out_states(
     starts = torch.linspace(0, len(tokens) - read, EVALUATION_COLUMNS).long()
     text = torch.stack([tokens[start : start + read] for start in starts], dim=1)
     initial = models.zero_state(len(state["embedding.weight"]), EVALUATION_COLUMNS, tokens.device)
-    hidden, _, _ = models.outputs(state, text, initial)
-    hidden = [states[:, request.context :] for states in hidden]
-    states = dict(zip(models.architecture.layers, hidden, strict=True))
-    return {layer: states[layer].transpose(1, 2).flatten(1, 2) for layer in _requested_layers(models, request)}
+    layers = _requested_layers(models, request)
+    for first, hidden, _ in _windows(models, state, text, initial):
+        unseen = max(request.context - first, 0)  # positions of the window that belong to the context
+        if unseen < len(text[first:]):
+            for layer in layers:
+                yield layer, first + unseen - request.context, hidden[layer][:, unseen:]
 
 
 @torch.no_grad()
 def repeated_states(
     models: LanguageModels, state: dict[str, Tensor], tokens: Tensor, request: RepeatsRequest
-) -> dict[str, Tensor]:
-    """Hidden states while one token is repeated, after part of a sequence of other tokens.
+) -> Iterator[Part]:
+    """Hidden states while one token is repeated, after part of a sequence of other tokens, window by window.
 
     Args:
         models: their architecture.
@@ -120,9 +167,9 @@ def repeated_states(
         tokens: (tokens,) held-out text.
         request: sequences, the places where the repetition starts, and how often the token there is read.
 
-    Returns:
-        "layer@start" → (N, sequences·repeats, units), the repeats of a sequence following each other; "layer@none" are
-        as many positions at the end of the sequences, without repetition.
+    Yields:
+        The states of each "layer@start" in a window of the repeats; "layer@none" are as many positions at the end of
+        the sequences, without repetition.
 
     Raises:
         UserError: the text is too short or repeats itself too much.
@@ -133,19 +180,33 @@ def repeated_states(
     text = _distinct_sequences(tokens, request, min(before.values()) + 1)
     carried, position = models.zero_state(len(state["embedding.weight"]), request.sequences, tokens.device), 0
     requested_layers = _requested_layers(models, request)
-    result: dict[str, Tensor] = {}
     for start in sorted(before, key=lambda start: before[start]):
-        while position < before[start]:
-            last = min(position + POSITIONS_AT_A_TIME, before[start])
-            _, _, carried = models.outputs(state, text[position:last], carried)
-            position = last
-        after = text[position:] if start is None else text[position : position + 1].expand(repeats, -1)
-        hidden, _, _ = models.outputs(state, after[:repeats], carried)
+        for _, _, after in _windows(models, state, text[position : before[start]], carried, POSITIONS_AT_A_TIME):
+            carried = after
+        position = before[start]
+        repeated = text[position:] if start is None else text[position : position + 1].expand(repeats, -1)
         name = "none" if start is None else f"{start:g}"
-        for layer, states in zip(models.architecture.layers, hidden, strict=True):
-            if layer in requested_layers:
-                result[f"{layer}@{name}"] = states.transpose(1, 2).flatten(1, 2)
-    return result
+        for first, hidden, _ in _windows(models, state, repeated[:repeats], carried):
+            for layer in requested_layers:
+                yield f"{layer}@{name}", first, hidden[layer]
+
+
+def _windows(
+    models: LanguageModels, state: dict[str, Tensor], text: Tensor, carried: State, most: int | None = None
+) -> Iterator[tuple[int, dict[str, Tensor], State]]:
+    """Read a text (positions, columns) in windows that take about `MEMORY`, and of at most so many positions.
+
+    Yields:
+        The first position of the window, the states of each layer there (N, window, columns, units), and the state
+        after it.
+    """
+    networks, columns = len(state["embedding.weight"]), text.shape[1]
+    sizes = models.architecture.sizes
+    numbers = networks * columns * (sum(sizes) + 4 * max(sizes))  # all layers' states, and the gates of one
+    size = max(min(MEMORY // (4 * numbers), most or len(text)), 1)
+    for first in range(0, len(text), size):
+        hidden, _, carried = models.outputs(state, text[first : first + size], carried)
+        yield first, dict(zip(models.architecture.layers, hidden, strict=True)), carried
 
 
 def _distinct_sequences(tokens: Tensor, request: RepeatsRequest, context: int) -> Tensor:

@@ -10,7 +10,7 @@ import pandas as pd
 
 from cca_dynamics.errors import DamagedFile, UserError
 from cca_dynamics.results.tables import DIVERGED
-from cca_dynamics.runtime.storage import check_complete, read_metadata
+from cca_dynamics.runtime.storage import check_complete, read_metadata, read_part, shape_of
 
 
 @dataclass(frozen=True)
@@ -75,14 +75,48 @@ class Inputs:
         """
         from cca_dynamics.representations.extraction import load
 
+        stacked = np.concatenate([load(file, layer) for file in self._files(cohort, step, split)])
+        trained = self.trained(cohort)
+        return stacked if len(trained) == len(stacked) else stacked[trained]
+
+    def representation(
+        self, cohort: str, layer: str, step: int, network: int, split: str = "train", rows: slice = slice(None)
+    ) -> np.ndarray:
+        """Activations of one layer at one step, of one of the networks that did not diverge.
+
+        Nothing else is read into memory, however many networks and data points there are.
+
+        Args:
+            cohort, layer, step, split: as for `representations`.
+            network: its number, from 0 without gaps.
+            rows: only these data points.
+
+        Returns:
+            (data points, neurons) float32.
+
+        Raises:
+            DamagedFile: a file cannot be read, or was made from another checkpoint.
+        """
+        index = int(self.trained(cohort)[network])
+        for file in self._files(cohort, step, split):
+            networks = shape_of(file, layer)[0]
+            if index < networks:
+                return read_part(file, layer, index, rows)
+            index -= networks
+        raise DamagedFile(file, f"it lacks networks of {cohort}")
+
+    def _files(self, cohort: str, step: int, split: str) -> list[Path]:
+        """The files of activations of a cohort at one step.
+
+        Raises:
+            DamagedFile: one of them cannot be read, or was made from another checkpoint.
+        """
         name = f"step-{step:06d}.safetensors"
         files = [part / split / name for part in self.activations[cohort]]
         for file, networks in zip(files, self.networks[cohort], strict=True):
             if not extracted_from(file, networks / name):
                 raise DamagedFile(file, f"it was not made from {networks / name}")
-        stacked = np.concatenate([load(file, layer) for file in files])
-        trained = self.trained(cohort)
-        return stacked if len(trained) == len(stacked) else stacked[trained]
+        return files
 
     def examples(self, cohort: str) -> int:
         """On how many training examples the networks of a cohort were trained."""

@@ -132,11 +132,17 @@ def compute(inputs: Inputs, options: StageOptions) -> pd.DataFrame:
         for name in inputs.layers(cohort, step, split):
             layer, _, start = name.partition("@")
             rows = []
-            for network, states in enumerate(inputs.representations(cohort, name, step, split)):
-                by_position = states.reshape(-1, options.positions, states.shape[-1]).swapaxes(0, 1)
-                _require_distinct(by_position[0], network, name)
-                *earlier, last = (factorize(x, device=inputs.device) for x in by_position)
-                for position, factors in enumerate(earlier):
+            for network in range(len(inputs.trained(cohort))):
+
+                def states_at(position: int, what: tuple = (name, step, network, split)) -> np.ndarray:
+                    """(sequences, units); one position is in memory at a time."""
+                    rows_of_position = slice(position, None, options.positions)
+                    return inputs.representation(cohort, *what, rows=rows_of_position)
+
+                _require_distinct(states_at(0), network, name)
+                last = factorize(states_at(options.positions - 1), device=inputs.device)
+                for position in range(options.positions - 1):
+                    factors = factorize(states_at(position), device=inputs.device)
                     rows += distance_rows(factors, last, measures_of(options), network=network, position=position)
             columns = {"layer": layer, "layer_index": int(layer.removeprefix("lstm")) - 1, "input": kind}
             columns["start"] = float(start) if start not in ("", "none") else NONE

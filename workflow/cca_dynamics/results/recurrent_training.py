@@ -9,8 +9,9 @@ in the first epoch, areas begin after initialisation, and curves are judged in u
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import chain
 from math import nan
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import numpy as np
 import pandas as pd
@@ -36,6 +37,9 @@ from cca_dynamics.results.layers import require_data_points
 from cca_dynamics.results.published import published
 from cca_dynamics.results.statistics import Estimate
 from cca_dynamics.results.tables import CONTROLS, distance_rows, measures_of, select, tidy
+
+if TYPE_CHECKING:
+    from cca_dynamics.similarity import Factors
 
 KEY = "results.recurrent_training"
 TITLES = {language_models.SHALLOW: "", language_models.DEEPER: "deeper "}
@@ -112,14 +116,19 @@ def compute(inputs: Inputs, options: StageOptions) -> pd.DataFrame:
         steps = inputs.checkpoints(cohort, "valid")
         layers = inputs.layers(cohort, steps[-1][0], "valid")
         for index, layer in enumerate(layers):
-            final = inputs.representations(cohort, layer, steps[-1][0], "valid")
-            last = [factorize(states, device=inputs.device) for states in final]
-            rows = []
-            for step, epoch in steps:
-                for network, states in enumerate(inputs.representations(cohort, layer, step, "valid")):
-                    factors, columns = factorize(states, device=inputs.device), {"step": step, "epoch": epoch}
-                    rows += distance_rows(factors, last[network], measures_of(options), network=network, **columns)
-            tables.append(pd.DataFrame(rows).assign(cohort=cohort, layer=layer, layer_index=index))
+            rows = {}
+            for network in range(len(inputs.trained(cohort))):  # one after the other: their states may fill the memory
+
+                def factors_at(step: int, what: tuple = (cohort, layer), network: int = network) -> Factors:
+                    states = inputs.representation(*what, step, network, "valid")
+                    return factorize(states, device=inputs.device)
+
+                last = factors_at(steps[-1][0])
+                for step, epoch in steps:
+                    columns = {"network": network, "step": step, "epoch": epoch}
+                    rows[step, network] = distance_rows(factors_at(step), last, measures_of(options), **columns)
+            table = pd.DataFrame(chain.from_iterable(rows[key] for key in sorted(rows)))
+            tables.append(table.assign(cohort=cohort, layer=layer, layer_index=index))
         tables.append(performance(inputs, cohort).assign(cohort=cohort))
     return tidy(tables)
 

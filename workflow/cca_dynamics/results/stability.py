@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import TYPE_CHECKING, Annotated
 
 import numpy as np
@@ -264,36 +265,34 @@ def _dynamics(inputs: Inputs, kind: Kind, options: StageOptions) -> pd.DataFrame
     steps = inputs.checkpoints(kind.cohort, kind.split)
     early, half, end = _nearest(steps, options.early_epoch), _nearest(steps, steps[-1][1] / 2), steps[-1]
 
-    def factors_at(step: int) -> list[Factors]:
-        return [factorize(states) for states in inputs.representations(kind.cohort, options.layer, step, kind.split)]
-
-    final = factors_at(end[0])
-    sets = [
-        _sets(*layers, network, options)
-        for network, layers in enumerate(zip(factors_at(early[0]), factors_at(half[0]), strict=True))
-    ]
     # Tables are made at the end: made between comparisons, they would keep the memory of these from being used again.
-    with_end, of_sets = [], []
-    for step, epoch in steps:
-        for network, layer in enumerate(factors_at(step)):
-            index = {"network": network, "step": step, "epoch": epoch}
-            with_end.append((index, cca(layer, final[network])))
+    with_end, of_sets, probes = {}, {}, []
+    for network in range(len(inputs.trained(kind.cohort))):  # one after the other: their layers may fill the memory
+
+        def factors_at(step: int, network: int = network) -> Factors:
+            layer = inputs.representation(kind.cohort, options.layer, step, network, kind.split)
+            return factorize(layer, device=inputs.device)
+
+        final, at_early = factors_at(end[0]), factors_at(early[0])
+        sets = _sets(at_early, factors_at(half[0]), network, options, inputs.device)
+        for step, epoch in steps:
+            layer, index = factors_at(step), {"network": network, "step": step, "epoch": epoch}
+            with_end[step, network] = index, cca(layer, final, device=inputs.device)
             if step >= early[0]:
-                basis = layer.basis().numpy()
-                of_sets += [
+                basis = layer.basis().cpu().numpy()
+                of_sets[step, network] = [
                     {**index, "quantity": "distance", "set": name, "value": _distance(directions, basis)}
-                    for name, directions in sets[network].items()
+                    for name, directions in sets.items()
                 ]
-    tables = [_correlations(index, result) for index, result in with_end]
-    tables.append(pd.DataFrame(of_sets))
-    if kind.has_decisions:
-        decisions = inputs.representations(kind.cohort, "softmax", end[0], kind.split).argmax(axis=-1)
-        at_early = {"step": early[0], "epoch": early[1], "quantity": "probe"}
-        for network, layer in enumerate(factors_at(early[0])):
-            probed = {**sets[network], "all": [layer.basis().numpy()]}
-            accuracies = {name: _probe(directions, decisions[network]) for name, directions in probed.items()}
-            rows = {"network": network, **at_early, "set": accuracies.keys(), "value": accuracies.values()}
-            tables.append(pd.DataFrame(rows))
+        if kind.has_decisions:
+            decisions = inputs.representation(kind.cohort, "softmax", end[0], network, kind.split).argmax(axis=-1)
+            probed = {**sets, "all": [at_early.basis().cpu().numpy()]}
+            accuracies = {name: _probe(directions, decisions) for name, directions in probed.items()}
+            index = {"network": network, "step": early[0], "epoch": early[1], "quantity": "probe"}
+            probes.append({**index, "set": accuracies.keys(), "value": accuracies.values()})
+    tables = [_correlations(*with_end[key]) for key in sorted(with_end)]
+    tables.append(pd.DataFrame(chain.from_iterable(of_sets[key] for key in sorted(of_sets))))
+    tables += map(pd.DataFrame, probes)
     return tidy([*tables, performance(inputs, kind.cohort)])
 
 
@@ -311,13 +310,16 @@ def _correlations(index: dict[str, object], result: CCAResult) -> pd.DataFrame:
     return pd.DataFrame({**index, "quantity": "correlation", **columns})
 
 
-def _sets(early: Factors, half: Factors, network: int, options: StageOptions) -> dict[str, list[np.ndarray]]:
+def _sets(
+    early: Factors, half: Factors, network: int, options: StageOptions, device: str = "cpu"
+) -> dict[str, list[np.ndarray]]:
     """The sets of directions of the layer at t_early, each (data points, directions) with orthonormal columns.
 
     Args:
         early, half: the layer at t_early and at T/2.
         network: its number.
         options: of its kind.
+        device: "cpu" or "cuda".
 
     Returns:
         Name in `SETS` → the set; of random directions, `RANDOM_SETS` of them.
@@ -330,7 +332,7 @@ def _sets(early: Factors, half: Factors, network: int, options: StageOptions) ->
             f"network {network} has {early.rank} directions in {options.layer} at t_early, too few for two sets of "
             f"{size}; lower {KEY}.directions or raise {KEY}.early_epoch"
         )
-    directions, basis = cca(early, half, variates=True).variates_x, early.basis().numpy()
+    directions, basis = cca(early, half, variates=True, device=device).variates_x, early.basis().cpu().numpy()
     rng = np.random.default_rng([options.seed, network])
     rotations = [np.linalg.qr(rng.normal(size=(early.rank, size)))[0] for _ in range(RANDOM_SETS)]
     return {

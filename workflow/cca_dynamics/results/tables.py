@@ -113,7 +113,7 @@ def distance_rows(
 
     rows = []
     for name, measure in _by_name(measures).items():
-        result = MEASURES[measure].function(x, reference)
+        result = MEASURES[measure].function(x, reference, device=str(x.x.device))
         numbers = {"value": result.distance, "rank_a": result.rank_x, "rank_b": result.rank_y, "n": result.n}
         numbers["forced"] = _forced(result.rank_x + result.rank_y, result.n, MEASURES[measure])
         numbers["floor"] = null_floor(result.rank_x, result.rank_y, result.n, measure)

@@ -13,12 +13,14 @@ import os
 import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cca_dynamics.errors import DamagedFile, UserError
 
 if TYPE_CHECKING:
+    import numpy as np
     from torch import Tensor
 
 
@@ -111,8 +113,36 @@ def stream_tensors(
         OSError: the file cannot be written, e.g. because the disk is full.
         ValueError: the parts do not add up to the shapes.
     """
+    written = 0
+    with arrays_on_disk(path, shapes, **metadata) as arrays:
+        for part in parts:
+            n = next(iter(part.values())).shape[1]
+            for name, tensor in part.items():
+                arrays[name][:, written : written + n] = tensor.detach().cpu().numpy()
+            written += n
+        if incomplete := [name for name, shape in shapes.items() if shape[1] != written]:
+            name = incomplete[0]
+            raise ValueError(f"{path}: {written} data points were given, but {name} has {shapes[name][1]}")
+
+
+@contextmanager
+def arrays_on_disk(
+    path: Path, shapes: dict[str, tuple[int, ...]], **metadata: object
+) -> Iterator[dict[str, np.ndarray]]:
+    """The float32 tensors of a file, to be filled in any order within the block; at its end, the file is complete.
+
+    What is filled is written to the disk as memory is needed, so that tensors may be larger than it. `read_tensors` and
+    `read_part` read the file.
+
+    Args:
+        path: the file.
+        shapes: name → shape.
+        metadata: as in `write_tensors`.
+
+    Raises:
+        OSError: the file cannot be written, e.g. because the disk is full.
+    """
     import numpy as np
-    import torch
 
     header = _header(shapes, {**metadata, "sha256": dict.fromkeys(shapes, "0" * 64)})
     arrays, offset = {}, len(header)
@@ -120,21 +150,15 @@ def stream_tensors(
         size = offset + sum(4 * math.prod(shape) for shape in shapes.values())
         # Claim the space first: writing to a memory map of a full disk ends the process with a signal.
         getattr(os, "posix_fallocate", lambda handle, _, length: os.ftruncate(handle, length))(file.fileno(), 0, size)
+        file.write(header)  # without checksums, as long as the final one
     for name, shape in shapes.items():
         arrays[name] = np.memmap(path, np.float32, "r+", offset, shape)
         offset += arrays[name].nbytes
-    written = 0
-    for part in parts:
-        n = next(iter(part.values())).shape[1]
-        for name, tensor in part.items():
-            arrays[name][:, written : written + n] = tensor.detach().cpu().numpy()
-        written += n
-    if incomplete := [name for name, shape in shapes.items() if shape[1] != written]:
-        name = incomplete[0]
-        raise ValueError(f"{path}: {written} data points were given, but {name} has {shapes[name][1]}")
+    yield arrays
     for array in arrays.values():
         array.flush()
-    checksums = {name: _sha256(torch.from_numpy(array)) for name, array in arrays.items()}
+    arrays.clear()
+    checksums = {name: _sha256_of_file(path, *place) for name, place in _places(path).items()}
     with open(path, "r+b") as file:
         file.write(_header(shapes, {**metadata, "sha256": checksums}))
 
@@ -177,6 +201,95 @@ def read_tensors(
         if _sha256(tensor) != metadata["sha256"].get(name):
             raise DamagedFile(path, f"the checksum of {name} is wrong")
     return {name: tensor.to(device) for name, tensor in tensors.items()}, metadata
+
+
+def read_part(path: Path, name: str, *index: int | slice) -> np.ndarray:
+    """Part of a float32 tensor of a file, without reading the rest of it into memory.
+
+    The first time that a process reads of a tensor, its checksum is verified, in pieces.
+
+    Args:
+        path: written by `write_tensors`, `stream_tensors` or `arrays_on_disk`.
+        name: of the tensor.
+        index: along its first axes, as in NumPy; slices may have a step.
+
+    Raises:
+        DamagedFile: the file is missing, truncated or corrupt, or lacks the tensor.
+    """
+    import numpy as np
+
+    dtype, shape, begin, _ = _place(path, name)
+    if dtype != "F32":
+        raise ValueError(f"{name} of {path} is {dtype}; only float32 is read in parts")
+    return np.array(np.memmap(path, np.float32, "r", begin, shape)[index])
+
+
+def shape_of(path: Path, name: str) -> tuple[int, ...]:
+    """Shape of a tensor of a file; its checksum is verified as by `read_part`.
+
+    Raises:
+        DamagedFile: see `read_part`.
+    """
+    return _place(path, name)[1]
+
+
+def _place(path: Path, name: str) -> tuple[str, tuple[int, ...], int, int]:
+    """Where a tensor lies in a file, see `_places`.
+
+    Raises:
+        DamagedFile: the file is missing, truncated or corrupt, or lacks the tensor.
+    """
+    try:
+        status = Path(path).stat()
+        return _verified(Path(path), name, status.st_mtime_ns, status.st_size)
+    except (OSError, ValueError) as problem:
+        raise DamagedFile(path, problem) from None
+
+
+@lru_cache(maxsize=4096)
+def _verified(path: Path, name: str, modified: int, size: int) -> tuple[str, tuple[int, ...], int, int]:
+    """Where a tensor lies in a file, see `_places`, after its checksum has been compared, once for a state of a file.
+
+    Raises:
+        DamagedFile, OSError, ValueError: the file is truncated or corrupt, or lacks the tensor.
+    """
+    metadata = read_metadata(path)
+    if name not in metadata["tensors"]:
+        raise ValueError(f"it has no tensor {name}")
+    place = _places(path)[name]
+    if _sha256_of_file(path, *place) != metadata["sha256"].get(name):
+        raise ValueError(f"the checksum of {name} is wrong")
+    return place
+
+
+def _places(path: Path) -> dict[str, tuple[str, tuple[int, ...], int, int]]:
+    """Name → (type, shape, first byte, byte after the last) of each tensor of a safetensors file."""
+    with open(path, "rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        content = json.loads(file.read(length))
+    content.pop("__metadata__", None)
+    return {
+        name: (entry["dtype"], tuple(entry["shape"]), *(8 + length + offset for offset in entry["data_offsets"]))
+        for name, entry in content.items()
+    }
+
+
+def _sha256_of_file(path: Path, dtype: str, shape: tuple[int, ...], begin: int, end: int) -> str:
+    """`_sha256` of a float32 tensor that lies in a file, read in pieces."""
+    digest = hashlib.sha256(f"{DTYPES.get(dtype, dtype)} {shape}".encode())
+    with open(path, "rb") as file:
+        file.seek(begin)
+        remaining = end - begin
+        while remaining and (piece := file.read(min(PIECE, remaining))):
+            digest.update(piece)
+            remaining -= len(piece)
+    return digest.hexdigest()
+
+
+PIECE = 2**24
+"""Bytes that are read of a file at a time to compute its checksum."""
+DTYPES = {"F32": "torch.float32"}
+"""The name of a type in a safetensors file → its name in checksums."""
 
 
 def read_metadata(path: Path) -> dict[str, object]:

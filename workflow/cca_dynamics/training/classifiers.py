@@ -65,9 +65,10 @@ def train(
     labels = dataset.train_y if recipe.labels == "true" else dataset.train_y_permuted
     x, y = dataset.train_x.to(device), labels.to(device)
     test_x, test_y, inputs = dataset.test_x.to(device), dataset.test_y.to(device), channels_last(x)
+    normalise = dataset.normalisation and dataset.normalisation.to(device)
 
     mixed = options.precision == "mixed" and has_bfloat16(device)
-    network = build(recipe.network, x.shape[1], x.shape[2:], dataset.classes, device, mixed)
+    network = build(recipe.network, x.shape[1], x.shape[2:], dataset.classes, device, mixed, normalise)
     initial = network.initialise(generator(recipe.seed, recipe.cohort, i, WEIGHTS) for i in networks)
     parameters = stack_parameters(network, {name: tensor.to(device) for name, tensor in initial.items()})
     optimizer = OPTIMIZERS[options.optimizer](parameters.values, options)
@@ -167,7 +168,7 @@ def batch_gradients(
     Args:
         network: the architecture.
         parameters: of N networks; running statistics are updated.
-        x, y: the training data, channels last, and its labels.
+        x, y: the training data, channels last, and its labels; `network.normalise` is applied to each batch.
         batch: (N, batch) indices of the examples of each network's batch.
         augment: one of `AUGMENTATIONS`.
         changes: (N, n, 3), how it changes each example for each network.
@@ -177,7 +178,8 @@ def batch_gradients(
     """
 
     def one_pass(tensors: dict[str, Tensor], batch: Tensor, changes: Tensor | None) -> tuple[Tensor, Tensor]:
-        labels, inputs = y[batch], x[batch]
+        labels = y[batch]
+        inputs = network.normalise(_rows(x, batch))
         if augment is not None:
             inputs = augment(inputs, changes.gather(1, batch[..., None].expand(-1, -1, 3)))
         logits = network.logits(tensors, inputs)
@@ -201,6 +203,20 @@ def batch_gradients(
         all_losses[of_pass], all_gradients[of_pass] = losses, gradients
         parameters.take_statistics(of_pass, tensors)
     return all_losses, all_gradients
+
+
+def _rows(x: Tensor, batch: Tensor) -> Tensor:
+    """x[batch], example by example instead of number by number, which takes a fraction of the time.
+
+    Args:
+        x: (n, ...), each example without gaps in memory.
+        batch: (N, batch) indices.
+
+    Returns:
+        (N, batch, ...), each example laid out in memory as in x: with a single channel, convolutions go by that.
+    """
+    examples, size = x.flatten(1).index_select(0, batch.flatten()), x[0].numel()
+    return examples.as_strided((*batch.shape, *x.shape[1:]), (batch.shape[1] * size, size, *x.stride()[1:]))
 
 
 @contextmanager

@@ -1,0 +1,64 @@
+"""Commands of jobs stay short and safe, however many parts they read and whatever their paths are called."""
+
+import re
+from pathlib import Path
+
+import pytest
+from cca_dynamics import cli
+from cca_dynamics.config.cohorts import abbreviated, expanded
+from cca_dynamics.results import stages
+from cca_dynamics.study import Study
+from cca_dynamics.variants import Family, Job
+
+from tests.builders import ROOT
+
+PATHS = {
+    "one part": (["a/b/0-49"], ["a/b/0-49"]),
+    "equal parts": (["a/b/0-4", "a/b/5-9", "a/b/10-14"], ["a/b/0-14:5"]),
+    "a shorter last part": (["a/b/0-4", "a/b/5-9", "a/b/10-11"], ["a/b/0-11:5"]),
+    "single networks": (["a/b/0-0", "a/b/1-1"], ["a/b/0-1:1"]),
+    "tables": (["a/b/0-4.parquet", "a/b/5-9.parquet"], ["a/b/0-9:5.parquet"]),
+    "two cohorts": (["a/b/0-4", "a/b/5-9", "a/c/0-4"], ["a/b/0-9:5", "a/c/0-4"]),
+    "of two studies": (["a/b/0-4", "d/b/5-9", "d/b/10-14"], ["a/b/0-4", "d/b/5-14:5"]),
+    "a gap": (["a/b/0-4", "a/b/10-14"], ["a/b/0-4", "a/b/10-14"]),
+    "a longer part": (["a/b/0-4", "a/b/5-14"], ["a/b/0-4", "a/b/5-14"]),
+    "a part after a shorter one": (["a/b/0-4", "a/b/5-6", "a/b/7-11"], ["a/b/0-6:5", "a/b/7-11"]),
+    "another order": (["a/b/5-9", "a/b/0-4"], ["a/b/5-9", "a/b/0-4"]),
+    "twice": (["a/b/0-4", "a/b/0-4"], ["a/b/0-4", "a/b/0-4"]),
+    "no parts": (["a/claims.csv", "a/b"], ["a/claims.csv", "a/b"]),
+    "a space": (["s3/my bucket/b/0-4", "s3/my bucket/b/5-9"], ["s3/my bucket/b/0-9:5"]),
+}
+
+
+@pytest.mark.parametrize(("paths", "short"), PATHS.values(), ids=PATHS)
+def test_paths_of_parts_are_abbreviated_and_come_back_in_their_order(paths, short):
+    assert abbreviated(paths) == short
+    assert [str(path) for text in short for path in expanded(text)] == paths
+
+
+def test_a_table_of_a_thousand_parts_has_a_short_command(monkeypatch):
+    study = Study({"networks_per_job": 1, "results": {"width": {"networks": 250}}})
+    family, job = Family(study, {}), Job("compute", result="width")
+    paths = {stage: family.inputs(study.name, job, stage) for stage in ("train", "activations")}
+    assert len(paths["train"]) >= 1000
+    short = {stage: abbreviated(of_stage) for stage, of_stage in paths.items()}
+    assert len(" ".join(map(" ".join, short.values()))) < 2000
+    given = {}
+    monkeypatch.setattr(stages, "compute", lambda *arguments, **how: given.update(arguments=arguments))
+    folders = ["--networks", *short["train"], "--activations", *short["activations"], "--ablations"]
+    command = ["compute", "width", "--options", "{}", "--seed", "0", *folders, "--out", "x.parquet", "--device", "cpu"]
+    assert cli.main(command) == 0
+    networks, activations, ablations = map(list, given["arguments"][2:5])
+    assert networks == list(map(Path, paths["train"])) and activations == list(map(Path, paths["activations"]))
+    assert ablations == []
+
+
+def test_every_path_in_a_command_is_quoted():
+    """A prefix of paths, of a storage or of a workflow that uses this one as a module, may have spaces."""
+    commands = {path.name: path.read_text() for path in (ROOT / "workflow/rules").glob("*.smk")}
+    unquoted = [
+        f"{name}: {field}"
+        for name, text in commands.items()
+        for field in re.findall(r"\{(?:input|output|log)[.\w]*\}", text)
+    ]
+    assert len(commands) >= 8 and unquoted == []
