@@ -492,6 +492,21 @@ def test_activations_come_in_parts_where_they_are_large(tmp_path, data_file, mon
         torch.testing.assert_close(streamed[layer], tensor, rtol=1e-5, atol=1e-6)
 
 
+def test_files_of_tensors_have_the_permissions_of_other_files(tmp_path):
+    """A colleague in the same group can read them: safetensors alone would write them for their owner."""
+    before = os.umask(0o027)
+    try:
+        write_tensors(tmp_path / "new.safetensors", {"x": torch.zeros(3)})
+    finally:
+        os.umask(before)
+    assert (tmp_path / "new.safetensors").stat().st_mode & 0o777 == 0o640
+    (tmp_path / "new.safetensors").chmod(0o644)
+    write_tensors(tmp_path / "new.safetensors", {"x": torch.ones(3)})
+    assert (tmp_path / "new.safetensors").stat().st_mode & 0o777 == 0o644
+    with pytest.raises(OSError, match="No such file"):
+        write_tensors(tmp_path / "no folder" / "new.safetensors", {"x": torch.zeros(3)})
+
+
 def test_a_stream_that_ends_early_is_no_file_of_zeros(tmp_path):
     with pytest.raises(ValueError, match="3 data points were given, but conv1 has 4"):
         stream_tensors(tmp_path / "x.safetensors", {"conv1": (2, 4, 5)}, [{"conv1": torch.ones(2, 3, 5)}])

@@ -6,10 +6,12 @@ noticed when the file is read.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import math
 import os
+import re
 import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -17,7 +19,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cca_dynamics.errors import DamagedFile, UserError
+from cca_dynamics.errors import REMEDIES, DamagedFile, UserError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -84,6 +86,7 @@ def write_tensors(path: Path, tensors: dict[str, Tensor], **metadata: object) ->
     """Write tensors and their metadata (anything JSON) to a safetensors file, byte for byte the same each time.
 
     Raises:
+        OSError: the folder is missing, or the user may not write there.
         UserError: the file cannot be written, e.g. because the disk is full.
     """
     from safetensors import SafetensorError
@@ -91,11 +94,16 @@ def write_tensors(path: Path, tensors: dict[str, Tensor], **metadata: object) ->
 
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     metadata = {**metadata, "sha256": {name: _sha256(tensor) for name, tensor in tensors.items()}}
+    Path(path).touch()  # with the permissions that the user's files have; safetensors would let nobody else read it
+    mode = os.stat(path).st_mode
     # A single key: safetensors would write several in a random order.
     try:
         save_file(tensors, path, metadata={"facts": _checksummed(metadata)})
     except SafetensorError as problem:
-        raise UserError(f"{path} cannot be written ({problem}); free disk space and run again") from None
+        code = re.search(r"os error (\d+)", str(problem))
+        remedy = REMEDIES.get(int(code[1]) if code else errno.ENOSPC, "check the disk")
+        raise UserError(f"{path} cannot be written ({problem}); {remedy}") from None
+    os.chmod(path, mode)
 
 
 def stream_tensors(
