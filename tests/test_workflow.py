@@ -46,7 +46,7 @@ def jobs(folder, *arguments: str) -> dict[str, int]:
     text = run.stdout + run.stderr
     counts = {name: int(count) for name, count in re.findall(r"^\s*(\w+)\s+(\d+)\b", text, flags=re.MULTILINE)}
     assert counts or "othing to be done" in text, text
-    return {name: count for name, count in counts.items() if name not in ("total", "all", "manifest", *RESULTS)}
+    return {name: count for name, count in counts.items() if name not in ("total", "all", "crate", *RESULTS)}
 
 
 def edit(folder, path: str, old: str, new: str) -> None:
@@ -119,7 +119,7 @@ def test_jobs_have_the_params_that_the_tests_of_reruns_compare(finished):
         assert len(params) == len(job.params) + (stage == "plot")  # its caption
     left = {path.removeprefix("results/smoke/") for path in recorded}
     assert {path for path in left if not path.endswith((".svg", ".pdf"))} == {
-        *("data/dataset.safetensors", "data/corpus.safetensors", "manifest.json")
+        *("data/dataset.safetensors", "data/corpus.safetensors", "ro-crate-metadata.json", "workflow")
     }
 
 
@@ -181,7 +181,7 @@ def test_another_option_reruns_what_reads_it(finished, tmp_path, key, value, pla
     overlay.write_text(yaml.safe_dump(changed({}, f"results.{key}", value)))
     run = snakemake(finished, *SMOKE[:2], overlay, *SMOKE[2:], "--dry-run")
     counts = dict(re.findall(r"^(\w+) +(\d+) ", run.stdout + run.stderr, re.MULTILINE))
-    followed = {"test_claims": results, "plot": results, "claims": 1, "manifest": 1, "all": 1}
+    followed = {"test_claims": results, "plot": results, "claims": 1, "crate": 1, "all": 1}
     assert {rule: int(count) for rule, count in counts.items() if rule != "total"} == {**planned, **followed}
 
 
