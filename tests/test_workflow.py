@@ -12,6 +12,7 @@ import pandas as pd
 import pytest
 import torch
 import yaml
+from cca_dynamics.report import crate, verification
 from cca_dynamics.results.claims import COLUMNS
 from cca_dynamics.runtime.storage import read_tensors
 from cca_dynamics.study import Study
@@ -121,6 +122,19 @@ def test_jobs_have_the_params_that_the_tests_of_reruns_compare(finished):
     assert {path for path in left if not path.endswith((".svg", ".pdf"))} == {
         *("data/dataset.safetensors", "data/corpus.safetensors", "ro-crate-metadata.json", "workflow")
     }
+
+
+def test_the_description_of_the_run_names_every_job_and_the_workflow(finished):
+    assert verification.verify("smoke", finished) == []
+    graph = verification.read_json("smoke", finished)["@graph"]
+    timed = {entity["@id"] for entity in graph if entity["@id"].startswith("#job/") and "endTime" in entity}
+    measured = {path.stem for path in (finished / "results/smoke/benchmarks").glob("*.tsv")} - {"crate"}
+    rules = {stage: rule for stage, (rule, _) in crate.RULES.items()}
+    jobs = [name.split("/")[1:] for name in timed]
+    assert {"-".join([rules[stage], *words]) for stage, *words in jobs} == measured
+    source, copy = finished / "workflow", finished / "results/smoke/workflow"
+    for path in (source / "Snakefile", *source.glob("rules/*.smk")):
+        assert (copy / path.relative_to(source)).read_bytes() == path.read_bytes(), path
 
 
 def test_nothing_to_do_afterwards_even_when_files_are_touched(edited):

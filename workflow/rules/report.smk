@@ -6,8 +6,7 @@ localrules:
 
 STAGES = ("data", "train", "activations", "results", "multiverse", "replicates", "report")
 SOURCES = [
-    workflow.source_path(name)
-    for name in ("../Snakefile", "common.smk", *(f"{stage}.smk" for stage in STAGES))
+    workflow.source_path(name) for name in ("../Snakefile", "common.smk", *(f"{stage}.smk" for stage in STAGES))
 ]  # of the workflow
 
 

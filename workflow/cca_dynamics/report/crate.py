@@ -102,13 +102,13 @@ class _Crate:
         self.crate = ROCrate(version="1.1")
         self.crate.metadata.extra_terms["sha256"] = "https://w3id.org/ro/terms/workflow-run#sha256"
         self.entities: dict[str, Any] = {}  # path of a file or folder → what describes it
-        self.modified = 0.0  # when the newest file was written
+        self.modified = 0.0  # when the newest file of the run was written
 
     def content(self, protocol: dict | None) -> dict:
         """The whole crate as JSON-LD."""
         self._add_files()
         self._add_software()
-        actions = [action for job in _jobs(self.study) if (action := self._action(job)) is not None]
+        actions = [self._action(job) for job in _jobs(self.study)]
         run = self._add_run(actions, protocol)
         root = self.crate.root_dataset
         study, seed = self.study.name, self.study.seed
@@ -144,7 +144,8 @@ class _Crate:
         folders: dict[str, list[Any]] = {}
         for name in outputs(self.root, self.study.name):
             path = self.root / name
-            self.modified = max(self.modified, path.stat().st_mtime)
+            if output_of(name, self.study.name) != f"results/{self.study.name}/workflow":  # copied just now
+                self.modified = max(self.modified, path.stat().st_mtime)
             properties = {
                 "name": name,
                 "sha256": sha256(path),
@@ -344,7 +345,7 @@ def _times(benchmark: Path) -> dict[str, str]:
 
 
 def _as_property(value: object) -> tuple[str, dict[str, object]]:
-    """The type and the properties of a value of the config; JSON-LD has no null and flattens lists and dicts."""
+    """The type and properties of a value of the config; JSON-LD cannot hold null, and lists and dicts not as such."""
     match value:
         case bool():
             return "Boolean", {"value": value}
@@ -352,7 +353,7 @@ def _as_property(value: object) -> tuple[str, dict[str, object]]:
             return "Integer", {"value": value}
         case float():
             return "Float", {"value": value}
-        case str():
+        case str() if value:
             return "Text", {"value": value}
     text = json.dumps(value, ensure_ascii=False, sort_keys=True)
     return "Text", {"value": text, "encodingFormat": "application/json"}
