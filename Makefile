@@ -2,12 +2,13 @@
 PYTHON ?= python3
 CORES ?= all
 VENV := .venv
+VALIDATOR := build/roc-validator
 BIN := $(VENV)/bin
 READY := $(VENV)/ready
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help figures schema test codecheck test-reference test-fuzz test-faults test-slurm test-report test-docs test-container lint format environment cluster lock docs clean
+.PHONY: help figures schema test codecheck test-reference test-fuzz test-faults test-slurm test-report test-docs test-crate test-container lint format environment cluster lock docs clean
 help:
 	@echo "make figures      every figure and claim of the default study (environment first, if there is none)"
 	@echo "make test         format, lint, then the tests"
@@ -18,6 +19,7 @@ help:
 	@echo "make test-slurm   start a SLURM cluster here, run the smoke study on it, break it (root on Debian; 14 minutes)"
 	@echo "make test-report  the HTML report in headless Chromium (needs chromium and chromium-driver)"
 	@echo "make test-docs    the commands, the tutorial and the extensions that the documentation shows"
+	@echo "make test-crate   validate the description of a run by roc-validator, in an environment of its own"
 	@echo "make test-container   build envs/Containerfile, or replay it in a plain environment where there is no podman"
 	@echo "make cluster      add Snakemake's plugins for SLURM, Kubernetes and S3 to the environment"
 	@echo "make docs         render the documentation into docs/_build/html"
@@ -69,6 +71,11 @@ test-report: $(READY)
 test-docs: $(READY)
 	@pytest -m slow tests/test_docs.py
 
+test-crate: $(READY)
+	@test -x $(VALIDATOR)/bin/python || $(BIN)/python -m venv $(VALIDATOR)
+	@$(VALIDATOR)/bin/python -m pip install --quiet --no-deps --requirement envs/requirements-crate.lock
+	@pytest tests/test_crate.py
+
 test-container: $(READY)
 	@$(BIN)/python tests/container.py
 
@@ -92,12 +99,14 @@ format: $(READY)
 	@ruff check --fix .
 	@snakefmt Snakefile workflow/Snakefile workflow/rules
 
-COMPILE := uv pip compile --universal --python-version 3.11 --no-annotate --no-emit-index-url --no-header pyproject.toml
+COMPILE := uv pip compile --universal --python-version 3.11 --no-annotate --no-emit-index-url --no-header
 lock:
-	$(COMPILE) --extra slurm --extra kubernetes --output-file envs/requirements-cluster.lock
-	$(COMPILE) --extra dev --constraint envs/requirements-cluster.lock --output-file envs/requirements.lock
+	$(COMPILE) pyproject.toml --extra slurm --extra kubernetes --output-file envs/requirements-cluster.lock
+	$(COMPILE) pyproject.toml --extra dev --constraint envs/requirements-cluster.lock --output-file envs/requirements.lock
 	@echo "# What \`make docs\` needs beyond requirements.lock. Made by \`make lock\`; names and versions only." > envs/requirements-docs.lock
-	$(COMPILE) --extra docs --constraint envs/requirements.lock | grep -vxFf envs/requirements.lock >> envs/requirements-docs.lock
+	$(COMPILE) pyproject.toml --extra docs --constraint envs/requirements.lock | grep -vxFf envs/requirements.lock >> envs/requirements-docs.lock
+	@echo "# What \`make test-crate\` needs, in an environment of its own. Made by \`make lock\`; names and versions only." > envs/requirements-crate.lock
+	echo roc-validator | $(COMPILE) - >> envs/requirements-crate.lock
 
 clean:
 	rm -rf results logs .snakemake

@@ -129,7 +129,7 @@ def config_page() -> str:
         "*Runs again* says what a change of the key alone costs: the stages that read it, of the result that it",
         "belongs to, or of all that use the block. What follows from these stages runs again too: after `dataset` or",
         "`corpus` comes `train`, then `activations` (and `ablation`), `compute` (the table), `claims` (the verdicts),",
-        "`plot` and `merge` (claims.csv). *Nothing* means that no file is made again, but for the manifest, which",
+        "`plot` and `merge` (claims.csv). *Nothing* means that no file is made again, but for the crate, which",
         "records the config. The tests change every key and compare what would run with this column; `snakemake -n`",
         "shows it for yours.",
         "",

@@ -284,11 +284,11 @@ def damage(path: Path, kind: str, rng: random.Random) -> None:
 
 def damaged_files(suite: Suite, number: int, times: int) -> None:
     """Files of a finished study are damaged; `verify` names every one, and the command it prints mends them."""
-    bench = suite.bench(f"damaged {number}", suite.whole)
+    bench, crate = suite.bench(f"damaged {number}", suite.whole), "ro-crate-metadata.json"
     everything = [
         path
         for path in sorted((bench.folder / "results").rglob("*"))
-        if path.is_file() and "benchmarks" not in path.parts and path.name != "manifest.json" and path.name[0] != "."
+        if path.is_file() and "benchmarks" not in path.parts and path.name[0] != "." and path.name != crate
     ]
     for path in (chosen := bench.rng.sample(everything, times)):
         kind = bench.rng.choice(list(DAMAGES))

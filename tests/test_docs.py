@@ -9,6 +9,7 @@ import ast
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -43,6 +44,7 @@ PROGRAMS = {
     "cd",
     "export",
     "cp",
+    "sha256sum",
 }
 PRELUDE = """
 import numpy as np
@@ -170,8 +172,8 @@ def test_programs_targets_and_subcommands_exist(capsys):
         if words[0] == "cca-dynamics":
             try:
                 cli._parser().parse_args(words[1:])
-            except SystemExit:
-                pytest.fail(f"{block}: {shlex.join(words)}\n{capsys.readouterr().err}")
+            except SystemExit as end:
+                assert end.code == 0, f"{block}: {shlex.join(words)}\n{capsys.readouterr().err}"
         if words[0] == "python" and words[1].endswith(".py"):
             assert (ROOT / words[1]).exists(), f"{block}: {shlex.join(words)}"
 
@@ -349,6 +351,17 @@ def test_extensions_work(extended):
         assert (folder / f"figures/stripes/{result}.png").exists()
     plan = snakemake(folder, "width", "unrelated", "plan", "--configfile", *OVERLAYS, "-n")
     assert plan.returncode == 0, plan.stdout + plan.stderr
+
+
+@pytest.mark.slow
+def test_the_page_on_archives(finished, tmp_path):
+    """Its commands for real, one after the other, in a copy of the smoke study."""
+    folder = shutil.copytree(finished, tmp_path / "copy", symlinks=True)
+    page = [block for block in blocks(DOCS / "cite-and-archive.md") if block.language == "sh" and not block.needs]
+    script = "\n".join(["set -e", *(block.text for block in page)])
+    run = subprocess.run(["bash", "-c", script], cwd=folder, env=variables(folder), capture_output=True, text=True)
+    assert run.returncode == 0, run.stdout + run.stderr
+    assert "as in the crate" in run.stdout and "smoke.zip" in run.stdout and "claims.csv: OK" in run.stdout
 
 
 @pytest.mark.slow

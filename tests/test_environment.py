@@ -18,6 +18,7 @@ from tests.container import CONTAINERFILE, instructions
 
 LOCK = ROOT / "envs" / "requirements.lock"
 DOCS = ROOT / "envs" / "requirements-docs.lock"
+CRATE = ROOT / "envs" / "requirements-crate.lock"
 CLUSTER = ROOT / "envs" / "requirements-cluster.lock"
 
 
@@ -77,7 +78,7 @@ def test_documentation_needs_nothing_in_another_version(platform):
         assert requirement.name in {**plain, **versions}, f"{requirement.name} is not in {DOCS.name}; run `make lock`"
 
 
-@pytest.mark.parametrize("lock", [LOCK, CLUSTER, DOCS], ids=lambda path: path.name)
+@pytest.mark.parametrize("lock", [LOCK, CLUSTER, DOCS, CRATE], ids=lambda path: path.name)
 def test_locks_hold_names_and_exact_versions_only(lock):
     for line in lock.read_text().splitlines():
         if line and not line.startswith("#"):

@@ -1,5 +1,6 @@
 """The package as others install it: imports go one way, a wheel is complete, and `compare` needs no study."""
 
+import json
 import os
 import shutil
 import subprocess
@@ -7,12 +8,16 @@ import sys
 import tomllib
 import zipfile
 
+import cca_dynamics
 import numpy as np
 import pytest
+import yaml
+from cca_dynamics import cli
+from cca_dynamics.report import archive
 
 from tests.builders import BIN, ROOT, copy_workflow
 
-WORKFLOW_ONLY = ("pydantic", "snakemake", "yaml", "jinja2", "docutils", "plotly", "sklearn", "mnist1d")
+WORKFLOW_ONLY = ("pydantic", "snakemake", "yaml", "jinja2", "docutils", "plotly", "sklearn", "mnist1d", "rocrate")
 """Top-level modules that `pip install .` without `[workflow]` does not bring."""
 
 
@@ -124,3 +129,39 @@ def test_what_the_package_imports_is_declared():
                 if top in sys.stdlib_module_names or top == "cca_dynamics":
                     continue
                 assert names.get(top, top) in declared, f"{path.relative_to(ROOT)} imports {top}"
+
+
+def test_every_description_of_the_project_says_the_same():
+    """pyproject.toml, the package, CITATION.cff, codemeta.json and .zenodo.json."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    keys = ("name", "version", "license", "description", "keywords")
+    stated = {**{key: project[key] for key in keys}, "authors": [author["name"] for author in project["authors"]]}
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    codemeta = json.loads((ROOT / "codemeta.json").read_text(encoding="utf-8"))
+    zenodo = json.loads((ROOT / ".zenodo.json").read_text(encoding="utf-8"))
+    assert stated == {
+        "name": citation["title"].partition(":")[0],
+        "version": str(citation["version"]),
+        "license": citation["license"],
+        "description": citation["abstract"],
+        "keywords": citation["keywords"],
+        "authors": [author["name"] for author in citation["authors"]],
+    }
+    assert stated == {
+        **{key: codemeta[key] for key in ("name", "version", "description", "keywords")},
+        "license": codemeta["license"].removeprefix("https://spdx.org/licenses/"),
+        "authors": [author["name"] for author in codemeta["author"]],
+    }
+    assert stated == {
+        "name": zenodo["title"],
+        **{key: zenodo[key] for key in ("version", "license", "description", "keywords")},
+        "authors": [creator["name"] for creator in zenodo["creators"]],
+    }
+    assert cca_dynamics.__version__ == stated["version"] and archive.AUTHORS in stated["authors"]
+
+
+def test_the_version_is_that_of_the_project(capsys):
+    with pytest.raises(SystemExit) as end:
+        cli.main(["--version"])
+    version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    assert end.value.code == 0 and capsys.readouterr().out == f"cca-dynamics {version}\n"

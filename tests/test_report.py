@@ -13,6 +13,7 @@ import pandas as pd
 import pytest
 from cca_dynamics.errors import DamagedFile
 from cca_dynamics.report import page as page_module
+from cca_dynamics.report import verification
 from cca_dynamics.results.registry import RESULTS
 
 from tests.builders import SMOKE, snakemake
@@ -125,10 +126,10 @@ def test_text_of_the_study_cannot_become_markup():
     )
 
 
-@pytest.mark.parametrize("name", ["claims.csv", "width.parquet", "manifest.json"])
+@pytest.mark.parametrize("name", ["claims.csv", "width.parquet", "ro-crate-metadata.json"])
 def test_what_is_missing_is_named_and_no_page_is_left(page, tmp_path, name):
     folder = shutil.copytree(page.parents[2], tmp_path / "copy", symlinks=True)
-    config = json.loads((folder / "results/smoke/manifest.json").read_text())["config"]
+    config = verification.read("smoke", folder).config
     (folder / "results/smoke" / name).write_bytes(b"\x00")
     (folder / "figures/smoke/report.html").unlink()
     with pytest.raises(DamagedFile, match=re.escape(name)):

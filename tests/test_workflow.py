@@ -12,6 +12,7 @@ import pandas as pd
 import pytest
 import torch
 import yaml
+from cca_dynamics.report import crate, verification
 from cca_dynamics.results.claims import COLUMNS
 from cca_dynamics.runtime.storage import read_tensors
 from cca_dynamics.study import Study
@@ -46,7 +47,7 @@ def jobs(folder, *arguments: str) -> dict[str, int]:
     text = run.stdout + run.stderr
     counts = {name: int(count) for name, count in re.findall(r"^\s*(\w+)\s+(\d+)\b", text, flags=re.MULTILINE)}
     assert counts or "othing to be done" in text, text
-    return {name: count for name, count in counts.items() if name not in ("total", "all", "manifest", *RESULTS)}
+    return {name: count for name, count in counts.items() if name not in ("total", "all", "crate", *RESULTS)}
 
 
 def edit(folder, path: str, old: str, new: str) -> None:
@@ -119,8 +120,21 @@ def test_jobs_have_the_params_that_the_tests_of_reruns_compare(finished):
         assert len(params) == len(job.params) + (stage == "plot")  # its caption
     left = {path.removeprefix("results/smoke/") for path in recorded}
     assert {path for path in left if not path.endswith((".svg", ".pdf"))} == {
-        *("data/dataset.safetensors", "data/corpus.safetensors", "manifest.json")
+        *("data/dataset.safetensors", "data/corpus.safetensors", "ro-crate-metadata.json", "workflow")
     }
+
+
+def test_the_description_of_the_run_names_every_job_and_the_workflow(finished):
+    assert verification.verify("smoke", finished) == []
+    graph = verification.read_json("smoke", finished)["@graph"]
+    timed = {entity["@id"] for entity in graph if entity["@id"].startswith("#job/") and "endTime" in entity}
+    measured = {path.stem for path in (finished / "results/smoke/benchmarks").glob("*.tsv")} - {"crate"}
+    rules = {stage: rule for stage, (rule, _) in crate.RULES.items()}
+    jobs = [name.split("/")[1:] for name in timed]
+    assert {"-".join([rules[stage], *words]) for stage, *words in jobs} == measured
+    source, copy = finished / "workflow", finished / "results/smoke/workflow"
+    for path in (source / "Snakefile", *source.glob("rules/*.smk")):
+        assert (copy / path.relative_to(source)).read_bytes() == path.read_bytes(), path
 
 
 def test_nothing_to_do_afterwards_even_when_files_are_touched(edited):
@@ -181,7 +195,7 @@ def test_another_option_reruns_what_reads_it(finished, tmp_path, key, value, pla
     overlay.write_text(yaml.safe_dump(changed({}, f"results.{key}", value)))
     run = snakemake(finished, *SMOKE[:2], overlay, *SMOKE[2:], "--dry-run")
     counts = dict(re.findall(r"^(\w+) +(\d+) ", run.stdout + run.stderr, re.MULTILINE))
-    followed = {"test_claims": results, "plot": results, "claims": 1, "manifest": 1, "all": 1}
+    followed = {"test_claims": results, "plot": results, "claims": 1, "crate": 1, "all": 1}
     assert {rule: int(count) for rule, count in counts.items() if rule != "total"} == {**planned, **followed}
 
 

@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
+from cca_dynamics import __version__
 from cca_dynamics.errors import Interrupted, UserError, operating_system_errors
 
 INTERRUPTED = 75
@@ -155,11 +156,11 @@ def verdicts(options: argparse.Namespace) -> None:
     terminal.show(options.study, options.since, options.note, options.note_of_replicates)
 
 
-def manifest(options: argparse.Namespace) -> None:
-    """Record what a finished study consists of: config, code, versions, hardware, checksums."""
-    from cca_dynamics.report import manifest
+def crate(options: argparse.Namespace) -> None:
+    """Describe a finished study as an RO-Crate: config, code, versions, hardware, checksums, and what made what."""
+    from cca_dynamics.report import crate
 
-    manifest.write(options.config, options.out, options.protocol)
+    crate.write(options.config, options.workflow, options.out, options.protocol)
 
 
 def report(options: argparse.Namespace) -> None:
@@ -170,10 +171,17 @@ def report(options: argparse.Namespace) -> None:
 
 
 def verify(options: argparse.Namespace) -> None:
-    """Check a finished study against its manifest and say what differs."""
-    from cca_dynamics.report import manifest
+    """Check a finished study against its crate and say what differs."""
+    from cca_dynamics.report import verification
 
-    manifest.show_differences(options.study)
+    verification.show_differences(options.study)
+
+
+def archive(options: argparse.Namespace) -> None:
+    """Pack figures, tables, claims and the crate of a finished study into one zip file, e.g. for Zenodo."""
+    from cca_dynamics.report import archive
+
+    print(archive.write(options.study, options.out or Path(f"{options.study}.zip"), options.networks))
 
 
 def plan(options: argparse.Namespace) -> None:
@@ -358,6 +366,7 @@ def _report(line: str) -> None:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="cca-dynamics", description=__doc__.splitlines()[0])
+    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     def add(run: Callable, *, device: bool = False, resumes: bool = False) -> Callable:
@@ -484,8 +493,9 @@ def _parser() -> argparse.ArgumentParser:
     argument("--note", nargs="*", default=[], metavar="LINE", help="lines to print below the verdicts")
     argument("--note-of-replicates", nargs="*", default=[], metavar="LINE", help="and below those of the replicates")
 
-    argument = add(manifest)
+    argument = add(crate)
     argument("--config", **config)
+    argument("--workflow", type=Path, nargs="+", required=True, help="the Snakefile, and the files that it includes")
     argument("--protocol", type=json.loads, metavar="JSON", help="what to record of the protocol; default: null")
     argument("--out", **out("JSON"))
 
@@ -495,6 +505,11 @@ def _parser() -> argparse.ArgumentParser:
 
     argument = add(verify)
     argument("study", help="name of a finished study")
+
+    argument = add(archive)
+    argument("study", help="name of a finished study")
+    argument("--out", type=Path, metavar="FILE.zip", help="the archive; default: STUDY.zip")
+    argument("--networks", action="store_true", help="with the trained networks")
 
     argument = add(plan, device=True)
     argument("--configfile", type=Path, nargs="*", default=[], help="overlays on config.yaml, in order")

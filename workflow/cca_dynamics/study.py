@@ -174,9 +174,9 @@ class Study:
                 arguments, code = {"config": config}, self._code("report.multiverse:write")
             case "merge":
                 arguments, code = {}, self._code("results.claims:merge")
-            case "manifest":
+            case "crate":
                 arguments = {"config": config, "protocol": self._record_of_protocol()}
-                code = self._code("report.manifest:write")
+                code = self._code("report.crate:write")
             case "replicates":
                 arguments, code = {}, self._code("report.replicates:write")
             case "report":
@@ -189,7 +189,7 @@ class Study:
         return {**texts, "code": code}
 
     def _record_of_protocol(self) -> dict[str, Any] | None:
-        """What the manifest says of the protocol."""
+        """What the crate says of the protocol."""
         if self.protocol is None:
             return None
         return {

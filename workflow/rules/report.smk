@@ -1,20 +1,27 @@
 localrules:
     plan,
-    manifest,
+    crate,
     report,
 
 
-rule manifest:
-    """Record what the finished study consists of."""
+STAGES = ("data", "train", "activations", "results", "multiverse", "replicates", "report")
+SOURCES = [
+    workflow.source_path(name) for name in ("../Snakefile", "common.smk", *(f"{stage}.smk" for stage in STAGES))
+]  # of the workflow
+
+
+rule crate:
+    """Describe what the finished study consists of and how it was made, with the workflow's own files beside it."""
     input:
         f"{RESULTS}/claims.csv",
         figures_of(*study.targets),
     output:
-        f"{RESULTS}/manifest.json",
+        crate=f"{RESULTS}/ro-crate-metadata.json",
+        workflow=directory(f"{RESULTS}/workflow"),
     log:
-        f"{LOGS}/manifest.log",
+        f"{LOGS}/crate.log",
     benchmark:
-        f"{RESULTS}/benchmarks/manifest.tsv"
+        f"{RESULTS}/benchmarks/crate.tsv"
     conda:
         "../../envs/environment.yaml"
     threads: 1
@@ -22,21 +29,23 @@ rule manifest:
         program=PROGRAM,
         mem_mb=1000,
         runtime=60,
+        sources=shlex.join(SOURCES),
     params:
-        config=param("manifest", "config"),
-        protocol=param("manifest", "protocol"),
-        code=param("manifest", "code"),
+        config=param("crate", "config"),
+        protocol=param("crate", "protocol"),
+        code=param("crate", "code"),
     message:
-        "manifest"
+        "crate"
     shell:
-        "{resources.program} manifest --config {params.config:q} --protocol {params.protocol:q} --out {output:q} &> {log:q}"
+        "{resources.program} crate --config {params.config:q} --workflow {resources.sources} --protocol {params.protocol:q}"
+        " --out {output.crate:q} &> {log:q}"
 
 
 rule report:
     """Put verdicts, figures, data, config, runtime and provenance on one page."""
     input:
         f"{RESULTS}/claims.csv",
-        rules.manifest.output,
+        rules.crate.output.crate,
         figures_of(*study.targets),
     output:
         report(

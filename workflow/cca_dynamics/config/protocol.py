@@ -1,7 +1,7 @@
 """The protocol of a study: the choices it rests on, the seeds they were made on, and the seeds that were used before.
 
 A verdict is a test only on a seed that nobody had looked at when the choices were made. A protocol is a YAML file that
-says so, and whose checksum stands in the manifest of every run.
+says so, and whose checksum stands in the crate of every run.
 """
 
 from __future__ import annotations

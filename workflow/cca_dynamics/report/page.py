@@ -19,7 +19,7 @@ import yaml
 
 from cca_dynamics.config.base import as_json
 from cca_dynamics.errors import DamagedFile
-from cca_dynamics.report import multiverse, replicates
+from cca_dynamics.report import multiverse, replicates, verification
 from cca_dynamics.report.captions import caption_of
 from cca_dynamics.report.summary import (
     MARKS,
@@ -55,7 +55,7 @@ def write(config: dict, out: Path, root: Path = Path()) -> None:
 
     Raises:
         ConfigError: the config cannot be run.
-        DamagedFile: a table, a figure or the manifest is missing or cannot be read.
+        DamagedFile: a table, a figure or the crate is missing or cannot be read.
     """
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
     from plotly.offline import get_plotlyjs
@@ -63,7 +63,7 @@ def write(config: dict, out: Path, root: Path = Path()) -> None:
     study = Study(config)
     results = root / "results" / study.name
     all_claims = claims.read(results / "claims.csv")
-    manifest = _read(results / "manifest.json", _json)
+    run = verification.read(study.name, root)
     sections = [_section(study, result, all_claims, root) for result in study.targets]
     charts = {section["name"]: section["chart"] for section in sections if section["chart"]}
     environment = Environment(
@@ -78,11 +78,11 @@ def write(config: dict, out: Path, root: Path = Path()) -> None:
         results=sections,
         replicates=_replicates(study, all_claims, root),
         readings=_readings(study, root),
-        protocol=manifest.get("protocol"),
+        protocol=run.protocol,
         charts=_embedded(charts),
         plotly=_packed(get_plotlyjs().encode()) if charts else "",
-        manifest={key: manifest[key] for key in ("code", "packages", "hardware")},
-        config=_yaml(manifest["config"]),
+        run=run,
+        config=_yaml(run.config),
         runtime=runtime_rows(study.name, root),
         data=_datasheet(results),
     )

@@ -5,7 +5,6 @@ show them.
 from __future__ import annotations
 
 import datetime
-import json
 import platform
 import re
 import shutil
@@ -16,7 +15,7 @@ from typing import NamedTuple
 import pandas as pd
 
 from cca_dynamics.errors import DamagedFile
-from cca_dynamics.report import manifest, replicates
+from cca_dynamics.report import replicates, verification
 from cca_dynamics.report.summary import (
     WHOLE_RUN,
     claims_of,
@@ -92,7 +91,7 @@ class _Run(NamedTuple):
     Attributes:
         commit: of the code, in words.
         hardware, python: of the machine that finished it.
-        date: of its claims.
+        date: on which it ended.
     """
 
     commit: str
@@ -102,16 +101,11 @@ class _Run(NamedTuple):
 
 
 def _run_of(study: str) -> _Run:
-    """What the manifest of a study says of its run, perhaps on another machine; without one, this machine."""
-    claims_file, path = Path("results", study, "claims.csv"), Path("results", study, manifest.NAME)
-    date = datetime.date.fromtimestamp(claims_file.stat().st_mtime).isoformat()
-    if not path.exists():
-        return _Run(commit(), hardware(), platform.python_version(), date)
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        return _Run(content["code"]["commit"], content["hardware"], content["packages"]["python"], date)
-    except (OSError, ValueError, KeyError, TypeError) as problem:
-        raise DamagedFile(path, problem) from None
+    """What the crate of a study says of its run, perhaps on another machine; without one, this machine and today."""
+    if not Path("results", study, verification.NAME).exists():
+        return _Run(commit(), hardware(), platform.python_version(), datetime.date.today().isoformat())
+    run = verification.read(study)
+    return _Run(run.code["commit"], run.hardware, run.packages["python"], run.date[:10])
 
 
 def replace_block(text: str, name: str, block: str) -> str:
