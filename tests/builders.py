@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import os
 import shutil
@@ -15,6 +16,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 import torch
+import yaml
 from cca_dynamics.config.cohorts import ClassifierRecipe, LanguageNetwork, LanguageRecipe, SweepTraining
 from cca_dynamics.config.models import ConvNetOptions, LanguageTraining, NetworkOptions
 from cca_dynamics.runtime.storage import read_tensors, write_tensors
@@ -27,6 +29,12 @@ BIN = Path(sys.executable).parent
 SMOKE = ("--configfile", "studies/smoke.yaml", "--cores", "2")
 HOSTILE = ["$(touch owned)", "`touch owned`", "a; touch owned", "a & touch owned", "a' && touch owned #", 'a"b', "ü ñ"]
 """Names that a shell would act upon."""
+
+
+@functools.cache
+def read_default_study() -> dict:
+    """config.yaml, read once; change a copy of it."""
+    return yaml.safe_load((ROOT / "config.yaml").read_text())
 
 
 def changed(config: dict, key: str, value: object) -> dict:

@@ -1,19 +1,19 @@
 """Fixtures that several test modules use."""
 
+import copy
 import fcntl
 import os
 
 import numpy as np
 import pytest
-import yaml
 
-from tests.builders import ROOT, SMOKE, copy_workflow, snakemake
+from tests.builders import SMOKE, copy_workflow, read_default_study, snakemake
 
 IN_PARALLEL = "PYTEST_XDIST_WORKER" in os.environ
 if IN_PARALLEL:  # one process per core: threads that spin would take the other's
     os.environ |= {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive"}
 
-LONGEST = ("test_workflow", "test_custom_network", "test_conda", "test_fuzz", "test_cost", "test_results")
+LONGEST = ("test_workflow", "test_figures", "test_reruns", "test_replicates", "test_report", "test_compare")
 """Modules to begin with, so that the other processes have something to do beside them."""
 
 
@@ -39,7 +39,7 @@ def rng():
 @pytest.fixture
 def default_config() -> dict:
     """A fresh copy of config.yaml."""
-    return yaml.safe_load((ROOT / "config.yaml").read_text())
+    return copy.deepcopy(read_default_study())
 
 
 @pytest.fixture(scope="session")

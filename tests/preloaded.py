@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import atexit
 import functools
+import gc
 import json
 import os
 import shutil
@@ -19,6 +20,7 @@ import subprocess
 import sys
 import tempfile
 from importlib import import_module
+from importlib.machinery import SourceFileLoader
 from pathlib import Path
 
 MAIN = {"snakemake": "snakemake.cli", "cca-dynamics": "cca_dynamics.cli"}
@@ -78,6 +80,9 @@ def serve(address: str) -> None:
     """Import the packages, then run each call of a program in a copy of this process."""
     for name in PACKAGES:
         import_module(name)
+    share_bytecode()
+    gc.collect()
+    gc.freeze()  # a copy need not look again at what is there already
     listener = socket.socket(socket.AF_UNIX)
     listener.bind(address)
     listener.listen()
@@ -88,6 +93,20 @@ def serve(address: str) -> None:
         if os.fork() == 0:
             run(connection)
         connection.close()
+
+
+def share_bytecode() -> None:
+    """Compile our code once: a module of a working copy with the same text gets the same bytecode."""
+    compiled = {}
+    for path in (Path(__file__).parents[1] / "workflow").rglob("*.py"):
+        text = path.read_bytes()
+        compiled[text] = compile(text, path, "exec", dont_inherit=True)
+    source_to_code = SourceFileLoader.source_to_code
+
+    def shared(loader, text, path, **options):
+        return compiled.get(bytes(text)) or source_to_code(loader, text, path, **options)
+
+    SourceFileLoader.source_to_code = shared
 
 
 def run(connection: socket.socket) -> None:

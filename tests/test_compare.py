@@ -137,12 +137,12 @@ def symmetric(x, y, measure=pwcca) -> float:
 
 def test_two_resnets_from_images_to_heatmap(tmp_path, images, capsys):
     for seed in (0, 1):
-        arguments = ("--layers", "layer1", "conv1", "--size", "64", "--seed", seed)
+        arguments = ("--layers", "layer1", "conv1", "--size", "32", "--batch", IMAGES, "--seed", seed)
         status, out, err = run(
             capsys, "capture", "resnet18", "--images", images, *arguments, "--out", tmp_path / f"seed{seed}.safetensors"
         )
         assert status == 0, err
-        assert f"{IMAGES} images" in out and "layer1: 64 neurons, averaged over 16 × 16 positions" in out
+        assert f"{IMAGES} images" in out and "layer1: 64 neurons, averaged over 8 × 8 positions" in out
     files, heatmap, table = tmp_path.glob("seed*"), tmp_path / "heatmap.png", tmp_path / "new/table.csv"
     status, out, err = run(capsys, "compare", *sorted(files), "--out", heatmap, "--table", table)
     assert status == 0 and not err
@@ -403,12 +403,12 @@ def test_many_layers_are_printed_as_a_matrix_of_each_measure(tmp_path, rng, caps
 
 
 def test_a_matrix_wider_than_the_terminal_goes_on_below(tmp_path, rng, capsys):
-    layers = {f"a layer with a long name {i}": rng.normal(size=(30, 2)) for i in range(62)}
+    layers = {f"a layer with a long name {i}": rng.normal(size=(30, 2)) for i in range(40)}
     status, out, _ = run(capsys, "compare", write(tmp_path / "a.npz", layers), "--out", tmp_path / "h.pdf")
     assert status == 0 and max(map(len, out.splitlines())) <= 120
     rows = [line.split() for line in out.partition("floor:")[2].splitlines()]
     heads = [int(word) for words in rows if all(word.isdigit() for word in words) for word in words]
-    assert heads == list(range(1, 63))
+    assert heads == list(range(1, 41))
     assert (tmp_path / "h.pdf").read_bytes().startswith(b"%PDF")
 
 
@@ -442,19 +442,19 @@ def test_tests_and_intervals_stand_beside_the_distances(tmp_path, rng, capsys):
     layers = {name: z @ rng.normal(size=(3, 4)) + 0.3 * rng.normal(size=(120, 4)) for name in ("a", "b")}
     layers["other"] = rng.normal(size=(120, 4))
     file, table = write(tmp_path / "all.npz", layers), tmp_path / "t.csv"
-    arguments = ("--permutations", 39, "--intervals", "--table", table, "--out", tmp_path / "h.png")
+    arguments = ("--permutations", 20, "--intervals", "--table", table, "--out", tmp_path / "h.png")
     status, out, err = run(capsys, "compare", file, "--measure", "pwcca", "rsa", *arguments)
     assert status == 0, err
     rows = pd.read_csv(table)
     new = ["p_value", "p_family", "calibrated", "ci_low", "ci_high"]
     assert list(rows) == ["a", "b", "measure", "distance", "floor", *new]
     related = rows[(rows["a"] == "a") & (rows["b"] == "b")]
-    assert (related["p_family"] == 1 / 40).all() and (related["calibrated"] > 0.15).all()
+    assert (related["p_family"] == 1 / 21).all() and (related["calibrated"] > 0.15).all()
     assert (rows[rows["b"] == "other"]["calibrated"] < 0.1).all()
     assert ((rows["ci_low"] < rows["distance"]) & (rows["distance"] < rows["ci_high"])).all()
     x, y = layers["a"], layers["b"]
     assert related.iloc[0]["distance"] == pytest.approx(symmetric(x, y), abs=1e-12)
-    test = pairwise_permutation_test(list(layers.values()), permutations=39)
+    test = pairwise_permutation_test(list(layers.values()), permutations=20)
     np.testing.assert_allclose(rows[rows["measure"] == "pwcca"]["p_value"], test.p_value[np.triu_indices(3, 1)])
     assert "p (family)" in out and "95 % interval" in out and "1 of 3 pairs are more alike" in out.replace("\n", " ")
     plain = comparison.pairs(comparison.compare([file]))
@@ -465,7 +465,7 @@ def test_tests_and_intervals_stand_beside_the_distances(tmp_path, rng, capsys):
 def test_pairs_like_chance_are_marked_in_the_heatmap(tmp_path, rng, count):
     layers = {f"layer{i}": rng.normal(size=(60, 2)) for i in range(count)} | {"x": rng.normal(size=(60, 2))}
     layers["same"] = layers["x"] + 0.1
-    inference = comparison.Inference(permutations=39)
+    inference = comparison.Inference(permutations=20)
     found = comparison.compare([write(tmp_path / "a.npz", layers)], inference=inference)
     alike = found.tests["pwcca"].p_family < 0.05
     assert alike[count, count + 1] and not alike[0, 1]
@@ -632,7 +632,7 @@ def test_images_in_another_order_are_put_in_order_and_pairs_are_compared_on_dema
 
 def test_layers_by_layers_are_what_captured_files_give(tmp_path, images, small, capsys):
     model, table, out = f"{small}:small", tmp_path / "t.csv", tmp_path / "h.png"
-    layers = ("--layers", "conv", "fc", "--images", images, "--size", 16, "--batch", 7)
+    layers = ("--layers", "conv", "fc", "--images", images, "--size", 16, "--batch", 50)
     status, said, err = run(
         capsys,
         *("compare-networks", model, model, "--seed", 0, 1, *layers, "--table", table, "--out", out),

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import functools
+
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
@@ -14,6 +17,7 @@ from matplotlib.legend import Legend
 from matplotlib.text import Text
 from matplotlib.transforms import Bbox
 
+from tests.builders import read_default_study
 from tests.made_up_tables import made_up_table, options_of
 
 TOLERANCE = 1.5
@@ -82,8 +86,9 @@ def collisions(figure) -> list[str]:
     boxes = [*texts, *((f"legend of {i}", box) for i, box in enumerate(_legends(figure)))]
     for axis in figure.axes:
         if axis.get_visible():
+            places = [place for place in markers(axis) if axis.bbox.contains(*place)]
             for words, box in boxes:
-                inside = [place for place in markers(axis) if _contains(box, place) and axis.bbox.contains(*place)]
+                inside = [place for place in places if _contains(box, place)]
                 if inside:
                     found.append(f"text {words!r} covers {len(inside)} markers")
     return found
@@ -120,7 +125,7 @@ def test_collisions_are_found():
     axis.text(0.98, 1, "on the last point", va="center")
     axis.text(0.97, 1.01, "on the other text", va="center")
     assert len(collisions(figure)) == 3  # each covers the point, and one the other
-    figures.save(figure, [])
+    plt.close(figure)
 
 
 def other_data(table: pd.DataFrame, rng) -> pd.DataFrame:
@@ -131,6 +136,13 @@ def other_data(table: pd.DataFrame, rng) -> pd.DataFrame:
         scale, offset = rng.choice([-1, 1]) * rng.uniform(0.05, 1), rng.uniform(0, 0.9)
         values[rows] = np.clip(np.abs(offset + scale * values[rows]), 0, 1 if quantity != "distance" else None)
     return table.assign(value=values)
+
+
+@functools.cache
+def options_and_table(result: str) -> tuple:
+    """The options of a result and its made-up table, which no test may change."""
+    options = options_of(read_default_study(), result)
+    return options, made_up_table(result, options)
 
 
 def drawn(module, table: pd.DataFrame, options):
@@ -149,14 +161,13 @@ def few_draws(monkeypatch):
 
 @pytest.mark.parametrize("result", list(RESULTS))
 @pytest.mark.parametrize("seed", range(4))
-def test_no_text_covers_a_marker_or_another_text(default_config, result, seed):
-    options, module = options_of(default_config, result), RESULTS[result]
-    table = made_up_table(result, options)
+def test_no_text_covers_a_marker_or_another_text(result, seed):
+    module, options, table = RESULTS[result], *options_and_table(result)
     if seed:
         table = other_data(table, np.random.default_rng(seed))
     figure = drawn(module, table, options)
     found = collisions(figure)
-    figures.save(figure, [])
+    plt.close(figure)
     assert not found, f"{len(found)} collisions, such as: {'; '.join(found[:5])}"
 
 
@@ -174,9 +185,8 @@ def looks(handle) -> tuple:
 
 
 @pytest.mark.parametrize("result", list(RESULTS))
-def test_figures_are_complete_legible_in_grey_and_embed_their_fonts(default_config, result, tmp_path):
-    options, module = options_of(default_config, result), RESULTS[result]
-    table = made_up_table(result, options)
+def test_figures_are_complete_legible_in_grey_and_embed_their_fonts(result, tmp_path):
+    module, options, table = RESULTS[result], *options_and_table(result)
     before = table.copy()
     figure = drawn(module, table, options)
     shown = [axis for axis in figure.axes if axis.get_visible()]

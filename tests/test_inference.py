@@ -41,25 +41,25 @@ DISTRIBUTIONS = {
 @pytest.mark.parametrize("distribution", DISTRIBUTIONS)
 @pytest.mark.parametrize("measure", ["pwcca", "linear_cka"])
 def test_unrelated_layers_are_significant_as_often_as_promised(rng, distribution, measure):
-    """Of 60 tests at 5 %, 9 or more are significant once in 200 runs; p is exact, so no tail makes it more."""
+    """Of 40 tests at 5 %, 7 or more are significant once in 300 runs; p is exact, so no tail makes it more."""
     draw = DISTRIBUTIONS[distribution]
     tests = [
         permutation_test(draw(rng, (40, 4)), draw(rng, (40, 3)), measure, permutations=20, seed=seed)
-        for seed in range(60)
+        for seed in range(40)
     ]
     p = np.array([test.p_value for test in tests])
-    assert (p <= 0.05).sum() < 9
+    assert (p <= 0.05).sum() < 7
     assert 0.35 < p.mean() < 0.65
     assert ((p <= 0.05) >= (np.array([test.calibrated for test in tests]) > 0)).all()
 
 
 def test_the_family_is_one_test_however_many_pairs(rng):
-    """Of 15 unrelated pairs some have a small p; corrected for their number hardly any family has."""
+    """Of 10 unrelated pairs some have a small p; corrected for their number hardly any family has."""
     alone, together = 0, 0
     for seed in range(15):
-        layers = [rng.normal(size=(40, d)) for d in (2, 3, 4, 5, 2, 3)]
+        layers = [rng.normal(size=(40, d)) for d in (2, 3, 4, 5, 2)]
         test = pairwise_permutation_test(layers, permutations=20, seed=seed)
-        pairs = np.triu_indices(6, 1)
+        pairs = np.triu_indices(5, 1)
         alone += test.p_value[pairs].min() <= 0.05
         together += test.p_family[pairs].min() <= 0.05
         assert (test.p_family[pairs] >= test.p_value[pairs] - 0.2).all()
@@ -98,8 +98,8 @@ def test_clusters_are_dealt_as_a_whole(rng):
     wrong = right = 0
     for seed in range(16):
         x, y = (rng.normal(size=(12, 3))[texts] + 0.3 * rng.normal(size=(120, 3)) for _ in range(2))
-        wrong += permutation_test(x, y, permutations=39, seed=seed).p_value <= 0.05
-        right += permutation_test(x, y, permutations=39, seed=seed, clusters=texts).p_value <= 0.05
+        wrong += permutation_test(x, y, permutations=20, seed=seed).p_value <= 0.05
+        right += permutation_test(x, y, permutations=20, seed=seed, clusters=texts).p_value <= 0.05
     assert wrong > 7 and right < 5
 
 
@@ -138,9 +138,9 @@ def test_intervals_cover_what_is_expected_of_as_many_data_points(measure):
     assert np.mean([each.errors for each in found]) == pytest.approx(spread, rel=0.35)
     if measure == "pwcca":
         rng, drawn_twice = np.random.default_rng(0), []
-        for seed in range(30):
+        for seed in range(20):
             x, y = draw([2, seed])
-            rows = rng.integers(150, size=(30, 150))
+            rows = rng.integers(150, size=(15, 150))
             drawn_twice.append(
                 np.mean([function(x[some], y[some]).distance for some in rows]) - function(x, y).distance
             )

@@ -32,7 +32,7 @@ def one_by_one(members, measure, **options):
 
 @pytest.mark.parametrize("measure", MEASURES)
 def test_every_pair_is_what_the_measure_gives(rng, measure):
-    members = cohort(rng)
+    members = cohort(rng, count=4)
     distances = pairwise(members, measure)
     np.testing.assert_allclose(distances, one_by_one(members, measure), atol=1e-10)
     assert distances.dtype == np.float64 and np.all(np.diag(distances) == 0)
@@ -41,7 +41,7 @@ def test_every_pair_is_what_the_measure_gives(rng, measure):
 
 @pytest.mark.parametrize("measure", sorted(set(MEASURES) - {"cosine", "euclidean"}))
 def test_widths_may_differ(rng, measure):
-    members = [member[:, : 3 + i] for i, member in enumerate(cohort(rng))]
+    members = [member[:, : 3 + i] for i, member in enumerate(cohort(rng, count=4))]
     np.testing.assert_allclose(pairwise(members, measure), one_by_one(members, measure), atol=1e-10)
 
 
@@ -55,7 +55,7 @@ def test_blocks_change_nothing(rng, block):
     ("measure", "options"), [("svcca", {"keep": 0.8}), ("pwcca", {"weights": "squared"}), ("bartlett", {"alpha": 0.2})]
 )
 def test_options_reach_the_measure(rng, measure, options):
-    members = cohort(rng)
+    members = cohort(rng, count=4)
     distances = pairwise(members, measure, **options)
     np.testing.assert_allclose(distances, one_by_one(members, measure, **options), atol=1e-10)
     assert np.abs(distances - pairwise(members, measure)).max() > 1e-4
@@ -63,7 +63,7 @@ def test_options_reach_the_measure(rng, measure, options):
 
 @pytest.mark.parametrize("measure", [name for name, record in MEASURES.items() if record.kernel])
 def test_float32_products_are_close(rng, measure):
-    members = cohort(rng, n=2000, d=40, signal=20)
+    members = cohort(rng, count=3, n=2000, d=40, signal=20)
     exact, quick = pairwise(members, measure), pairwise(members, measure, precision="float32")
     error = np.abs(exact - quick).max()
     assert 0 < error < 1e-5

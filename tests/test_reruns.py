@@ -179,13 +179,28 @@ def before_edits() -> dict:
     return jobs_of(Study(SMOKE))
 
 
+MODULES: dict[tuple[str, bytes], fingerprints._Module] = {}
+"""(name, text) → each module of the package that a test has read."""
+
+
+def read_once(name: str) -> fingerprints._Module:
+    """A module as `fingerprints` reads it, from the text that it has now; most tests edit one of them."""
+    path = fingerprints.PACKAGE.joinpath(*name.split(".")) if name else fingerprints.PACKAGE
+    file = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+    text = file.read_bytes() if file.exists() else b""
+    if (name, text) not in MODULES:
+        MODULES[name, text] = fingerprints._Module(name)
+    return MODULES[name, text]
+
+
 @pytest.fixture
 def package(tmp_path, monkeypatch):
     """A copy of the package that a test may edit; the fingerprints are those of the copy."""
     before_edits()
+    fingerprints.forget()
+    monkeypatch.setattr(fingerprints, "_module", cache(read_once))
     folder = shutil.copytree(fingerprints.PACKAGE, tmp_path / "cca_dynamics")
     monkeypatch.setattr(fingerprints, "PACKAGE", folder)
-    fingerprints.forget()
     yield folder
     fingerprints.forget()
 

@@ -45,13 +45,14 @@ def verdicts(module, table, options) -> dict[str, str]:
 # Generalizing against memorizing networks -----------------------------------------------------------------------------
 
 
-def pairs_of_groups(networks: int, level, noise: float, rng) -> pd.DataFrame:
-    """Distances between two groups of so many networks, `level` of a group's name plus noise."""
+def pairs_of_groups(networks: int, level, noise: float, rng, **columns: object) -> pd.DataFrame:
+    """Distances between two groups of so many networks, `level` of a group's name plus noise, and more columns."""
     a, b = np.nonzero(~np.eye(2 * networks, dtype=bool))
     kind = np.repeat(["generalizing", "memorizing"], networks)
     group = np.where(kind[a] == kind[b], kind[a], "inter")
-    value = np.abs(np.array([level(name) for name in group]) + noise * rng.normal(size=len(a)))
-    return pd.DataFrame({"group": group, "network_a": a, "network_b": b, "value": value, "floor": 0.9})
+    levels = {name: level(name) for name in np.unique(group)}
+    value = np.abs(np.array([levels[name] for name in group]) + noise * rng.normal(size=len(a)))
+    return pd.DataFrame({"group": group, "network_a": a, "network_b": b, "value": value, "floor": 0.9, **columns})
 
 
 def generalization_table(
@@ -81,15 +82,15 @@ def generalization_table(
 
                 columns = {"quantity": "distance", "measure": measure, "split": split}
                 columns |= {"layer": layer, "layer_index": index}
-                tables.append(pairs_of_groups(networks, level, noise, rng).assign(**columns))
+                tables.append(pairs_of_groups(networks, level, noise, rng, **columns))
     gaps = {500: 0.13, 1000: 0.12, 2000: 0.08, 4000: 0.05} if gaps is None else gaps
     for examples, gap in gaps.items():
         few = networks if examples == max(gaps) else 3
         for index, (layer, neurons) in enumerate(zip(LAYERS, NEURONS, strict=False)):
             columns = {"quantity": "distance_by_size", "measure": "pwcca", "split": "train", "layer": layer}
             columns |= {"layer_index": index, "examples": examples, "neurons": neurons, "n": 500}
-            rows = pairs_of_groups(few, lambda group, gap=gap: 0.4 + gap * (group == "inter"), noise, rng)
-            tables.append(rows.assign(**columns))
+            levels = {"generalizing": 0.4, "memorizing": 0.4, "inter": 0.4 + gap}
+            tables.append(pairs_of_groups(few, levels.get, noise, rng, **columns))
         for quantity, value in (("train_accuracy", 1.0), ("test_accuracy", 0.9), ("loss", 0.0)):
             value = accuracy if quantity == "train_accuracy" and examples == 500 else value
             rows = {"quantity": quantity, "network": range(few), "value": value, "examples": examples}
