@@ -215,7 +215,7 @@ PAPERS_CURVES = {"width", "generalization", "recurrent_training"}
 SEVERAL_MEASURES = RESULTS - {"stability", "clusters", "calibration"}
 EDITS = {
     "normalisation of images": (
-        *("data/datasets.py", "float().div_(255)", "float().div_(256)"),
+        *("data/datasets.py", "torch.tensor(255.0)", "torch.tensor(256.0)"),
         {"train": CLASSIFIERS, "activations": CLASSIFIERS, "ablation": {"sweep/0-9"}},
     ),
     "generator of signals": ("data/datasets.py", ".seed = options.seed", ".seed = 1", {"dataset": {"dataset"}}),

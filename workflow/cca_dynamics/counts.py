@@ -36,7 +36,7 @@ LEAST_MEMORY = 2000
 LEAST_MINUTES = {"dataset": 10, "corpus": 10, "train": 240, "activations": 60, "ablation": 120, "compute": 60}
 """Stage → the least time that a job asks for, in minutes."""
 MOST_MINUTES = 2880
-"""The most time that a job asks for: schedulers refuse weeks, and training that is cut off resumes where it was."""
+"""The most time that a job asks for: schedulers refuse weeks, and training that is cut off resumes."""
 SPEED = {"cpu": 1e10, "cuda": 2e12}
 """Operations per second that a job reaches on old machines, too."""
 PER_PARAMETER = 6
