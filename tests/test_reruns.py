@@ -44,6 +44,7 @@ OTHERS = {
     "protocol": "protocols/cifar10.yaml",
     "results.generalization.late_layers": ["conv3", "conv5"],
     "results.generalization.train_sizes": [100, 150],
+    "results.width.train_size": 150,
     "results.recurrent_sequence.starts": [0.1, 0.5],
     "results.toy_rnn.bias_scales": [0, 1],
     "results.stability.recurrent.early_epoch": 2,

@@ -88,6 +88,7 @@ def test_a_comparison_without_device_is_found():
     assert calls_without_device("MEASURES[name].function(x, y)") == ["1: function"]
 
 
+@pytest.mark.parametrize("result", list(RESULTS))
 def test_every_claim_says_where_it_is_made(default_config, result, monkeypatch):
     for name, count in (("PERMUTATIONS", 49), ("REFERENCES", 9), ("SUBSAMPLES", 5)):
         monkeypatch.setattr(clustering, name, count)

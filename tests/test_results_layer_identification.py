@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from cca_dynamics import cost
+from cca_dynamics import cost, counts
 from cca_dynamics.config.base import as_argument, decode
 from cca_dynamics.config.cohorts import LayerRequest, Request
 from cca_dynamics.config.models import ConvNetOptions, ResNetOptions, StageOptions
@@ -234,7 +234,8 @@ def test_layers_before_the_relu_are_counted_in_the_cost(default_config):
     numbers = {}
     for before in (False, True):
         requests = (request.with_changes({"before_relu": before}),)
-        (extracted,) = cost._extractions(type(cohort)(**{**vars(cohort), "requests": requests}), data, step)
+        asking = type(cohort)(**{**vars(cohort), "requests": requests})
+        (extracted,) = counts.extractions(asking, data.sizes, step.architecture)
         numbers[before] = sum(extracted.neurons)
     widths = sum(cohort.network.channels)
     assert numbers == {False: widths + 10, True: 2 * widths + 10}
