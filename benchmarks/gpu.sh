@@ -1,9 +1,9 @@
 #!/bin/sh
 # All that needs a GPU, in the order of its worth; each part also alone. From the repository's root:
-#   benchmarks/gpu.sh                     every part, about 25 minutes
+#   benchmarks/gpu.sh                     every part
 #   benchmarks/gpu.sh tests               the same numbers as on a CPU, and the same every time: 2 minutes
-#   benchmarks/gpu.sh similarity          PWCCA between all pairs, permutations, eigenproblems: 3 minutes
-#   benchmarks/gpu.sh training            cohorts in lockstep, the paper's network with and without CUDA graphs: 2 minutes
+#   benchmarks/gpu.sh similarity          PWCCA between all pairs, permutations, eigenproblems
+#   benchmarks/gpu.sh training            cohorts in lockstep, the paper's network with and without CUDA graphs
 #   benchmarks/gpu.sh study               figure 3 on all of CIFAR-10 at the paper's width, which is downloaded
 # DEVICE=cpu runs what there is on a CPU, to try the script. Numbers go to benchmarks/out/.
 set -e

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pandas as pd
 import pytest
 from cca_dynamics.errors import DamagedFile
-from cca_dynamics.report import publish
+from cca_dynamics.report import publish, verification
 from cca_dynamics.report.summary import (
     difference_in_words,
     family_in_words,
@@ -75,6 +75,24 @@ def finished(tmp_path, monkeypatch):
         "before\n<!-- small results -->\nold\n<!-- end -->\nbetween\n<!-- small runtime -->\n<!-- end -->\nafter\n"
     )
     return tmp_path
+
+
+def test_a_run_on_another_machine_is_published_as_of_that_machine(finished, monkeypatch):
+    """What is said of the run comes from its crate, not from where and when it is published."""
+    run = verification.Run(
+        config={},
+        protocol=None,
+        code={"commit": "commit 0123456789ab"},
+        packages={"python": "3.99"},
+        hardware="a far machine, 1,000 cores",
+        files={},
+        date="2020-02-03T04:05:06+00:00",
+    )
+    (finished / "results/small" / verification.NAME).write_text("{}")
+    monkeypatch.setattr(verification, "read", lambda study: run)
+    text = (publish.publish("small", "snakemake") / "README.md").read_text()
+    assert "`snakemake`, commit 0123456789ab, 2020-02-03, on a far machine, 1,000 cores, Python 3.99." in text
+    assert hardware() not in text
 
 
 def test_publish_keeps_figures_claims_and_what_the_run_took(finished):

@@ -1,5 +1,4 @@
-"""What a finished study consists of and how it was made, in results/<study>/ro-crate-metadata.json, and whether its
-files are still the same.
+"""What a finished study consists of and how it was made, in results/<study>/ro-crate-metadata.json.
 
 The file is a Workflow Run RO-Crate of the profile Provenance Run Crate 0.5 (https://w3id.org/ro/wfrun/provenance/0.5):
 every job of the workflow is an action, with the files that it read and those that it wrote. It is written by the
