@@ -252,6 +252,23 @@ NETWORKS = """
 
     def tied(): return Tied()
     def normed(): return nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(4, 3)))
+    class Fused(nn.Module):
+        # an encoder that PyTorch computes in one call where nobody looks, then an operation in place
+
+        def __init__(self):
+            super().__init__()
+            self.embedding = nn.Embedding(256, 16)
+            self.encoder = nn.TransformerEncoderLayer(16, 4, 32, batch_first=True)
+            self.head = nn.Linear(16, 5)
+
+        def forward(self, input_ids): return self.head(self.encoder(self.embedding(input_ids))).relu_()
+
+
+    def fused():
+        torch.manual_seed(0)
+        return Fused()
+
+
     def on_meta(): return Net().to("meta")
     def flat(): return nn.Linear(4, 3)
 
@@ -434,6 +451,23 @@ def test_tokens_and_maps_are_read_as_asked(capsys, tmp_path):
         found = captured(capsys, tmp_path, "attention", "--layers", layer, *flags)[layer]
         torch.testing.assert_close(found, values, rtol=1e-5, atol=1e-6)
     assert captured(capsys, tmp_path, "attention", "--layers", "block", "--tokens", "mean")["block"].shape == (20, 16)
+
+
+def test_layers_that_are_fused_or_overwritten_give_what_they_compute(capsys, tmp_path):
+    source = ("--data", "capturable:batches")
+    layers = ("encoder.self_attn", "encoder.linear1", "encoder", "head")
+    found = captured(capsys, tmp_path, "fused", "--layers", *layers, "--tokens", "all", source=source)
+    ids = torch.cat([batch["input_ids"] for batch, _ in sys.modules["capturable"].batches()])
+    network = module("fused").eval()
+    with torch.no_grad():
+        x = network.embedding(ids)
+        attended = network.encoder.self_attn(x, x, x)[0]
+        hidden = network.encoder.linear1(network.encoder.norm1(x + attended))
+        after = network.encoder(x)
+        expected = dict(zip(layers, (attended, hidden, after, network.head(after)), strict=True))
+    assert (found["head"] < 0).any()
+    for layer, values in expected.items():
+        torch.testing.assert_close(found[layer], values.flatten(0, 1), rtol=1e-4, atol=1e-5)
 
 
 def test_containers_calls_and_axes_are_read_as_asked(capsys, tmp_path):
