@@ -8,10 +8,11 @@ READY := $(VENV)/ready
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help figures schema test codecheck test-reference test-fuzz test-faults test-slurm test-report test-docs test-crate test-container lint format environment cluster lock docs clean
+.PHONY: help figures schema test test-thorough codecheck test-reference test-fuzz test-faults test-slurm test-report test-docs test-crate test-container lint format environment cluster lock docs clean
 help:
 	@echo "make figures      every figure and claim of the default study (environment first, if there is none)"
 	@echo "make test         format, lint, then the tests"
+	@echo "make test-thorough   what takes longer: second runs, conda, figures of other data, the report in Chromium"
 	@echo "make codecheck    remake what codecheck.yml lists in a clean clone and compare it with what is committed (as long as the default study)"
 	@echo "make test-reference   run the default study from nothing and compare its claims with the published ones (10 minutes)"
 	@echo "make test-fuzz    give 700 random configs to Snakemake, which plans or refuses each (7 minutes)"
@@ -47,6 +48,9 @@ schema: $(READY)
 test: lint
 	@pytest -n 2 --dist loadfile --no-loadscope-reorder
 
+test-thorough: $(READY)
+	@pytest -n 2 --dist loadfile --no-loadscope-reorder -m thorough
+
 codecheck: $(READY)
 	@$(BIN)/python -m tests.codecheck
 
@@ -66,7 +70,7 @@ test-report: $(READY)
 	@$(BIN)/python -m pip install --quiet --no-deps --requirement envs/requirements-browser.lock
 	@command -v chromedriver > /dev/null || \
 	  { echo "error: Chromium is missing; apt-get install chromium chromium-driver" >&2; exit 1; }
-	@pytest tests/test_report.py
+	@pytest -m '' tests/test_report.py
 
 test-docs: $(READY)
 	@pytest -m slow tests/test_docs.py

@@ -28,6 +28,8 @@ case "$*" in
   *) echo "the stand-in does not know: $*" >&2; exit 2 ;;
 esac
 """
+pytestmark = pytest.mark.thorough
+
 TABLE = "results/smoke/toy_noise.parquet"
 
 

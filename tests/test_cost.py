@@ -19,8 +19,8 @@ SECONDS_TO_IMPORT = functools.cache(cost._seconds_to_import)
 
 @pytest.fixture
 def quick(monkeypatch):
-    """Measure for a second at most, and only once how long imports take."""
-    monkeypatch.setattr(cost, "CALIBRATION", 1.0)
+    """Measure for a tenth of a second, and only once how long imports take."""
+    monkeypatch.setattr(cost, "CALIBRATION", 0.1)
     monkeypatch.setattr(cost, "_seconds_to_import", SECONDS_TO_IMPORT)
 
 

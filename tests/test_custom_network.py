@@ -431,6 +431,7 @@ def net(in_channels, classes, space):
 """
 
 
+@pytest.mark.thorough
 def test_a_study_of_a_network_and_of_images_of_one_s_own(tmp_path):
     """The figure; layers in the order of the config; an edit of the network trains again, a comment does not."""
     folder, rng = copy_workflow(tmp_path / "new"), np.random.default_rng(0)

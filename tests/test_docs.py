@@ -290,6 +290,7 @@ def test_extensions_touch_what_the_page_says(extended):
         assert stated == {path.removeprefix("workflow/cca_dynamics/") for path in paths}
 
 
+@pytest.mark.thorough
 def test_extensions_are_accepted(extended):
     """A study that uses all of them, in one process; nothing is trained, and nothing old would be made again."""
     folder, _ = extended

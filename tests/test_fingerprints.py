@@ -263,6 +263,7 @@ def pythons() -> list[str]:
     return sorted(versions.values())
 
 
+@pytest.mark.thorough
 def test_fingerprints_are_the_same_under_every_version_of_python():
     """Every definition of the package, and a file of odd syntax whose fingerprint is written down here."""
 

@@ -179,6 +179,7 @@ def contrast(one: str, other: str) -> float:
     return (light + 0.05) / (dark + 0.05)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("size", [WIDE, NARROW], ids=["desk", "phone"])
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_in_chromium(browser, page, size, scheme):
@@ -201,6 +202,7 @@ def test_in_chromium(browser, page, size, scheme):
         assert contrast(text, back) >= 4.5, selector
 
 
+@pytest.mark.thorough
 def test_the_table_sorts_by_mouse_and_keyboard_and_filters(browser, page):
     from selenium.webdriver.common.by import By
     from selenium.webdriver.common.keys import Keys
@@ -226,6 +228,7 @@ def test_the_table_sorts_by_mouse_and_keyboard_and_filters(browser, page):
     assert browser.find_element(By.ID, "shown").text == f"{len(shown)} of {everything} claims"
 
 
+@pytest.mark.thorough
 def test_everything_can_be_reached_by_tab(browser, page):
     from selenium.webdriver import ActionChains
     from selenium.webdriver.common.keys import Keys
@@ -248,6 +251,7 @@ def _tables(reached: list[str | None]) -> list[str | None]:
     return [name for name in reached if str(name).endswith(".csv")]
 
 
+@pytest.mark.thorough
 def test_a_link_leads_to_its_section_at_once(browser, page):
     show(browser, page, WIDE)
     for name in ("clusters", "toy_rnn", "stability"):
@@ -256,6 +260,7 @@ def test_a_link_leads_to_its_section_at_once(browser, page):
         assert 0 <= top < 100, name
 
 
+@pytest.mark.thorough
 def test_the_matrix_is_filtered_by_learning_rate(browser, page):
     from selenium.webdriver.common.by import By
     from selenium.webdriver.support.ui import Select

@@ -236,6 +236,7 @@ rule bytes:
     return mine
 
 
+@pytest.mark.thorough
 def test_two_runs_give_identical_tables(finished, elsewhere):
     for result in RESULTS:
         table = f"results/smoke/{result}.parquet"
@@ -243,6 +244,7 @@ def test_two_runs_give_identical_tables(finished, elsewhere):
     assert (elsewhere / "results/smoke/claims.csv").read_bytes() == (finished / "results/smoke/claims.csv").read_bytes()
 
 
+@pytest.mark.thorough
 def test_another_workflow_can_use_this_one_as_a_module(elsewhere):
     assert "figures/smoke/width.png" in (elsewhere / "bytes.txt").read_text()
 
@@ -259,6 +261,7 @@ def test_a_module_with_an_empty_config_is_the_default_study(tmp_path):
     assert ("train", str(parts)) in module and module >= clone
 
 
+@pytest.mark.thorough
 def test_activations_need_not_be_kept(elsewhere):
     assert list((elsewhere / "logs/smoke/activations").rglob("*.log"))  # they were made
     assert not [path for path in (elsewhere / "results/smoke/activations").rglob("*") if path.is_file()]
@@ -266,6 +269,7 @@ def test_activations_need_not_be_kept(elsewhere):
     assert "othing to be done" in again.stdout + again.stderr
 
 
+@pytest.mark.thorough
 def test_cohorts_split_over_jobs_give_the_same_distances(finished, tmp_path):
     split = copy_workflow(tmp_path / "split")
     run = snakemake(split, *SMOKE, "width", "--config", "networks_per_job=1")
