@@ -285,6 +285,7 @@ def test_replicates_are_the_same_study_under_other_seeds(replicated):
         assert (folder / f"figures/smoke/replicates.{suffix}").stat().st_size > 1000
 
 
+@pytest.mark.thorough
 def test_activations_of_replicates_are_dropped_and_the_study_is_untouched(replicated, finished):
     folder, _ = replicated
     assert list((folder / "results/smoke/replicates").glob("seed-*/networks/*/*/step-*.safetensors"))
@@ -303,6 +304,7 @@ def test_the_run_ends_with_how_often_claims_hold(replicated):
     assert "figures/smoke/replicates.png" in printed and "nan" not in printed
 
 
+@pytest.mark.thorough
 def test_the_report_shows_replicates(replicated):
     folder, _ = replicated
     run = snakemake(folder, *SMOKE, "--", "report")

@@ -249,6 +249,7 @@ def test_another_workflow_can_use_this_one_as_a_module(elsewhere):
     assert "figures/smoke/width.png" in (elsewhere / "bytes.txt").read_text()
 
 
+@pytest.mark.thorough
 def test_a_module_with_an_empty_config_is_the_default_study(tmp_path):
     copy = copy_workflow(tmp_path / "cca-dynamics")
     (tmp_path / "Snakefile").write_text(
@@ -345,6 +346,7 @@ def test_cuda_without_a_gpu_is_refused_in_one_line(tmp_path):
     assert not (folder / "results/smoke/networks/width-1/0-1").exists()
 
 
+@pytest.mark.thorough
 def test_images_from_a_folder_through_the_whole_chain(tmp_path):
     """A residual network and a convnet in mixed precision, on images decoded from files."""
     folder, rng = copy_workflow(tmp_path / "new"), np.random.default_rng(0)
@@ -377,6 +379,7 @@ def test_images_from_a_folder_through_the_whole_chain(tmp_path):
         assert (folder / f"figures/images/{result}.png").exists()
 
 
+@pytest.mark.thorough
 def test_plan_says_what_a_run_leaves(finished, edited):
     """The target prints; disk, which does not depend on the measurement, is within a factor of two of what is there."""
     edit(edited, "workflow/cca_dynamics/cost.py", "CALIBRATION = 20.0", "CALIBRATION = 0.5")
@@ -394,6 +397,7 @@ def test_recurrent_results_share_their_models(finished):
     assert len(list((finished / "results/smoke/networks").glob("lstm*"))) == 2
 
 
+@pytest.mark.thorough
 def test_verify_finds_a_flipped_bit_and_its_command_mends_it(finished, edited):
     """`cca-dynamics verify` on the finished study, then on a damaged copy."""
 
