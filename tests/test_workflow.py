@@ -180,6 +180,7 @@ def test_another_recipe_reruns_only_its_cohorts(edited):
     assert jobs(edited)["train"] == 3  # the three widths
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("key", "value", "planned", "results"),
     [
