@@ -1,8 +1,9 @@
 """Break a running study in every way that happens, and see that nothing is lost and nothing wrong passes as right.
 
 Each fault hits the real workflow on a small study: processes are killed at random moments, the disk fills, files are
-damaged, two workflows start at once, the config changes under a half-done run. After each, one documented command
-finishes the study, and its tables are byte for byte those of an undisturbed run.
+damaged or deleted, two workflows start at once, two users share a folder, the clock jumps, the config changes under a
+half-done run. After each, one documented command finishes the study, and its tables are byte for byte those of an
+undisturbed run.
 
     make test-faults                        all of it, under 15 minutes on 2 cores
     python tests/faults.py --only kill      the scenarios whose name has "kill"
@@ -54,6 +55,10 @@ STUDY = {
     },
 }
 CONFIG = ("--configfile", "studies/smoke.yaml", "studies/faults.yaml")
+WITHOUT_PRIVILEGES = ("setpriv", "--bounding-set", "-dac_override,-dac_read_search,-fowner,-chown")
+"""How root becomes a user like others, whom the owner and the mode of a file bind."""
+SOMEBODY = 12345
+"""Another user, who owns a working copy."""
 RESULTS = "results/faults"
 PARTS = {"width-0.5": "0-1", "width-1": "0-1", "width-2": "0-1", "sweep": "0-9", "lstm": "0-1"}
 EVERYTHING = (*(f"{RESULTS}/networks/{cohort}/{part}" for cohort, part in PARTS.items()), "all")
@@ -81,11 +86,15 @@ class Bench:
             shutil.copytree(like.folder, folder, symlinks=True)
         self.results = folder / RESULTS
 
-    def start(self, *arguments: str) -> subprocess.Popen:
+    def start(self, *arguments: str, stranger: bool = False) -> subprocess.Popen:
         """Snakemake, in the background; without targets everything, networks that tables no longer need included."""
         targets = () if {"--", "--unlock"} & set(arguments) else ("--", *EVERYTHING)
         return subprocess.Popen(
-            ["snakemake", *(CONFIG if "--configfile" not in arguments else ()), "--cores", "1", *arguments, *targets],
+            [
+                *(WITHOUT_PRIVILEGES if stranger else ()),
+                *("snakemake", *(CONFIG if "--configfile" not in arguments else ()), "--cores", "1"),
+                *(*arguments, *targets),
+            ],
             cwd=self.folder,
             env=variables(self.folder),
             stdout=subprocess.PIPE,
@@ -94,9 +103,9 @@ class Bench:
             start_new_session=True,
         )
 
-    def run(self, *arguments: str) -> tuple[int, str]:
+    def run(self, *arguments: str, stranger: bool = False) -> tuple[int, str]:
         """Snakemake to its end: status and what it printed."""
-        process = self.start(*arguments)
+        process = self.start(*arguments, stranger=stranger)
         output, _ = process.communicate(timeout=300)
         return process.returncode, output
 
@@ -477,6 +486,121 @@ def full_disk(suite: Suite, times: int) -> None:
             subprocess.run(["umount", "-l", disk], check=True)
 
 
+def full_disk_in_compute(suite: Suite, times: int) -> None:
+    """Everything but the tables is there, and there is no room for them; once there is, the same command finishes."""
+    for number in range(times):
+        bench = suite.bench(f"full disk in compute {number}", suite.whole)
+        results = bench.folder / "results"
+        size = sum(path.stat().st_blocks * 512 for path in results.rglob("*"))
+        kept = bench.folder / "kept"
+        results.rename(kept)
+        results.mkdir()
+        if subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={2 * size}", "tmpfs", results]).returncode:
+            print("full disk in compute: this machine lets nobody mount a tmpfs; left out", flush=True)
+            return
+        try:
+            shutil.copytree(kept, results, dirs_exist_ok=True, symlinks=True)
+            tables = [*bench.results.glob("*.parquet"), *bench.results.glob("claims/*.csv")]
+            room = bench.rng.randrange(sum(path.stat().st_size for path in tables))
+            for path in tables:
+                path.unlink()
+            filler = results / "filler"
+            with filler.open("wb") as file, contextlib.suppress(OSError):
+                while True:
+                    file.write(bytes(4096))
+                    file.flush()
+            os.truncate(filler, max(0, filler.stat().st_size - room))
+            status, _ = bench.run()
+            suite.count("the disk is full when tables are computed")
+            errors = [line for line in bench.logs().splitlines() if "space" in line.lower() or "os error 28" in line]
+            half = [path for path in tables if path.suffix == ".parquet" and path.exists() and not intact(path)]
+            if half or (status and (not errors or "Traceback" in bench.logs())):
+                raise Lost(f"{bench.folder}: half-written {half}; logs: {bench.logs()}")
+            filler.unlink()
+            bench.finish()
+            bench.compare(suite.whole)
+        finally:
+            subprocess.run(["umount", "-l", results], check=True)
+
+
+def intact(path: Path) -> bool:
+    """Whether a table can be read to its end."""
+    import pandas as pd
+
+    try:
+        return len(pd.read_parquet(path)) > 0
+    except Exception:  # whatever is wrong with it
+        return False
+
+
+def data_deleted(suite: Suite, times: int) -> None:
+    """data/ is deleted after its last reader, to save room: nothing runs again until something is to be trained."""
+    for number in range(times):
+        bench = suite.bench(f"data deleted {number}", suite.whole)
+        shutil.rmtree(bench.results / "data")
+        suite.count("data/ deleted after its last reader")
+        _, output = bench.run("--dry-run")
+        if not re.search("othing to be done", output):
+            raise Lost(f"{bench.folder}: without data/ this would run again:\n{output}")
+        bench.compare(suite.whole)
+        bench.forget(bench.rng.choice(list(PARTS)))
+        bench.finish()
+        bench.compare(suite.whole)
+
+
+def clock_jumps(suite: Suite, times: int) -> None:
+    """The clock is set back and forth in a run of a changed config: new files look older than what they replace."""
+    changed = {"results": {"width": {"training": {"epochs": 60, "evaluate_every": 30, "learning_rate": 0.06}}}}
+    arguments = ("--configfile", "studies/smoke.yaml", "studies/faults.yaml", "studies/other.yaml")
+    other = suite.bench("clock, undisturbed", suite.whole)
+    (other.folder / "studies/other.yaml").write_text(yaml.safe_dump(changed))
+    other.finish(*arguments)
+    widths = [f"{RESULTS}/networks/{cohort}/{part}" for cohort, part in PARTS.items() if cohort.startswith("width")]
+    for number in range(times):
+        bench = suite.bench(f"clock {number}", suite.whole)
+        (bench.folder / "studies/other.yaml").write_text(yaml.safe_dump(changed))
+        readers = [*widths, *(name.replace("/networks/", "/activations/") for name in widths)]
+        status, output = bench.run(*arguments, "--", *readers[: bench.rng.randrange(1, len(readers) + 1)])
+        if status:
+            raise Lost(f"{bench.folder}: snakemake ended with {status}:\n{output[-3000:]}")
+        for path in bench.results.rglob("*"):
+            jump = bench.rng.choice([-1, 1]) * bench.rng.uniform(60, 1e6)
+            new = any(f"{kind}/width" in str(path) for kind in ("networks", "activations"))
+            stamp = path.stat().st_mtime - 1e7 if new else path.stat().st_mtime + jump
+            os.utime(path, (stamp, stamp))
+        suite.count("the clock jumps in a half-done run")
+        bench.finish(*arguments)
+        bench.compare(other)
+
+
+def two_users(suite: Suite) -> None:
+    """Who may read but not write runs the study in another user's folder, then who may do both."""
+    if os.geteuid() or not shutil.which("setpriv"):
+        print("two users: only root, with setpriv, can be two users; left out", flush=True)
+        return
+    bench = suite.bench("two users", suite.whole)
+    bench.forget("width-1")
+    for path in (bench.folder, *bench.folder.rglob("*")):
+        os.chown(path, SOMEBODY, SOMEBODY, follow_symlinks=False)
+    before = {path: path.read_bytes() for path in bench.folder.rglob("*") if path.is_file()}
+    status, output = bench.run(stranger=True)
+    suite.count("a user who may not write runs the study")
+    after = {path: path.read_bytes() for path in bench.folder.rglob("*") if path.is_file()}
+    lines = [line for line in output.splitlines() if "rror" in line]
+    if not status or after != before or "Traceback" in output or len(lines) != 1 or "writ" not in lines[0]:
+        raise Lost(f"{bench.folder}: status {status}, said:\n{output[-3000:]}")
+    for path in (bench.folder, *bench.folder.rglob("*")):
+        path.chmod(0o777 if path.is_dir() else 0o666)
+    status, output = bench.run(stranger=True)
+    suite.count("a second user who may write runs the study")
+    if status:
+        raise Lost(f"{bench.folder}: the second user got {status}:\n{output[-3000:]}\n{bench.logs()}")
+    bench.compare(suite.whole)
+    bench.forget("sweep")
+    bench.finish()
+    bench.compare(suite.whole)
+
+
 def scenarios(suite: Suite) -> dict[str, Callable[[], None]]:
     """Every scenario, long ones first."""
     found: dict[str, Callable[[], None]] = {}
@@ -495,6 +619,10 @@ def scenarios(suite: Suite) -> dict[str, Callable[[], None]]:
     found["damaged inputs"] = lambda: damaged_inputs(suite)
     found["two at once"] = lambda: two_at_once(suite, 3)
     found["orphan"] = lambda: orphan(suite)
+    found["full disk in compute"] = lambda: full_disk_in_compute(suite, 2)
+    found["data deleted"] = lambda: data_deleted(suite, 2)
+    found["clock jumps"] = lambda: clock_jumps(suite, 2)
+    found["two users"] = lambda: two_users(suite)
     return found
 
 

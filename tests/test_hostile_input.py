@@ -164,8 +164,7 @@ def test_names_in_the_config_never_reach_a_shell(tmp_path):
         target.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(rng.integers(0, 255, (8, 8, 3)).astype(np.uint8)).save(target)
     (folder / name / f"{name}.txt").write_text("a b c\n" * 4000)
-    smoke = yaml.safe_load((folder / "studies/smoke.yaml").read_text())
-    overlay = smoke | {
+    overlay = {
         "study": "hostile",
         "dataset": {
             "name": "image_folder",
@@ -178,7 +177,7 @@ def test_names_in_the_config_never_reach_a_shell(tmp_path):
     }
     (folder / "studies/hostile.yaml").write_text(yaml.safe_dump(overlay))
     outputs = [f"results/hostile/data/{kind}.safetensors" for kind in ("dataset", "corpus")]
-    arguments = ("--configfile", "studies/hostile.yaml", "--cores", "2", "--", *outputs)
+    arguments = ("--configfile", "studies/smoke.yaml", "studies/hostile.yaml", "--cores", "2", "--", *outputs)
     run = snakemake(folder, *arguments)
     assert run.returncode == 0, run.stdout + run.stderr
     assert not list(tmp_path.rglob("owned")) and all((folder / output).exists() for output in outputs)

@@ -10,7 +10,7 @@ import yaml
 from cca_dynamics import cli
 from cca_dynamics.config.models import StageOptions
 from cca_dynamics.errors import ConfigError, DamagedFile
-from cca_dynamics.readings import changes_of, in_words, paths_of_claims, readings
+from cca_dynamics.readings import changes_of, in_words, jobs_of_claims, readings
 from cca_dynamics.report import multiverse
 from cca_dynamics.results import claims, width
 from cca_dynamics.results.claims import NOT_TESTABLE, REPRODUCED, VERDICTS
@@ -122,7 +122,7 @@ def test_a_value_that_cannot_be_used_is_refused_when_it_is_asked_for(value, prob
     study = study_with({"width": {"filters": [value]}})
     family = Family(study, changes_of(readings(study)))
     with pytest.raises(ConfigError, match=rf"multiverse\.width: the variant .*results\.width\.filters: .*{problem}"):
-        paths_of_claims(family, readings(study))
+        jobs_of_claims(family, readings(study))
 
 
 def test_networks_and_tables_are_shared_wherever_a_value_does_not_enter_them():
@@ -153,7 +153,7 @@ def test_networks_and_tables_are_shared_wherever_a_value_does_not_enter_them():
     digits = "generalization-dataset-digits"
     assert owner(digits, "train", **networks) == digits
     assert owner("width-dataset-digits", "dataset") == digits
-    paths = paths_of_claims(family, readings(study))
+    paths = [family.path(*job) for job in jobs_of_claims(family, readings(study))]
     assert paths.count("results/smoke/claims/clusters.csv") == 1
     assert f"results/smoke/readings/{digits}/claims/generalization.csv" in paths
     assert not any("digits/claims/clusters" in path for path in paths)
@@ -163,7 +163,7 @@ def test_the_default_study_s_readings_can_be_run_and_retrain_no_sweep():
     study = Study({})
     listed = readings(study)
     family = Family(study, changes_of(listed))
-    paths = paths_of_claims(family, listed)
+    paths = [family.path(*job) for job in jobs_of_claims(family, listed)]
     assert len(paths) == len(set(paths)) == sum(map(len, listed.values()))
     retrained = {
         (family.owner(f"mnist1d/{reading.name}", job), job.cohort)
@@ -197,7 +197,7 @@ def test_the_target_makes_the_claims_of_each_reading_and_nothing_else(tmp_path):
     study = Study(SMOKE)
     listed = readings(study)
     family = Family(study, changes_of(listed))
-    assert jobs["test_claims"] == len(set(paths_of_claims(family, listed)))
+    assert jobs["test_claims"] == len({family.path(*job) for job in jobs_of_claims(family, listed)})
     assert jobs["multiverse"] == 1 and "plot" not in jobs and "claims" not in jobs
     assert jobs["dataset"] == 2 and jobs["ablation"] == 1
 

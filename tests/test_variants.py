@@ -86,6 +86,30 @@ def test_the_jobs_of_a_study_read_each_other_as_the_tests_of_reruns_say():
         assert family.params("smoke", job) == expected.params
 
 
+def test_the_origin_of_a_job_changes_with_any_job_before_it_and_with_nothing_else(family):
+    """What tells an output that was made of other inputs, whatever the times of the files say."""
+    folder, stages = "smoke/readings/momentum", ("train", "activations", "ablation", "compute", "claims", "plot")
+    study = family.study(folder)
+    cohorts = {
+        Job(stage, cohort.name, part)
+        for stage in stages[:3]
+        for cohort in study.cohorts.values()
+        if stage != "ablation" or cohort.ablation
+        for part in study.parts(cohort.name)
+    }
+    jobs = cohorts | {Job(stage, result=result) for stage in stages[3:] for result in study.targets}
+    jobs |= {Job("merge"), Job("crate"), Job("report")}
+
+    def before(job):
+        return {job, *(earlier for other in inputs_of(study, job) for earlier in before(other))}
+
+    retrained = {job for job in cohorts if job.stage == "train" and not job.cohort.startswith("lstm")}
+    follow = {job for job in jobs if retrained & (before(job) - {job})}
+    assert Job("claims", result="width") in follow and Job("plot", result="recurrent_sequence") not in follow
+    other = {job for job in jobs if family.origin((folder, job)) != family.origin(("smoke", job))}
+    assert other == follow
+
+
 def test_what_is_not_there_is_refused_by_name(family):
     with pytest.raises(UserError, match="smoke/readings/other is no variant of the study smoke"):
         family.study("smoke/readings/other")

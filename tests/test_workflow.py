@@ -117,7 +117,8 @@ def test_jobs_have_the_params_that_the_tests_of_reruns_compare(finished):
         output = f"figures/smoke/{name}.png" if stage == "plot" else f"results/smoke/{places[stage].format(name)}"
         params = recorded.pop(output)["params"]
         assert {repr(value) for value in job.params.values()} <= set(params), output
-        assert len(params) == len(job.params) + (stage == "plot")  # its caption
+        origin = stage not in ("dataset", "corpus")
+        assert len(params) == len(job.params) + origin + (stage == "plot")  # its caption
     left = {path.removeprefix("results/smoke/") for path in recorded}
     assert {path for path in left if not path.endswith((".svg", ".pdf"))} == {
         *("data/dataset.safetensors", "data/corpus.safetensors", "ro-crate-metadata.json", "workflow")
@@ -198,6 +199,21 @@ def test_another_option_reruns_what_reads_it(finished, tmp_path, key, value, pla
     counts = dict(re.findall(r"^(\w+) +(\d+) ", run.stdout + run.stderr, re.MULTILINE))
     followed = {"test_claims": results, "plot": results, "claims": 1, "crate": 1, "all": 1}
     assert {rule: int(count) for rule, count in counts.items() if rule != "total"} == {**planned, **followed}
+
+
+@pytest.mark.thorough
+def test_networks_that_look_older_than_their_activations_are_read_again(edited):
+    """Their job ran alone, and then the clock was set back, or they were copied from elsewhere with their times."""
+    (edited / "studies/other.yaml").write_text("results: {width: {training: {learning_rate: 0.07}}}")
+    config = ("--configfile", "studies/smoke.yaml", "studies/other.yaml", "--cores", "2")
+    folders = [f"results/smoke/networks/width-{multiplier}/0-1" for multiplier in ("0.5", "1", "2")]
+    run = snakemake(edited, *config, "--", *folders)
+    assert run.returncode == 0, run.stdout + run.stderr
+    for path in (path for folder in folders for path in ((edited / folder), *(edited / folder).rglob("*"))):
+        os.utime(path, (1e9, 1e9))
+    plan = snakemake(edited, *config, "--dry-run")
+    assert re.search(r"^activations +3 ", plan.stdout + plan.stderr, re.MULTILINE), plan.stdout + plan.stderr
+    assert re.search(r"^compute +2 ", plan.stdout + plan.stderr, re.MULTILINE)  # and calibration
 
 
 def test_another_seed_reruns_everything(edited):

@@ -74,8 +74,8 @@ def changes_of(of_results: Mapping[str, list[Reading]]) -> dict[str, dict[str, A
     return {reading.name: reading.changes for of_result in of_results.values() for reading in of_result if reading.name}
 
 
-def paths_of_claims(family: Family, of_results: Mapping[str, list[Reading]]) -> list[str]:
-    """Where the claims of each reading are, result by result: those of the study if the reading does not enter them.
+def jobs_of_claims(family: Family, of_results: Mapping[str, list[Reading]]) -> list[tuple[str, Job]]:
+    """(folder, job) that tests the claims of each reading, result by result.
 
     Args:
         family: the study and the variants that `changes_of` gives.
@@ -84,15 +84,16 @@ def paths_of_claims(family: Family, of_results: Mapping[str, list[Reading]]) -> 
     Raises:
         ConfigError: a reading contradicts the rest of the config.
     """
-    paths = []
+    jobs = []
     for result, of_result in of_results.items():
         for reading in of_result:
             folder = "/".join(filter(None, [family.base.name, reading.name]))
             try:
-                paths.append(family.path(folder, Job("claims", result=result)))
+                family.path(folder, job := Job("claims", result=result))
             except UserError as problem:
                 raise ConfigError(f"{KEY}.{result}", str(problem)) from None
-    return paths
+            jobs.append((folder, job))
+    return jobs
 
 
 def _readings_of_result(result: str, choices: list[_Choice]) -> list[Reading]:

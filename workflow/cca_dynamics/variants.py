@@ -44,7 +44,7 @@ class Job(NamedTuple):
     """A job of a study.
 
     Attributes:
-        stage: a key of `OUTPUTS`.
+        stage: as in `Study.params`.
         cohort, part: of a job that trains networks or reads one folder of them.
         result: of a job that makes one of its files.
     """
@@ -109,6 +109,21 @@ class Family:
             self._params[folder, job] = self.study(folder).params(stage, cohort=cohort, part=part, result=result)
         return self._params[folder, job]
 
+    def origin(self, *jobs: tuple[str, Job]) -> str:
+        """Fingerprint of how the inputs of some jobs, (folder, job), are made: of the params of all jobs before them.
+
+        It is a param of each job, because the times of files do not say whether an input is the one that an output was
+        made from: clocks are set back, and files are copied with the times they had.
+
+        Raises:
+            UserError: the study of the folder has no such job.
+        """
+        before = []
+        for folder, job in jobs:
+            self._check(folder, job)
+            before += [self._identity(folder, other) for other in inputs_of(self.study(folder), job)]
+        return _fingerprint(before)
+
     def inputs(self, folder: str, job: Job, *stages: str) -> list[str]:
         """Paths of what a job reads, each in the folder of the study that owns it.
 
@@ -157,8 +172,7 @@ class Family:
             try:
                 self._check(folder, job)
                 before = [self._identity(folder, other) for other in inputs_of(self.study(folder), job)]
-                text = as_argument([*job, self.params(folder, job), before])
-                self._identities[folder, job] = hashlib.sha256(text.encode()).hexdigest()
+                self._identities[folder, job] = _fingerprint([*job, self.params(folder, job), before])
             except UserError:
                 self._identities[folder, job] = None
         return self._identities[folder, job]
@@ -222,6 +236,8 @@ def inputs_of(study: Study, job: Job) -> list[Job]:
             return [Job("compute", result=job.result), Job("claims", result=job.result)]
         case "merge":
             return [Job("claims", result=result) for result in study.targets]
+        case "crate" | "report":
+            return [Job("merge"), *(Job("plot", result=result) for result in study.targets)]
     return []
 
 
@@ -233,6 +249,11 @@ def _inputs_of_result(study: Study, result: str) -> Iterable[Job]:
             yield Job("activations", cohort.name, part)
             if cohort.ablation:
                 yield Job("ablation", cohort.name, part)
+
+
+def _fingerprint(content: list) -> str:
+    """32 hexadecimal digits."""
+    return hashlib.sha256(as_argument(content).encode()).hexdigest()[:32]
 
 
 def _kind(folder: str) -> str:

@@ -30,6 +30,7 @@ rule activations:
         requests=param("activations", "requests"),
         device=param("activations", "device"),
         code=param("activations", "code"),
+        origin=origin("activations"),
     message:
         "activations {wildcards.cohort} {wildcards.part}{resources.variant}"
     shell:
@@ -71,6 +72,7 @@ rule ablation:
         request=param("ablation", "request"),
         device=param("ablation", "device"),
         code=param("ablation", "code"),
+        origin=origin("ablation"),
     message:
         "ablation {wildcards.cohort} {wildcards.part}{resources.variant}"
     shell:

@@ -18,7 +18,7 @@ from cca_dynamics.config.cohorts import abbreviated
 from cca_dynamics.counts import Requests
 from cca_dynamics.errors import UserError
 from cca_dynamics.report.captions import caption_of
-from cca_dynamics.readings import changes_of, paths_of_claims, readings
+from cca_dynamics.readings import changes_of, jobs_of_claims, readings
 from cca_dynamics.results.language_models import tokens_needed
 from cca_dynamics.study import Study, check_output_folders
 from cca_dynamics.variants import Family, Job, fresh_seeds, replicates
@@ -95,6 +95,11 @@ def param(stage, name):
     return value
 
 
+def origin(stage):
+    """How the inputs of a job are made, as a param: when that changes a job runs again, whatever the times of files say."""
+    return lambda wildcards: of_family(family.origin, (wildcards.get("folder", study.name), job_of(stage, wildcards)))
+
+
 def read_by(stage, *stages):
     """What a job of a stage reads of others, wherever it is made."""
     return lambda wildcards: of_family(family.inputs, wildcards.folder, job_of(stage, wildcards), *stages)
@@ -128,7 +133,7 @@ def minutes(stage):
 
 def claims_of_readings(wildcards):
     """The claims of each result under each of its readings."""
-    return of_family(paths_of_claims, family, readings_of)
+    return [family.path(folder, job) for folder, job in of_family(jobs_of_claims, family, readings_of)]
 
 
 def checksum_if_made(path):
@@ -136,10 +141,12 @@ def checksum_if_made(path):
     return hashlib.sha256(Path(path).read_bytes()).hexdigest()[:16] if Path(path).exists() else ""
 
 
+REPLICATES = [(f"{study.name}/replicates/seed-{seed}", Job("merge")) for seed in fresh]
+
+
 def claims_of_replicates(wildcards):
     """The tables of claims of the study under each of the fresh seeds."""
-    folders = [f"{study.name}/replicates/seed-{seed}" for seed in fresh]
-    return [of_family(family.path, folder, Job("merge")) for folder in folders]
+    return [of_family(family.path, folder, job) for folder, job in REPLICATES]
 
 
 TOLD = set()

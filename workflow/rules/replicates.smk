@@ -30,6 +30,7 @@ rule replicates:
     params:
         seeds=" ".join(map(str, fresh)),
         code=param("replicates", "code"),
+        origin=lambda w: of_family(family.origin, *REPLICATES),
     message:
         "replicates"
     shell:

@@ -34,6 +34,7 @@ rule crate:
         config=param("crate", "config"),
         protocol=param("crate", "protocol"),
         code=param("crate", "code"),
+        origin=origin("crate"),
     message:
         "crate"
     shell:
@@ -68,6 +69,7 @@ rule report:
     params:
         config=param("report", "config"),
         code=param("report", "code"),
+        origin=origin("report"),
         texts=param("report", "texts"),
         replicates=lambda w: checksum_if_made(f"{RESULTS}/replicates.csv"),
         readings=lambda w: checksum_if_made(f"{RESULTS}/multiverse.csv"),

@@ -32,6 +32,7 @@ rule compute:
         seed=param("compute", "seed"),
         device=param("compute", "device"),
         code=param("compute", "code"),
+        origin=origin("compute"),
         # The paths of all parts, which may be a thousand, in few words. Derived from the input, they rerun nothing.
         networks=lambda w, input: abbreviated(input.networks),
         activations=lambda w, input: abbreviated(input.activations),
@@ -66,6 +67,7 @@ rule test_claims:
         options=options_of_claims,
         seed=param("claims", "seed"),
         code=param("claims", "code"),
+        origin=origin("claims"),
     message:
         "test {wildcards.result}{resources.variant}"
     shell:
@@ -103,6 +105,7 @@ rule plot:
         options=param("plot", "options"),
         caption=lambda w: caption_of(w.result),
         code=param("plot", "code"),
+        origin=origin("plot"),
     message:
         "plot {wildcards.result}{resources.variant}"
     shell:
@@ -130,6 +133,7 @@ rule claims:
         runtime=5,
     params:
         code=param("merge", "code"),
+        origin=origin("merge"),
     message:
         "claims{resources.variant}"
     shell:

@@ -25,6 +25,7 @@ rule train:
         recipe=param("train", "recipe"),
         device=param("train", "device"),
         code=param("train", "code"),
+        origin=origin("train"),
     message:
         "train {wildcards.cohort} {wildcards.part}{resources.variant}"
     shell:
