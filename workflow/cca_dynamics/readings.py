@@ -104,21 +104,21 @@ def _readings_of_result(result: str, choices: list[_Choice]) -> list[Reading]:
         count *= len(values)
     if count > MOST:
         raise ConfigError(f"{KEY}.{result}", f"asks for {count:,} readings, more than {MOST}; list fewer values")
-    own = tuple(choice.given for choice in choices)
+    given = tuple(choice.given for choice in choices)
     alone = (
-        (*own[:index], value, *own[index + 1 :])
+        (*given[:index], value, *given[index + 1 :])
         for index, choice in enumerate(choices)
         if choice.needs_networks
         for value in choice.others
     )
-    found: dict[str, Reading] = {}
+    readings_by_name: dict[str, Reading] = {}
     for values in (*product(*grid), *alone):
         reading = _reading(result, choices, values)
-        if reading.name in found:  # two values that look alike
+        if reading.name in readings_by_name:  # two values that look alike
             digest = hashlib.sha256(as_argument(reading.changes).encode()).hexdigest()[:8]
             reading = reading._replace(name=f"{reading.name}-{digest}")
-        found[reading.name] = reading
-    return list(found.values())
+        readings_by_name[reading.name] = reading
+    return list(readings_by_name.values())
 
 
 def _reading(result: str, choices: list[_Choice], values: tuple) -> Reading:

@@ -72,10 +72,10 @@ def short_reasons(reason: str) -> list[str]:
 
 def how_it_ended(message: str) -> str:
     """`exit status 3` or `killed by SIGTERM` if the message is Snakemake's of a failed command, else empty."""
-    found = COMMAND_FAILED.match(message)
-    if not found or not found[2]:
-        return found[1] if found else ""
-    return f"killed by {found[2]}" + ", perhaps for want of memory" * (found[2] == "SIGKILL")
+    match = COMMAND_FAILED.match(message)
+    if not match or not match[2]:
+        return match[1] if match else ""
+    return f"killed by {match[2]}" + ", perhaps for want of memory" * (match[2] == "SIGKILL")
 
 
 def explain(message: str) -> tuple[str, str]:

@@ -122,10 +122,10 @@ def _imported(model: str) -> nn.Module:
     if not module or not function:
         raise UserError(f"{model}: not module:function; name both, as in networks:small")
     with as_user_error(f"{model}: {module} cannot be imported from {os.getcwd()}", "check its name and that it runs"):
-        found = import_module(module)
-    make = getattr(found, function, None)
+        imported = import_module(module)
+    make = getattr(imported, function, None)
     if not callable(make):
-        close = difflib.get_close_matches(function, [name for name in dir(found) if name[0] != "_"], n=1)
+        close = difflib.get_close_matches(function, [name for name in dir(imported) if name[0] != "_"], n=1)
         raise UserError(
             f"{model}: {module} has no function {function}; "
             + (f"did you mean {close[0]}?" if close else "define it there")
@@ -162,7 +162,7 @@ def _forward(network: nn.Module, batch: Batch, layers: Sequence[str], note, mode
 
 
 def probe(network: nn.Module, source: Source, model: str, reading: Reading, batch: int) -> dict[str, str | Layout]:
-    """What every layer gives: its layout, or why it is not to be had.
+    """What every layer gives: its layout, or why it is not available.
 
     Two small batches are run through the network: the axis that grows with them is that of the inputs.
 
@@ -208,7 +208,7 @@ def chosen(
     Raises:
         UserError: a pattern matches nothing, or a layer that cannot be captured.
     """
-    found: dict[str, Layout] = {}
+    layouts_by_name: dict[str, Layout] = {}
     for pattern in patterns:
         parts = pattern.split(".")
         matching = [name for name in layouts if name == pattern or _matches(name.split("."), parts)]
@@ -220,11 +220,11 @@ def chosen(
             layout = layouts[name]
             if isinstance(layout, str):
                 advice = "" if ";" in layout else "; choose another, --list has them"
-                raise UserError(f"--layers: {name} of {model} is not to be had: it {_verb(layout)}{advice}")
+                raise UserError(f"--layers: {name} of {model} is not available: it {_verb(layout)}{advice}")
             if (need := outputs.needs(layout, reading)) is not None:
                 raise UserError(f"--layers: {name} of {model} {need}")
-            found[name] = layout
-    return found
+            layouts_by_name[name] = layout
+    return layouts_by_name
 
 
 def _verb(problem: str) -> str:
@@ -255,19 +255,19 @@ def given(
     Raises:
         UserError: a layer gives another number of rows, or NaN, or the forward pass fails.
     """
-    found: dict[str, list[Tensor]] = {name: [] for name in layers}
+    outputs_by_layer: dict[str, list[Tensor]] = {name: [] for name in layers}
     mask = batch.get("attention_mask") if isinstance(batch, dict) else None
 
     def keep(name: str, output: object) -> None:
         x = outputs.tensor_of(output, reading.output)
-        if x is None or not (reading.call in (None, "mean") or len(found[name]) == reading.call):
-            found[name].append(torch.empty(0))
+        if x is None or not (reading.call in (None, "mean") or len(outputs_by_layer[name]) == reading.call):
+            outputs_by_layer[name].append(torch.empty(0))
         else:
-            found[name].append(outputs.points(x, layers[name], reading, mask).to(torch.float32, copy=True))
+            outputs_by_layer[name].append(outputs.points(x, layers[name], reading, mask).to(torch.float32, copy=True))
 
     _forward(network, batch, tuple(layers), keep, model, source)
     count, result = inputs.length(batch), {}
-    for name, calls in found.items():
+    for name, calls in outputs_by_layer.items():
         if len(calls) != (usual := layers[name].calls):
             raise UserError(
                 f"--layers: {name} of {model} is called {len(calls)} times in this batch and {usual} times in the "
@@ -433,7 +433,7 @@ def show(origin: Origin, source: Source, reading: Reading, batch: int, device: s
     if not layouts:
         raise UserError(f"{origin.model}: it has no submodules to watch; wrap it, as in torch.nn.Sequential(network)")
     for name, layout in layouts.items():
-        words = f"not to be had: {layout}" if isinstance(layout, str) else layout.describe()
+        words = f"not available: {layout}" if isinstance(layout, str) else layout.describe()
         table.add_row(*map(Text, (printable(name), type(network.get_submodule(name)).__name__, words)))
     Console(file=sys.stdout, width=None if sys.stdout.isatty() else 120, highlight=False).print(table)
 

@@ -261,25 +261,27 @@ def pairs(comparison: Comparison) -> pd.DataFrame:
 
 def notes(comparison: Comparison) -> list[str]:
     """What a reader of the distances must know."""
-    found, measures = [], comparison.distances
+    sentences, measures = [], comparison.distances
     a, b = np.triu_indices(len(comparison.names), k=1)
     if not all(MEASURES[measure].symmetric for measure in measures):
-        found.append("a distance is the mean of both directions")
+        sentences.append("a distance is the mean of both directions")
     for measure, floors in comparison.floors.items():
         if not np.isnan(floors).all():
-            found.append(
+            sentences.append(
                 f"the floor, what unrelated Gaussian layers of these ranks would give on {comparison.n} data points, "
                 f"is {floor_in_words(floors[a, b])}"
                 + (f" for {figures.measure_label(measure)}" if len(measures) > 1 else "")
             )
     if averaged := sum(each.positions is not None for each in comparison.representations):
-        found.append(f"feature maps are averaged over space ({averaged} of {len(comparison.names)} representations)")
+        sentences.append(
+            f"feature maps are averaged over space ({averaged} of {len(comparison.names)} representations)"
+        )
     if dead := comparison.ranks.count(0):
-        found.append(f"{dead} of {len(comparison.names)} representations do not vary (rank 0) and resemble nothing")
+        sentences.append(f"{dead} of {len(comparison.names)} representations do not vary (rank 0) and resemble nothing")
     ranks = np.array(comparison.ranks)
     forced = np.maximum(ranks[a] + ranks[b] - (comparison.n - 1), 0)
     if forced.any() and any(MEASURES[measure].uses_all_correlations for measure in measures):
-        found.append(
+        sentences.append(
             f"in {(forced > 0).sum()} of {len(a)} pairs up to {forced.max()} correlations are exactly 1 because the "
             "ranks exceed n - 1 (too few data points)"
         )
@@ -288,13 +290,13 @@ def notes(comparison: Comparison) -> list[str]:
         significant = int((test.p_family[a, b] < ALPHA).sum())
         marked = "in brackets" if len(comparison.names) <= READABLE // min(len(measures), 2) else "dotted"
         others = "" if significant == len(a) else f"; the others are {marked} in the heatmap"
-        found.append(
+        sentences.append(
             f"{significant} of {len(a)} pairs are more alike than permuted data points{of} (p < .05 over all pairs)"
             f"{others}"
         )
     if comparison.tests or comparison.intervals:
-        found.append("tests and intervals take data points for independent")
-    return found
+        sentences.append("tests and intervals take data points for independent")
+    return sentences
 
 
 def floor_in_words(floors: np.ndarray) -> str:

@@ -142,13 +142,13 @@ def images(folder: Path, points: int | None, pixels: Pixels) -> Source:
     """
     if not folder.is_dir():
         raise UserError(f"{folder}: there is no such folder; name one with images")
-    found = image_files.files_below(folder)
-    if not found.paths:
+    listing = image_files.files_below(folder)
+    if not listing.paths:
         suffixes = ", ".join(image_files.SUFFIXES)
         raise UserError(f"{folder}: it holds no image ({suffixes}); add some or name another folder")
-    if note := found.note():
+    if note := listing.note():
         print(f"note: {folder}: {note}", file=sys.stderr)
-    paths = _spread(found.paths, points, folder, "images")
+    paths = _spread(listing.paths, points, folder, "images")
     ids = [path.relative_to(folder).as_posix() for path in paths]
 
     def decoded(some: Sequence[Path]) -> Tensor:
@@ -293,10 +293,10 @@ def code(name: str) -> Source:
         end = object()
         while True:
             with as_user_error(*failing):
-                found = next(iterator, end)
-            if found is end:
+                item = next(iterator, end)
+            if item is end:
                 return
-            yield _checked(name, found)
+            yield _checked(name, item)
 
     def batches(size: int) -> Iterator[Batch]:
         ids_of_pass.clear()
@@ -326,15 +326,15 @@ def code(name: str) -> Source:
     return Source("input", name, None, lambda n: first(batch, n), batches, facts)
 
 
-def _checked(name: str, found: object) -> tuple[Batch, Sequence[str] | None]:
+def _checked(name: str, item: object) -> tuple[Batch, Sequence[str] | None]:
     ids = None
-    if isinstance(found, tuple) and len(found) == 2 and not isinstance(found[1], Tensor):
-        found, ids = found
-    batch = dict(found) if isinstance(found, Mapping) else found
+    if isinstance(item, tuple) and len(item) == 2 and not isinstance(item[1], Tensor):
+        item, ids = item
+    batch = dict(item) if isinstance(item, Mapping) else item
     tensors = list(batch.values()) if isinstance(batch, dict) else [batch]
     if not tensors or not all(isinstance(x, Tensor) and x.ndim for x in tensors):
         raise UserError(
-            f"--data: {name}() yields a {type(found).__name__}; yield tensors, dicts of them, or (batch, ids)"
+            f"--data: {name}() yields a {type(item).__name__}; yield tensors, dicts of them, or (batch, ids)"
         )
     if len({len(x) for x in tensors}) > 1 or (ids is not None and len(ids) != len(tensors[0])):
         raise UserError(f"--data: a batch of {name}() has entries of different lengths; give each of them all inputs")
@@ -346,10 +346,10 @@ def _function(option: str, name: str) -> Callable:
     if not module or not function:
         raise UserError(f"{option}: {name} is not module:function; name both, as in inputs:batches")
     with as_user_error(f"{option}: {module} cannot be imported from {os.getcwd()}", "check its name and that it runs"):
-        found = getattr(import_module(module), function, None)
-    if not callable(found):
+        attribute = getattr(import_module(module), function, None)
+    if not callable(attribute):
         raise UserError(f"{option}: {module} has no function {function}; define it there")
-    return found
+    return attribute
 
 
 def _spread(items: Sequence, points: int | None, place: object, what: str) -> Sequence:

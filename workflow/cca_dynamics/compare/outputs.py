@@ -144,14 +144,14 @@ def layout_of(module: nn.Module, calls: Sequence[Sequence[object]], reading: Rea
         return f"called {len(calls[0])} times in a forward pass; add --call 0, 1, ... or mean"
     if isinstance(reading.call, int) and reading.call >= len(calls[0]):
         return f"called {len(calls[0])} times in a forward pass, so there is no call {reading.call}"
-    found = [[tensor_of(output, reading.output) for output in outputs] for outputs in calls]
-    if any(tensor is None for tensors in found for tensor in tensors):
+    tensors_of_calls = [[tensor_of(output, reading.output) for output in outputs] for outputs in calls]
+    if any(tensor is None for tensors in tensors_of_calls for tensor in tensors):
         entries = ", ".join(_entries(calls[0][0])) or f"a {type(calls[0][0]).__name__}"
         wanted = f"no tensor {reading.output}" if reading.output else "no tensor"
         return f"gives {wanted} but {entries}"
-    if reading.call == "mean" and len({tensor.shape for tensor in found[0]}) > 1:
+    if reading.call == "mean" and len({tensor.shape for tensor in tensors_of_calls[0]}) > 1:
         return "its calls give different shapes; add --call 0, 1, ..."
-    two, three = (merged(tensors, reading.call) for tensors in found)
+    two, three = (merged(tensors, reading.call) for tensors in tensors_of_calls)
     layout = _layout(module, two, three, seen)
     return layout if isinstance(layout, str) else dataclasses.replace(layout, calls=len(calls[0]))
 

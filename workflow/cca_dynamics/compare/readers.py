@@ -60,7 +60,7 @@ def read(paths: Sequence[Path], paired: bool = False) -> list[Representation]:
         UserError: a file cannot be read or holds something else, numbers of data points differ, or two files were
             captured from different images; in one line that begins with the file's name.
     """
-    found, first = [], None
+    representations, first = [], None
     for path, label in zip(paths, _labels(paths), strict=True):
         arrays, facts = _arrays(path)
         if not arrays:
@@ -74,17 +74,17 @@ def read(paths: Sequence[Path], paired: bool = False) -> list[Representation]:
             for layer, x, positions in _layers(path, printable(key), array, stacked=bool(facts)):
                 name = ":".join(part for part in (label if len(paths) > 1 or not layer else "", layer) if part)
                 x = x if order is None else _in_order(x, order, f"{path}: {layer}")
-                found.append(Representation(name, f"{path}: {layer or 'the array'}", x, positions))
-    names = [representation.name for representation in found]
-    for representation in found:
+                representations.append(Representation(name, f"{path}: {layer or 'the array'}", x, positions))
+    names = [representation.name for representation in representations]
+    for representation in representations:
         if names.count(representation.name) > 1:
             raise UserError(f"{representation.source} has the same name as another; rename one")
-        if len(representation.x) != len(found[0].x):
+        if len(representation.x) != len(representations[0].x):
             raise UserError(
-                f"{representation.source} has {len(representation.x)} data points and {found[0].source} "
-                f"{len(found[0].x)}; compare activations of the same data points"
+                f"{representation.source} has {len(representation.x)} data points and {representations[0].source} "
+                f"{len(representations[0].x)}; compare activations of the same data points"
             )
-    return found
+    return representations
 
 
 def _in_order(x: Tensor, order: list[int], source: str) -> Tensor:

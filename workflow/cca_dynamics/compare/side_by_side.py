@@ -179,21 +179,21 @@ def heatmap(comparison: LayersByLayers, titles: Sequence[str]):
 
 def notes(comparison: LayersByLayers) -> list[str]:
     """What a reader of the distances must know."""
-    found = [f"{comparison.n} data points"]
+    sentences = [f"{comparison.n} data points"]
     if not all(MEASURES[measure].symmetric for measure in comparison.distances):
-        found.append("a distance is the mean of both directions")
+        sentences.append("a distance is the mean of both directions")
     for measure, floors in comparison.floors.items():
         if not np.isnan(floors).all():
             label = figures.measure_label(measure)
-            found.append(
+            sentences.append(
                 f"the floor of {label}, what unrelated Gaussian layers would give, is {floor_in_words(floors)}"
             )
     worst = max(0, *((r_a + r_b - comparison.n + 1) for r_a in comparison.ranks[0] for r_b in comparison.ranks[1]))
     if worst and any(MEASURES[measure].uses_all_correlations for measure in comparison.distances):
-        found.append(
+        sentences.append(
             f"up to {worst} correlations of a pair are exactly 1 because the ranks exceed n - 1 (too few data points)"
         )
-    return found
+    return sentences
 
 
 def run(

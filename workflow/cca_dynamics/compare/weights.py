@@ -63,8 +63,8 @@ def fill(network: nn.Module, path: Path, model: str, entry: str | None) -> None:
     if not path.is_file():
         raise UserError(f"{path}: there is no such file; check the path of --weights")
     content = _content(path)
-    own = {name: tensor for name, tensor in network.state_dict().items() if isinstance(tensor, Tensor)}
-    candidates = [_fitted(name, tensors, network, own) for name, tensors in _sets(content, "", DEPTH)]
+    state = {name: tensor for name, tensor in network.state_dict().items() if isinstance(tensor, Tensor)}
+    candidates = [_fitted(name, tensors, network, state) for name, tensors in _sets(content, "", DEPTH)]
     if entry is not None:
         named = [candidate for candidate in candidates if candidate.entry == entry]
         if not named:
@@ -153,25 +153,27 @@ def _fitted(entry: str, tensors: dict[str, Tensor], network: nn.Module, own: dic
     return replace(best, prefix=" and ".join([best.prefix] * bool(best.prefix) + [COMPILED] * compiled))
 
 
-def _differences(tensors: Mapping[str, Tensor], network: nn.Module, own: dict[str, Tensor]) -> list[str]:
+def _differences(tensors: Mapping[str, Tensor], network: nn.Module, state: dict[str, Tensor]) -> list[str]:
     """Why tensors are not the network's; [] if they are."""
     places: dict[tuple, set[str]] = {}
-    for name, tensor in own.items():
+    for name, tensor in state.items():
         places.setdefault((tensor.data_ptr(), tuple(tensor.shape)), set()).add(name)
     tied = {name for names in places.values() if names & tensors.keys() for name in names}  # one tensor, several names
-    found = [f"it lacks {name}" for name in own if name not in tensors and name not in tied and not _counts(name)]
-    unknown = [name for name in tensors if name not in own and not _counts(name)]
-    found += [f"{name or 'a tensor without a name'} is none of the network's" for name in unknown]
-    for name in (each for each in own if each in tensors):
-        shapes, types = zip(*((tuple(each.shape), each.dtype) for each in (tensors[name], own[name])), strict=True)
+    differences = [
+        f"it lacks {name}" for name in state if name not in tensors and name not in tied and not _counts(name)
+    ]
+    unknown = [name for name in tensors if name not in state and not _counts(name)]
+    differences += [f"{name or 'a tensor without a name'} is none of the network's" for name in unknown]
+    for name in (each for each in state if each in tensors):
+        shapes, types = zip(*((tuple(each.shape), each.dtype) for each in (tensors[name], state[name])), strict=True)
         if shapes[0] != shapes[1]:
-            found.append(f"{name} is {shapes[0]}, not {shapes[1]}")
+            differences.append(f"{name} is {shapes[0]}, not {shapes[1]}")
         elif types[0].is_floating_point != types[1].is_floating_point:
             given, wanted = (str(each).removeprefix("torch.") for each in types)
-            found.append(f"{name} is of type {given}, not {wanted}")
-    if found and _takes(network, tensors):
+            differences.append(f"{name} is of type {given}, not {wanted}")
+    if differences and _takes(network, tensors):
         return []
-    return found
+    return differences
 
 
 def _takes(network: nn.Module, tensors: Mapping[str, Tensor]) -> bool:

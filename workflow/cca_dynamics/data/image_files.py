@@ -79,15 +79,15 @@ def files_below(folder: Path, depth: int | None = None) -> Listing:
         folder: where to look.
         depth: levels of folders to enter; None: all.
     """
-    found = Listing()
+    listing = Listing()
     for path in _walk(folder, depth, seen=()):
         suffix = path.suffix.lower() if path.exists() else "broken links"
         if suffix in SUFFIXES:
-            found.paths.append(path)
+            listing.paths.append(path)
         else:
-            found.left_out[suffix] += 1
-    found.paths.sort(key=lambda path: path.relative_to(folder).as_posix())
-    return found
+            listing.left_out[suffix] += 1
+    listing.paths.sort(key=lambda path: path.relative_to(folder).as_posix())
+    return listing
 
 
 def _walk(folder: Path, depth: int | None, seen: tuple[str, ...]) -> Iterator[Path]:

@@ -129,14 +129,14 @@ def _listing(folder: Path) -> dict[str, dict[str, list[tuple[str, str, int, int]
             raise UserError(f"dataset.folder: {root} has no class folders; put images in {root}/<class>/")
         files[split] = {}
         for label in classes:
-            found = image_files.files_below(root / label, depth=0)
-            if not found.paths:
+            listing = image_files.files_below(root / label, depth=0)
+            if not listing.paths:
                 suffixes = ", ".join(image_files.SUFFIXES)
-                left_out = f" but {note}" if (note := found.note()) else ""
+                left_out = f" but {note}" if (note := listing.note()) else ""
                 raise UserError(
                     f"dataset.folder: {root / label} holds no image ({suffixes}){left_out}; add some or delete it"
                 )
-            stats = [(path, path.stat()) for path in found.paths]
+            stats = [(path, path.stat()) for path in listing.paths]
             entries = [(str(path), path.name, stat.st_size, stat.st_mtime_ns) for path, stat in stats]
             files[split][label] = sorted(entries)
     train, test = (set(files[split]) for split in SPLITS)

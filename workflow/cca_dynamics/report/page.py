@@ -148,10 +148,10 @@ def _size(svg: bytes) -> list[int]:
     Raises:
         ValueError: it has none.
     """
-    found = re.search(rb'<svg [^>]*?width="([0-9.]+)pt" height="([0-9.]+)pt"', svg)
-    if found is None:
+    size = re.search(rb'<svg [^>]*?width="([0-9.]+)pt" height="([0-9.]+)pt"', svg)
+    if size is None:
         raise ValueError("it is no figure of Matplotlib's")
-    return [round(float(number)) for number in found.groups()]
+    return [round(float(number)) for number in size.groups()]
 
 
 def _section(study: Study, result: str, all_claims: pd.DataFrame, root: Path) -> dict:

@@ -126,16 +126,16 @@ def mean_silhouette(distances: np.ndarray, labels: np.ndarray) -> float:
 
     Source: Rousseeuw 1987; a network that is alone in its cluster counts 0.
     """
-    members, own = _indicators(labels), np.unique(labels, return_inverse=True)[1]
+    members, group_indices = _indicators(labels), np.unique(labels, return_inverse=True)[1]
     sizes, rows = members.sum(axis=0), np.arange(len(labels))
     sums = distances @ members
-    within = sums[rows, own] / np.maximum(sizes[own] - 1, 1)
+    within = sums[rows, group_indices] / np.maximum(sizes[group_indices] - 1, 1)
     means = sums / sizes
-    means[rows, own] = np.inf
+    means[rows, group_indices] = np.inf
     nearest = means.min(axis=1)
     larger = np.maximum(within, nearest)
     values = np.divide(nearest - within, larger, out=np.zeros(len(labels)), where=larger > 0)
-    return float(np.where(sizes[own] > 1, values, 0).mean())
+    return float(np.where(sizes[group_indices] > 1, values, 0).mean())
 
 
 def references(distances: np.ndarray, how: Clustering, seed: int) -> np.ndarray:
@@ -276,12 +276,12 @@ def explained_variance_p(distances: np.ndarray, groups: np.ndarray, seed: int) -
         groups: (N,) group of each network.
         seed: of the permutations.
     """
-    names, own, sizes = np.unique(groups, return_inverse=True, return_counts=True)
+    names, group_indices, sizes = np.unique(groups, return_inverse=True, return_counts=True)
     rng, squares = np.random.default_rng([seed, 1]), distances**2
-    dealt = rng.permuted(np.tile(own, (PERMUTATIONS, 1)), axis=1)
+    dealt = rng.permuted(np.tile(group_indices, (PERMUTATIONS, 1)), axis=1)
     within = np.zeros(1 + PERMUTATIONS)
     for group, size in zip(range(len(names)), sizes, strict=True):
-        members = (np.vstack([own, dealt]) == group).astype(float)
+        members = (np.vstack([group_indices, dealt]) == group).astype(float)
         within += ((members @ squares) * members).sum(axis=1) / size
     lower = int((within[1:] <= within[0] + 1e-12).sum())
     return PValue((1 + lower) / (1 + PERMUTATIONS), statistics.smallest_grouping_p(sizes.tolist()))
@@ -299,19 +299,19 @@ def dispersion_p(distances: np.ndarray, groups: np.ndarray, seed: int) -> float:
 
     Source: Anderson 2006; distances less their group's mean are permuted.
     """
-    members, own = _indicators(groups), np.unique(groups, return_inverse=True)[1]
+    members, group_indices = _indicators(groups), np.unique(groups, return_inverse=True)[1]
     sizes, squares = members.sum(axis=0), distances**2
-    to_own = (squares @ members)[np.arange(len(own)), own] / sizes[own]
+    to_own = (squares @ members)[np.arange(len(group_indices)), group_indices] / sizes[group_indices]
     spread = ((squares @ members) * members).sum(axis=0) / (2 * sizes**2)
-    radii = np.sqrt(np.maximum(to_own - spread[own], 0))
+    radii = np.sqrt(np.maximum(to_own - spread[group_indices], 0))
     group_means = (radii @ members) / sizes
-    deviations = radii - group_means[own]
+    deviations = radii - group_means[group_indices]
 
     def between(values: np.ndarray) -> np.ndarray:
         """F of an analysis of variance, of values (B, N)."""
         means = (values @ members) / sizes
         explained = (sizes * (means - values.mean(axis=1, keepdims=True)) ** 2).sum(axis=1)
-        return explained / np.maximum(((values - means[:, own]) ** 2).sum(axis=1), 1e-300)
+        return explained / np.maximum(((values - means[:, group_indices]) ** 2).sum(axis=1), 1e-300)
 
     rng = np.random.default_rng([seed, 6])
     permuted = rng.permuted(np.tile(deviations, (PERMUTATIONS, 1)), axis=1)
@@ -326,9 +326,9 @@ def nearest_group_accuracy(distances: np.ndarray, groups: np.ndarray) -> float:
         distances: (N, N), symmetric, zero diagonal.
         groups: (N,) group of each network.
     """
-    members, own = _indicators(groups), np.unique(groups, return_inverse=True)[1]
+    members, group_indices = _indicators(groups), np.unique(groups, return_inverse=True)[1]
     means = (distances @ members) / np.maximum(members.sum(axis=0) - members, 1)
-    return float((means.argmin(axis=1) == own).mean())
+    return float((means.argmin(axis=1) == group_indices).mean())
 
 
 def nearest_group_chance(distances: np.ndarray, groups: np.ndarray, seed: int) -> tuple[float, PValue]:
@@ -362,8 +362,8 @@ def gradient_p(distances: np.ndarray, values: np.ndarray, seed: int) -> PValue:
     The smallest p of a groups is 2 / a!, because an order and its reverse have the same differences, or about the same
     if values are unevenly spaced; then, too, p is no smaller.
     """
-    levels, own = np.unique(values, return_inverse=True)
-    p = statistics.order_p(levels, lambda dealt: gradient(distances, dealt[own]), seed)
+    levels, level_indices = np.unique(values, return_inverse=True)
+    p = statistics.order_p(levels, lambda dealt: gradient(distances, dealt[level_indices]), seed)
     smallest = min(2 * p.smallest, 1.0)
     return PValue(max(p, smallest), smallest)
 

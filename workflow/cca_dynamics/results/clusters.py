@@ -149,9 +149,11 @@ def obstacles(config: StudyConfig, options: Options) -> list[Obstacle]:
     def smallest_p(networks: int) -> float:
         return statistics.smallest_grouping_p([networks] * rates)
 
-    found = too_few(f"{KEY}.networks", options.networks, f"networks of each of {rates} learning rates", smallest_p)
+    obstacles_found = too_few(
+        f"{KEY}.networks", options.networks, f"networks of each of {rates} learning rates", smallest_p
+    )
     if 2 * statistics.smallest_order_p(rates) >= ALPHA:
-        found.append(
+        obstacles_found.append(
             Obstacle(
                 f"{KEY}.learning_rates",
                 f"{rates} learning rates give no p below {2 * statistics.smallest_order_p(rates):.2g}, so whether "
@@ -159,12 +161,12 @@ def obstacles(config: StudyConfig, options: Options) -> list[Obstacle]:
             )
         )
     if problem := _out_of_reach(options, PUBLISHED_CLUSTERS):
-        found.append(
+        obstacles_found.append(
             Obstacle(
                 f"{KEY}.most_clusters", f"{problem}, so a claim is not testable; give {PUBLISHED_CLUSTERS} or more"
             )
         )
-    return found
+    return obstacles_found
 
 
 def _out_of_reach(options: Options | StageOptions, clusters: int) -> str:
@@ -489,8 +491,8 @@ def _no_clusters(labels: np.ndarray, options: StageOptions, where: str) -> str:
 
 def _too_few_clusters(labels: np.ndarray, needed: int) -> str:
     """Why a statement about so many clusters cannot be tested; "" if it can."""
-    found = len(np.unique(labels))
-    return f"there are {found} clusters, not {needed}" if found < needed else ""
+    clusters = len(np.unique(labels))
+    return f"there are {clusters} clusters, not {needed}" if clusters < needed else ""
 
 
 def _agreement_claim(

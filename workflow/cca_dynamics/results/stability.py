@@ -193,18 +193,18 @@ def obstacles(config: StudyConfig, options: Options) -> list[Obstacle]:
     keys = [(f"{KEY}.networks", f"{KEY}.early_epoch")] if options.layer else []
     if options.recurrent:
         keys.append(("language_model.networks", f"{KEY}.recurrent.early_epoch"))
-    found = []
+    obstacles_found = []
     for cohort, (networks, early) in zip(cohorts(config, options), keys, strict=True):
-        found += too_few(networks, cohort.networks, "networks")
+        obstacles_found += too_few(networks, cohort.networks, "networks")
         first = options.recurrent.early_epoch if cohort.data == "corpus" else options.early_epoch
         if not _has_neighbours(*_at_half([epoch for epoch in cohort.stored_epochs if epoch > first])):
-            found.append(
+            obstacles_found.append(
                 Obstacle(
                     early,
                     f"{NO_SPIKE}, so the claim about T/2 is not testable; train longer, or store more checkpoints",
                 )
             )
-    return found
+    return obstacles_found
 
 
 NO_SPIKE = "no checkpoint lies between t_early and T/2"

@@ -192,10 +192,10 @@ def _sizes(x: Tensor) -> tuple[Tensor, Tensor]:
         columns = column_sizes(magnitudes / rows)
         sizes = (magnitudes / columns).square().mean(dim=1, keepdim=True).sqrt()
         relative = sizes / sizes[sizes > 0].median() if sizes.any() else sizes
-        found = torch.where(relative > OUTLYING, relative, 1.0)
-        if torch.allclose(found, rows, rtol=0.1):
+        outlying = torch.where(relative > OUTLYING, relative, 1.0)
+        if torch.allclose(outlying, rows, rtol=0.1):
             break
-        rows = found
+        rows = outlying
     return rows, columns
 
 

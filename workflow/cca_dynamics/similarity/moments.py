@@ -153,10 +153,10 @@ class Moments:
         centred, sizes = raw.clone(), column_sizes(raw) * sqrt(len(raw) / self.n)
         centred[0] = 0
         mean = raw[0] / sqrt(self.n)
-        found = decompose_by_squares(centred, mean, precision, self.n)
-        if found is None:
-            found = decompose_scaled(centred, sizes, noise, self.n)
-        return Factors(raw, mean, *found, points=self.n)
+        decomposition = decompose_by_squares(centred, mean, precision, self.n)
+        if decomposition is None:
+            decomposition = decompose_scaled(centred, sizes, noise, self.n)
+        return Factors(raw, mean, *decomposition, points=self.n)
 
     def distance(self, measure: str = "pwcca", **options: object) -> float:
         """Distance from the first representation to the second.

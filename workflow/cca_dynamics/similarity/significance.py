@@ -226,8 +226,8 @@ def interval(x, y, measure: str = "pwcca", **how: object) -> Intervals:
         Numbers low, high, errors.
     """
     level = how.pop("level", 0.95)
-    found = _intervals(*_left_out([x, y], measure, level, **how), level)
-    return Intervals(**{field.name: getattr(found, field.name)[0, 1] for field in fields(found)})
+    intervals = _intervals(*_left_out([x, y], measure, level, **how), level)
+    return Intervals(**{field.name: getattr(intervals, field.name)[0, 1] for field in fields(intervals)})
 
 
 def pairwise_intervals(
@@ -289,8 +289,8 @@ def _left_out(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DegenerateCCAWarning)
         for index, out in enumerate(left_out):
-            kept = np.sort(np.concatenate([blocks[i] for i in np.setdiff1d(np.arange(len(blocks)), out)]))
-            rows = torch.from_numpy(kept).to(factors[0].x.device)
+            rest = np.sort(np.concatenate([blocks[i] for i in np.setdiff1d(np.arange(len(blocks)), out)]))
+            rows = torch.from_numpy(rest).to(factors[0].x.device)
             some = [factorize(x.x[rows], device=device, name=f"representations[{i}]") for i, x in enumerate(factors)]
             without[index] = pairwise(some, measure, device=device, **options)
             if progress is not None:
