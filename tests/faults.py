@@ -59,6 +59,8 @@ WITHOUT_PRIVILEGES = ("setpriv", "--bounding-set", "-dac_override,-dac_read_sear
 """How root becomes a user like others, whom the owner and the mode of a file bind."""
 SOMEBODY = 12345
 """Another user, who owns a working copy."""
+LONGEST = 900
+"""Seconds that a run may take on a slow machine that does other work as well."""
 RESULTS = "results/faults"
 PARTS = {"width-0.5": "0-1", "width-1": "0-1", "width-2": "0-1", "sweep": "0-9", "lstm": "0-1"}
 EVERYTHING = (*(f"{RESULTS}/networks/{cohort}/{part}" for cohort, part in PARTS.items()), "all")
@@ -106,7 +108,7 @@ class Bench:
     def run(self, *arguments: str, stranger: bool = False) -> tuple[int, str]:
         """Snakemake to its end: status and what it printed."""
         process = self.start(*arguments, stranger=stranger)
-        output, _ = process.communicate(timeout=300)
+        output, _ = process.communicate(timeout=LONGEST)
         return process.returncode, output
 
     def finish(self, *arguments: str) -> str:
@@ -222,7 +224,7 @@ def kill_training(suite: Suite, number: signal.Signals, cohort: str, times: int)
                 suite.count(f"{number.name} to a training job")
             except psutil.NoSuchProcess:
                 pass
-        process.communicate(timeout=300)
+        process.communicate(timeout=LONGEST)
         if (bench.folder / target / part).exists():
             bench.compare(suite.whole, f"networks/{cohort}")
             bench.forget(cohort)
@@ -405,7 +407,7 @@ def removed_while_running(suite: Suite, times: int) -> None:
         if there and process.poll() is None:
             bench.rng.choice(there).unlink(missing_ok=True)
             suite.count("a file removed while the workflow runs")
-        process.communicate(timeout=300)
+        process.communicate(timeout=LONGEST)
         status, _ = bench.run()
         if status:  # a job names the file and what to delete
             errors = re.findall(r"delete (results\S+)", bench.logs())
@@ -426,7 +428,7 @@ def two_at_once(suite: Suite, times: int) -> None:
         first = bench.start()
         time.sleep(bench.rng.uniform(0, 5))
         second = bench.start()
-        outputs = [process.communicate(timeout=300)[0] for process in (first, second)]
+        outputs = [process.communicate(timeout=LONGEST)[0] for process in (first, second)]
         suite.count("a second snakemake in the same folder")
         states = [first.returncode, second.returncode]
         if 0 not in states:
