@@ -631,7 +631,7 @@ def scenarios(suite: Suite) -> dict[str, Callable[[], None]]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seed", type=int, default=0, help="of the moments and files")
-    parser.add_argument("--only", default="", help="scenarios whose name has this in it")
+    parser.add_argument("--only", nargs="+", default=[""], help="scenarios whose name has one of these in it")
     parser.add_argument("--workers", type=int, default=os.cpu_count(), help="scenarios side by side")
     chosen = parser.parse_args()
     begin, failed = time.monotonic(), []
@@ -654,7 +654,11 @@ def main() -> int:
             )
 
         with ThreadPoolExecutor(chosen.workers) as pool:
-            list(pool.map(attempt, [(k, v) for k, v in scenarios(suite).items() if chosen.only in k]))
+            list(
+                pool.map(
+                    attempt, [(k, v) for k, v in scenarios(suite).items() if any(part in k for part in chosen.only)]
+                )
+            )
     print(f"\n{'fault':<45} times")
     for fault, times in sorted(suite.tally.items()):
         print(f"{fault:<45} {times:5}")
