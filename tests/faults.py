@@ -570,7 +570,11 @@ def clock_jumps(suite: Suite, times: int) -> None:
             stamp = path.stat().st_mtime - 1e7 if new else path.stat().st_mtime + jump
             os.utime(path, (stamp, stamp))
         suite.count("the clock jumps in a half-done run")
-        bench.finish(*arguments)
+        bench.run("--unlock")
+        status, output = bench.run(*arguments)
+        if status:  # files dated in the future; the error names the command that mends that
+            subprocess.run(["bash", "-c", re.findall(r"find results.* \+", output)[0]], cwd=bench.folder, check=True)
+            bench.finish(*arguments)
         bench.compare(other)
 
 

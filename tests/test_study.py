@@ -1,6 +1,9 @@
 """A config is refused before any job runs, in one line that names the key and the remedy."""
 
+import os
 import re
+import subprocess
+import time
 
 import pytest
 import yaml
@@ -10,7 +13,7 @@ from cca_dynamics.data.corpora import CORPORA
 from cca_dynamics.data.datasets import DATASETS
 from cca_dynamics.errors import ConfigError, UserError
 from cca_dynamics.networks.architectures import NETWORKS
-from cca_dynamics.study import Config, Study, json_schema, read_config
+from cca_dynamics.study import Config, Study, check_file_times, json_schema, read_config
 
 from tests.builders import ROOT, changed
 
@@ -333,3 +336,18 @@ def test_recipes_and_requests_survive_the_command_line(default_config):
         recipe = cohort.recipe(study.parts(cohort.name)[0], study.seed)
         assert decode(Recipe, as_argument(recipe)) == recipe
         assert decode(tuple[Request, ...], as_argument(cohort.requests)) == cohort.requests
+
+
+def test_files_of_the_future_are_named_with_the_command_that_mends_them(tmp_path):
+    study, folder = Study({"study": "mine"}), tmp_path / "results/mine/networks/width-1/0-4"
+    folder.mkdir(parents=True)
+    check_file_times(study, tmp_path)
+    stamp = folder / ".snakemake_timestamp"
+    stamp.touch()
+    check_file_times(study, tmp_path)
+    os.utime(stamp, (time.time() + 3600, time.time() + 3600))
+    with pytest.raises(UserError, match=r"0-4/\.snakemake_timestamp is dated 2.*, in the future") as refused:
+        check_file_times(study, tmp_path)
+    command = str(refused.value).partition("present time: ")[2]
+    assert subprocess.run(["bash", "-c", command]).returncode == 0
+    check_file_times(study, tmp_path)

@@ -7,7 +7,10 @@ time it builds the DAG.
 from __future__ import annotations
 
 import os
+import shlex
+import time
 from collections.abc import Mapping, Sequence
+from datetime import datetime
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -327,6 +330,27 @@ def check_output_folders(study: Study, root: Path = Path()) -> None:
                         "study", f"cannot write to {path}; make it a writable folder or choose another study name"
                     )
                 break
+
+
+def check_file_times(study: Study, root: Path = Path()) -> None:
+    """Fail before any job runs if files of the study are dated in the future, as they are when a clock was set back.
+
+    Snakemake would throw away what a job makes of them, because it is older than they are.
+
+    Raises:
+        UserError: a file that jobs read is dated more than a minute ahead; with the command that mends it.
+    """
+    folders = [root / kind / study.name for kind in ("results", "figures")]
+    patterns = ("*.*", "data/*", "claims/*", "ablation/*/*", "*/*/*/.snakemake_timestamp")  # the last: of whole folders
+    times = {path: path.lstat().st_mtime for folder in folders for pattern in patterns for path in folder.glob(pattern)}
+    last = max(times, key=times.get, default=None)
+    if last is not None and times[last] > time.time() + 60:
+        date = datetime.fromtimestamp(times[last]).strftime("%Y-%m-%d %H:%M")
+        existing = " ".join(shlex.quote(str(folder)) for folder in folders if folder.exists())
+        raise UserError(
+            f"{last} is dated {date}, in the future; if the clock was set back, give all such files the present time: "
+            f"find {existing} -newermt now -exec touch -h -t $(date +%Y%m%d%H%M.%S) {{}} +"
+        )
 
 
 def json_schema() -> dict[str, Any]:

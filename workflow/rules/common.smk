@@ -20,12 +20,14 @@ from cca_dynamics.errors import UserError
 from cca_dynamics.report.captions import caption_of
 from cca_dynamics.readings import changes_of, jobs_of_claims, readings
 from cca_dynamics.results.language_models import tokens_needed
-from cca_dynamics.study import Study, check_output_folders
+from cca_dynamics.study import Study, check_file_times, check_output_folders
 from cca_dynamics.variants import Family, Job, fresh_seeds, replicates
 
 try:
     study = Study(config)
     check_output_folders(study)
+    if workflow.is_main_process:
+        check_file_times(study)
     fresh = fresh_seeds(study)
     readings_of = readings(study)
     # Name below the study's folder → the keys of the config that differ.
