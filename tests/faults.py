@@ -502,7 +502,11 @@ def full_disk_in_compute(suite: Suite, times: int) -> None:
             return
         try:
             shutil.copytree(kept, results, dirs_exist_ok=True, symlinks=True)
-            tables = [*bench.results.glob("*.parquet"), *bench.results.glob("claims/*.csv")]
+            tables = [
+                *bench.results.glob("*.parquet"),
+                *bench.results.glob("claims/*.csv"),
+                bench.results / "claims.csv",
+            ]
             room = bench.rng.randrange(sum(path.stat().st_size for path in tables))
             for path in tables:
                 path.unlink()
