@@ -489,6 +489,7 @@ def test_containers_calls_and_axes_are_read_as_asked(capsys, tmp_path):
         torch.testing.assert_close(found, values, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("model", "size", "blocks", "kind"),
     [

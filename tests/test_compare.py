@@ -135,6 +135,7 @@ def symmetric(x, y, measure=pwcca) -> float:
     return (result.distance + result.reverse) / 2
 
 
+@pytest.mark.thorough
 def test_two_resnets_from_images_to_heatmap(tmp_path, images, capsys):
     for seed in (0, 1):
         arguments = ("--layers", "layer1", "conv1", "--size", "32", "--batch", IMAGES, "--seed", seed)

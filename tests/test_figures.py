@@ -20,6 +20,8 @@ from matplotlib.transforms import Bbox
 from tests.builders import read_default_study
 from tests.made_up_tables import made_up_table, options_of
 
+DRAWN_OFTEN = ("stability", "generalization", "width", "clusters", "recurrent_training")
+"""Results whose figures `make test` draws; `make test-thorough` draws the others as well."""
 TOLERANCE = 1.5
 """Pixels, at 100 per inch, by which boxes may touch."""
 
@@ -187,7 +189,9 @@ def looks(handle) -> tuple:
     return marker, dashes, hollow, round(5 * np.dot([0.2126, 0.7152, 0.0722], np.square(to_rgb(colour))))
 
 
-@pytest.mark.parametrize("result", list(RESULTS))
+@pytest.mark.parametrize(
+    "result", [each if each in DRAWN_OFTEN else pytest.param(each, marks=pytest.mark.thorough) for each in RESULTS]
+)
 def test_figures_are_complete_and_legible_and_embed_their_fonts(result, tmp_path):
     module, options, table = RESULTS[result], *options_and_table(result)
     before = table.copy()

@@ -163,7 +163,7 @@ def test_names_in_the_config_never_reach_a_shell(tmp_path):
         target = folder / name / split / label / f"{i}; touch owned.png"
         target.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(rng.integers(0, 255, (8, 8, 3)).astype(np.uint8)).save(target)
-    (folder / name / f"{name}.txt").write_text("a b c\n" * 4000)
+    (folder / name / f"{name}.txt").write_text("a b c\n" * 10_000)
     overlay = {
         "study": "hostile",
         "dataset": {

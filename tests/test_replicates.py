@@ -234,6 +234,7 @@ def planned(folder, *arguments: str) -> dict[str, int]:
     return {rule: int(count) for rule, count in re.findall(r"^(\w+) +(\d+) ", run.stdout + run.stderr, re.MULTILINE)}
 
 
+@pytest.mark.thorough
 def test_replicates_share_what_the_seed_does_not_enter_and_nothing_else_pays_for_them(tmp_path):
     folder = copy_workflow(tmp_path)
     one, three = (planned(folder, *arguments) for arguments in ((), ("--config", "seeds=3", "--", "replicates")))
@@ -270,6 +271,7 @@ def replicated(finished, tmp_path_factory):
     return folder, run.stdout
 
 
+@pytest.mark.thorough
 def test_replicates_are_the_same_study_under_other_seeds(replicated):
     folder, _ = replicated
     table = replicates.read(folder / "results/smoke/replicates.csv")
@@ -298,6 +300,7 @@ def test_activations_of_replicates_are_dropped_and_the_study_is_untouched(replic
     assert "othing to be done" in again.stdout + again.stderr
 
 
+@pytest.mark.thorough
 def test_the_run_ends_with_how_often_claims_hold(replicated):
     _, printed = replicated
     assert "Holds in" in printed and "width.trend" in printed and "verdicts: 1000, 1001" in printed

@@ -31,6 +31,7 @@ def page(finished, tmp_path_factory) -> Path:
     return folder / "figures/smoke/report.html"
 
 
+@pytest.mark.thorough
 def test_snakemake_s_own_report_shows_figures_with_captions_and_the_page(page):
     folder = page.parents[2]
     run = snakemake(folder, *SMOKE, "--report", "snakemake.html", "--", "report")
