@@ -12,9 +12,9 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 help:
 	@echo "make figures      every figure and claim of the default study (environment first, if there is none)"
 	@echo "make test         format, lint, then the tests"
-	@echo "make test-thorough   what takes longer: second runs, conda, figures of other data, the report in Chromium"
+	@echo "make test-thorough   the tests that take longer: a second run, replicates, conda, figures of other data, the report in Chromium"
 	@echo "make codecheck    remake what codecheck.yml lists in a clean clone and compare it with what is committed (as long as the default study)"
-	@echo "make test-reference   run the default study from nothing and compare its claims with the published ones (10 minutes)"
+	@echo "make test-reference   run the default study from nothing and compare its claims with the published ones (as long as the default study)"
 	@echo "make test-fuzz    give 700 random configs to Snakemake, which plans or refuses each (7 minutes)"
 	@echo "make test-faults  break running studies on purpose (14 minutes)"
 	@echo "make test-slurm   start a SLURM cluster here, run the smoke study on it, break it (root on Debian; 14 minutes)"

@@ -28,7 +28,7 @@ import threading
 import time
 import traceback
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -440,16 +440,21 @@ def two_at_once(suite: Suite, times: int) -> None:
         bench.compare(suite.whole)
 
 
+def under_other_config(suite: Suite, name: str, rate: float) -> tuple[Bench, tuple[str, ...]]:
+    """The undisturbed run with the width networks trained at another rate, and the arguments that ask for it."""
+    training = {"epochs": 60, "evaluate_every": 30, "learning_rate": rate}
+    bench, arguments = suite.bench(name, suite.whole), (*CONFIG, "studies/other.yaml")
+    (bench.folder / "studies/other.yaml").write_text(yaml.safe_dump({"results": {"width": {"training": training}}}))
+    bench.finish(*arguments)
+    return bench, arguments
+
+
 def config_changes(suite: Suite, times: int) -> None:
     """A run is killed half-way, the config changes under it, and the next run must not mix the two."""
-    changed = {"results": {"width": {"training": {"epochs": 60, "evaluate_every": 30, "learning_rate": 0.07}}}}
-    other = suite.bench("other config", suite.whole)
-    (other.folder / "studies/other.yaml").write_text(yaml.safe_dump(changed))
-    arguments = ("--configfile", "studies/smoke.yaml", "studies/faults.yaml", "studies/other.yaml")
-    other.finish(*arguments)
+    other, arguments = under_other_config(suite, "other config", 0.07)
     for number in range(times):
         bench = suite.bench(f"config {number}", suite.whole)
-        (bench.folder / "studies/other.yaml").write_text(yaml.safe_dump(changed))
+        shutil.copy(other.folder / "studies/other.yaml", bench.folder / "studies")
         for cohort in ("width-0.5", "width-1", "width-2"):
             bench.forget(cohort)
         process = bench.start()
@@ -461,52 +466,56 @@ def config_changes(suite: Suite, times: int) -> None:
         bench.compare(other)
 
 
+@contextlib.contextmanager
+def disk_of(folder: Path, size: int) -> Iterator[bool]:
+    """A disk of so many bytes in place of an empty folder; False where this machine lets nobody mount one."""
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", folder]
+    if subprocess.run(mount, capture_output=True).returncode:
+        print("full disk: this machine lets nobody mount a tmpfs; left out", flush=True)
+        yield False
+        return
+    try:
+        yield True
+    finally:
+        subprocess.run(["umount", "-l", folder], check=True)
+
+
+def says_that_the_disk_is_full(bench: Bench) -> bool:
+    """Whether a log of the last run says so."""
+    return any("space" in line.lower() or "os error 28" in line for line in bench.logs().splitlines())
+
+
 def full_disk(suite: Suite, times: int) -> None:
     """The disk has room for a part of the results only; once there is more, the same command finishes the study."""
     size = sum(path.stat().st_size for path in (suite.whole.folder / "results").rglob("*") if path.is_file())
     for number in range(times):
         bench = suite.bench(f"full disk {number}", None)
-        room = int(size * bench.rng.uniform(0.1, 0.9))
         disk = bench.folder / "results"
-        disk.mkdir()
-        mounted = not subprocess.run(
-            ["mount", "-t", "tmpfs", "-o", f"size={room}", "tmpfs", disk], capture_output=True
-        ).returncode
-        if not mounted:
-            print("full disk: this machine lets nobody mount a tmpfs; left out", flush=True)
-            return
-        try:
+        with disk_of(disk, int(size * bench.rng.uniform(0.1, 0.9))) as mounted:
+            if not mounted:
+                return
             status, _ = bench.run()
             suite.count("the disk fills up")
-            errors = [line for line in bench.logs().splitlines() if "space" in line.lower() or "os error 28" in line]
-            if status and not errors:
+            if status and not says_that_the_disk_is_full(bench):
                 raise Lost(f"{bench.folder}: nothing says that the disk is full: {bench.logs()}")
             subprocess.run(["mount", "-o", f"remount,size={4 * size}", disk], check=True)
             bench.finish()
             bench.compare(suite.whole)
-        finally:
-            subprocess.run(["umount", "-l", disk], check=True)
 
 
 def full_disk_in_compute(suite: Suite, times: int) -> None:
     """Everything but the tables is there, and there is no room for them; once there is, the same command finishes."""
     for number in range(times):
         bench = suite.bench(f"full disk in compute {number}", suite.whole)
-        results = bench.folder / "results"
+        results, kept = bench.folder / "results", bench.folder / "kept"
         size = sum(path.stat().st_blocks * 512 for path in results.rglob("*"))
-        kept = bench.folder / "kept"
         results.rename(kept)
-        results.mkdir()
-        if subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={2 * size}", "tmpfs", results]).returncode:
-            print("full disk in compute: this machine lets nobody mount a tmpfs; left out", flush=True)
-            return
-        try:
+        with disk_of(results, 2 * size) as mounted:
+            if not mounted:
+                return
             shutil.copytree(kept, results, dirs_exist_ok=True, symlinks=True)
-            tables = [
-                *bench.results.glob("*.parquet"),
-                *bench.results.glob("claims/*.csv"),
-                bench.results / "claims.csv",
-            ]
+            tables = [*bench.results.glob("*.parquet"), *bench.results.glob("claims/*"), bench.results / "claims.csv"]
             room = bench.rng.randrange(sum(path.stat().st_size for path in tables))
             for path in tables:
                 path.unlink()
@@ -517,15 +526,12 @@ def full_disk_in_compute(suite: Suite, times: int) -> None:
             os.truncate(filler, max(0, filler.stat().st_size - room))
             status, _ = bench.run()
             suite.count("the disk is full when tables are computed")
-            errors = [line for line in bench.logs().splitlines() if "space" in line.lower() or "os error 28" in line]
             half = [path for path in tables if path.suffix == ".parquet" and path.exists() and not intact(path)]
-            if half or (status and (not errors or "Traceback" in bench.logs())):
+            if half or (status and (not says_that_the_disk_is_full(bench) or "Traceback" in bench.logs())):
                 raise Lost(f"{bench.folder}: half-written {half}; logs: {bench.logs()}")
             filler.unlink()
             bench.finish()
             bench.compare(suite.whole)
-        finally:
-            subprocess.run(["umount", "-l", results], check=True)
 
 
 def intact(path: Path) -> bool:
@@ -555,15 +561,11 @@ def data_deleted(suite: Suite, times: int) -> None:
 
 def clock_jumps(suite: Suite, times: int) -> None:
     """The clock is set back and forth in a run of a changed config: new files look older than what they replace."""
-    changed = {"results": {"width": {"training": {"epochs": 60, "evaluate_every": 30, "learning_rate": 0.06}}}}
-    arguments = ("--configfile", "studies/smoke.yaml", "studies/faults.yaml", "studies/other.yaml")
-    other = suite.bench("clock, undisturbed", suite.whole)
-    (other.folder / "studies/other.yaml").write_text(yaml.safe_dump(changed))
-    other.finish(*arguments)
+    other, arguments = under_other_config(suite, "clock, undisturbed", 0.06)
     widths = [f"{RESULTS}/networks/{cohort}/{part}" for cohort, part in PARTS.items() if cohort.startswith("width")]
     for number in range(times):
         bench = suite.bench(f"clock {number}", suite.whole)
-        (bench.folder / "studies/other.yaml").write_text(yaml.safe_dump(changed))
+        shutil.copy(other.folder / "studies/other.yaml", bench.folder / "studies")
         readers = [*widths, *(name.replace("/networks/", "/activations/") for name in widths)]
         status, output = bench.run(*arguments, "--", *readers[: bench.rng.randrange(1, len(readers) + 1)])
         if status:

@@ -338,16 +338,17 @@ def test_recipes_and_requests_survive_the_command_line(default_config):
         assert decode(tuple[Request, ...], as_argument(cohort.requests)) == cohort.requests
 
 
-def test_files_of_the_future_are_named_with_the_command_that_mends_them(tmp_path):
-    study, folder = Study({"study": "mine"}), tmp_path / "results/mine/networks/width-1/0-4"
-    folder.mkdir(parents=True)
-    check_file_times(study, tmp_path)
-    stamp = folder / ".snakemake_timestamp"
-    stamp.touch()
-    check_file_times(study, tmp_path)
-    os.utime(stamp, (time.time() + 3600, time.time() + 3600))
-    with pytest.raises(UserError, match=r"0-4/\.snakemake_timestamp is dated 2.*, in the future") as refused:
-        check_file_times(study, tmp_path)
+@pytest.mark.parametrize("place", ["mine/data/dataset.safetensors", "mine/networks/w/0-4/.snakemake_timestamp"])
+@pytest.mark.parametrize("variant", ["", "/replicates/seed-1001"])
+def test_files_of_the_future_are_named_with_the_command_that_mends_them(tmp_path, place, variant):
+    file = tmp_path / "results" / place.replace("mine", f"mine{variant}")
+    file.parent.mkdir(parents=True)
+    file.touch()
+    names = ("mine", f"mine{variant}")
+    check_file_times(names, tmp_path)
+    os.utime(file, (time.time() + 3600, time.time() + 3600))
+    with pytest.raises(UserError, match=rf"{re.escape(str(file))} is dated 2.*, in the future") as refused:
+        check_file_times(names, tmp_path)
     command = str(refused.value).partition("present time: ")[2]
     assert subprocess.run(["bash", "-c", command]).returncode == 0
-    check_file_times(study, tmp_path)
+    check_file_times(names, tmp_path)

@@ -106,8 +106,16 @@ def test_the_origin_of_a_job_changes_with_any_job_before_it_and_with_nothing_els
     retrained = {job for job in cohorts if job.stage == "train" and not job.cohort.startswith("lstm")}
     follow = {job for job in jobs if retrained & (before(job) - {job})}
     assert Job("claims", result="width") in follow and Job("plot", result="recurrent_sequence") not in follow
-    other = {job for job in jobs if family.origin((folder, job)) != family.origin(("smoke", job))}
+    other = {job for job in jobs if family.origin(folder, job) != family.origin("smoke", job)}
     assert other == follow
+
+
+def test_the_history_of_an_output_has_the_params_of_its_own_job(family):
+    job = Job("claims", result="generalization")
+    variant = "smoke/readings/margin"
+    assert family.origin(variant, job) == family.origin("smoke", job)
+    assert family.history((variant, job)) != family.history(("smoke", job))
+    assert family.history(("smoke", job), (variant, job)) != family.history((variant, job), ("smoke", job))
 
 
 def test_what_is_not_there_is_refused_by_name(family):

@@ -332,21 +332,26 @@ def check_output_folders(study: Study, root: Path = Path()) -> None:
                 break
 
 
-def check_file_times(study: Study, root: Path = Path()) -> None:
-    """Fail before any job runs if files of the study are dated in the future, as they are when a clock was set back.
+def check_file_times(names: Sequence[str], root: Path = Path()) -> None:
+    """Fail before any job runs if files of a study are dated in the future, as they are when a clock was set back.
 
     Snakemake would throw away what a job makes of them, because it is older than they are.
+
+    Args:
+        names: folders of the study and of its variants below results/ and figures/; the study's first.
+        root: where results/ and figures/ are.
 
     Raises:
         UserError: a file that jobs read is dated more than a minute ahead; with the command that mends it.
     """
-    folders = [root / kind / study.name for kind in ("results", "figures")]
+    folders = [root / kind / name for name in names for kind in ("results", "figures")]
     patterns = ("*.*", "data/*", "claims/*", "ablation/*/*", "*/*/*/.snakemake_timestamp")  # the last: of whole folders
-    times = {path: path.lstat().st_mtime for folder in folders for pattern in patterns for path in folder.glob(pattern)}
+    files = (path for folder in folders if folder.exists() for pattern in patterns for path in folder.glob(pattern))
+    times = {path: path.lstat().st_mtime for path in files}
     last = max(times, key=times.get, default=None)
     if last is not None and times[last] > time.time() + 60:
         date = datetime.fromtimestamp(times[last]).strftime("%Y-%m-%d %H:%M")
-        existing = " ".join(shlex.quote(str(folder)) for folder in folders if folder.exists())
+        existing = " ".join(shlex.quote(str(folder)) for folder in folders[:2] if folder.exists())
         raise UserError(
             f"{last} is dated {date}, in the future; if the clock was set back, give all such files the present time: "
             f"find {existing} -newermt now -exec touch -h -t $(date +%Y%m%d%H%M.%S) {{}} +"

@@ -109,20 +109,27 @@ class Family:
             self._params[folder, job] = self.study(folder).params(stage, cohort=cohort, part=part, result=result)
         return self._params[folder, job]
 
-    def origin(self, *jobs: tuple[str, Job]) -> str:
-        """Fingerprint of how the inputs of some jobs, (folder, job), are made: of the params of all jobs before them.
+    def origin(self, folder: str, job: Job) -> str:
+        """Fingerprint of how the inputs of a job are made, which is a param of the job.
 
-        It is a param of each job, because the times of files do not say whether an input is the one that an output was
-        made from: clocks are set back, and files are copied with the times they had.
+        The times of files do not say whether an input is the one that an output was made from: clocks are set back, and
+        files are copied with the times they had.
 
         Raises:
             UserError: the study of the folder has no such job.
         """
-        before = []
+        self._check(folder, job)
+        return self.history(*((folder, other) for other in inputs_of(self.study(folder), job)))
+
+    def history(self, *jobs: tuple[str, Job]) -> str:
+        """Fingerprint of how outputs of jobs, (folder, job), are made: of the params of these and of all jobs before.
+
+        Raises:
+            UserError: the study of a folder has no such job.
+        """
         for folder, job in jobs:
             self._check(folder, job)
-            before += [self._identity(folder, other) for other in inputs_of(self.study(folder), job)]
-        return _fingerprint(before)
+        return _fingerprint([self._identity(folder, job) for folder, job in jobs])
 
     def inputs(self, folder: str, job: Job, *stages: str) -> list[str]:
         """Paths of what a job reads, each in the folder of the study that owns it.

@@ -26,12 +26,12 @@ from cca_dynamics.variants import Family, Job, fresh_seeds, replicates
 try:
     study = Study(config)
     check_output_folders(study)
-    if workflow.is_main_process:
-        check_file_times(study)
     fresh = fresh_seeds(study)
     readings_of = readings(study)
     # Name below the study's folder → the keys of the config that differ.
     family = Family(study, {**replicates(study), **changes_of(readings_of)})
+    if workflow.is_main_process:
+        check_file_times(family.folders)
 except UserError as problem:
     raise WorkflowError(str(problem)) from None
 
@@ -99,7 +99,7 @@ def param(stage, name):
 
 def origin(stage):
     """How the inputs of a job are made, as a param: when that changes a job runs again, whatever the times of files say."""
-    return lambda wildcards: of_family(family.origin, (wildcards.get("folder", study.name), job_of(stage, wildcards)))
+    return lambda wildcards: of_family(family.origin, wildcards.get("folder", study.name), job_of(stage, wildcards))
 
 
 def read_by(stage, *stages):

@@ -31,7 +31,7 @@ rule multiverse:
     params:
         config=param("multiverse", "config"),
         code=param("multiverse", "code"),
-        origin=lambda w: of_family(family.origin, *jobs_of_claims(family, readings_of)),
+        origin=lambda w: of_family(family.history, *jobs_of_claims(family, readings_of)),
     message:
         "multiverse"
     shell:

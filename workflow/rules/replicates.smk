@@ -30,7 +30,7 @@ rule replicates:
     params:
         seeds=" ".join(map(str, fresh)),
         code=param("replicates", "code"),
-        origin=lambda w: of_family(family.origin, *REPLICATES),
+        origin=lambda w: of_family(family.history, *REPLICATES),
     message:
         "replicates"
     shell:
