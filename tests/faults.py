@@ -5,7 +5,7 @@ damaged or deleted, two workflows start at once, two users share a folder, the c
 half-done run. After each, one documented command finishes the study, and its tables are byte for byte those of an
 undisturbed run.
 
-    make test-faults                        all of it, under 15 minutes on 2 cores
+    make test-faults                        all of it
     python tests/faults.py --only kill      the scenarios whose name has "kill"
     python tests/faults.py --seed 7         other moments and other files
 
