@@ -5,6 +5,9 @@ Side by side, on the same arrays and threads, in turns:
 - ours: `cca_dynamics.similarity.pairwise`, in float64 and with float32 products, both directions of each pair;
 - products: nothing but Q_iᵀ Q_j of all pairs i < j, float64, which any exact method needs, one product a pair;
 - bound: the same numbers by fewer, wider products, the best this machine can do;
+- factors: each layer decomposed once, which all its comparisons share;
+- eigen: nothing but an eigenproblem of the layers' width for each pair, by LAPACK, one per thread at a time: the
+  canonical directions, whose weights PWCCA needs, have no quicker exact route;
 - textbook: each pair on its own, covariances of the stacked layers, pseudo-inverses, their square roots, and
   orthonormalised directions, as the authors' reference code does (but centred), timed on a few pairs and scaled to
   all: both directions, the same result as ours, and one direction only;
@@ -41,6 +44,8 @@ import pandas as pd
 import torch
 from cca_dynamics.runtime.machine import hardware
 from cca_dynamics.similarity import Moments, factorize, pairwise, pairwise_permutation_test, pwcca
+from cca_dynamics.similarity.decompositions import eigh
+from cca_dynamics.similarity.threads import Workers
 
 OUT = Path(__file__).parent / "out"
 SAMPLED = 5  # pairs on which slow methods are timed
@@ -89,6 +94,24 @@ def bound(bases: torch.Tensor, d: int) -> None:
         bases[:, start : start + d].T @ bases[:, start + d :]
 
 
+def factors(layers: list[np.ndarray], device: str) -> None:
+    """Each layer decomposed, as many at a time as there are threads."""
+    with Workers(device, sum(layer.size for layer in layers)) as workers:
+        workers.run(lambda layer: factorize(layer, device=device), [(layer,) for layer in layers])
+
+
+def eigenproblems(bases: torch.Tensor, d: int, pairs: int, device: str) -> None:
+    """The eigenproblem of a pair, as often as there are pairs; on a GPU in batches, as `pairwise` solves them."""
+    cross = bases[:, :d].T @ bases[:, d : 2 * d]
+    square = cross @ cross.T
+    if device == "cuda":
+        for start in range(0, pairs, 128):
+            eigh(square.expand(min(128, pairs - start), d, d))
+        return
+    with Workers(device, bases.numel()) as workers:
+        workers.run(eigh, [(square,)] * pairs)
+
+
 def timed(function, device: str) -> float:
     gc.collect()
     start = time.perf_counter()
@@ -119,6 +142,8 @@ def compare(count: int, n: int, d: int, *, device: str, rounds: int, others: boo
     for _ in range(rounds if d < 512 else 1):
         record("products", timed(lambda: products(bases, d), device))
         record("bound", timed(lambda: bound(bases, d), device))
+        record("factors", timed(lambda: factors(layers, device), device))
+        record("eigen", timed(lambda: eigenproblems(bases, d, pairs, device), device))
         record("float64", timed(lambda: ours("float64"), device))
         record("float32", timed(lambda: ours("float32"), device))
         if others:
@@ -161,6 +186,9 @@ def shown(rows: list[dict]) -> str:
             "float64": f"{row['float64']:.2f} s",
             "/ products": f"{row['float64'] / row['products']:.2f}",
             "/ bound": f"{row['float64'] / row['bound']:.2f}",
+            "factors": f"{row['factors']:.2f} s",
+            "eigen": f"{row['eigen']:.2f} s",
+            "/ (bound + factors + eigen)": f"{row['float64'] / (row['bound'] + row['factors'] + row['eigen']):.2f}",
             "float32": f"{row['float32']:.2f} s",
         }
         if "textbook" in row:

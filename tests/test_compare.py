@@ -24,8 +24,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from safetensors.torch import save_file
 
-from tests.builders import ROOT
-from tests.test_hostile_input import Payload
+from tests.builders import ROOT, Payload
 
 IMAGES = 140  # more than twice the 64 channels of a ResNet's first layer
 SMALL = """

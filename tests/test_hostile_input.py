@@ -24,17 +24,7 @@ from cca_dynamics.training.resume import Unfinished
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.builders import HOSTILE, ROOT, copy_workflow, snakemake
-
-
-class Payload:
-    """Unpickling this creates a file."""
-
-    def __init__(self, path):
-        self.path = str(path)
-
-    def __reduce__(self):
-        return os.mkdir, (self.path,)
+from tests.builders import HOSTILE, ROOT, Payload, copy_workflow, snakemake
 
 
 def test_the_package_never_unpickles():

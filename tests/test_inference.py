@@ -39,7 +39,7 @@ DISTRIBUTIONS = {
 
 
 @pytest.mark.parametrize("distribution", DISTRIBUTIONS)
-@pytest.mark.parametrize("measure", ["pwcca", "linear_cka"])
+@pytest.mark.parametrize("measure", ["pwcca", pytest.param("linear_cka", marks=pytest.mark.thorough)])
 def test_unrelated_layers_are_significant_as_often_as_promised(rng, distribution, measure):
     """Of 40 tests at 5 %, 7 or more are significant once in 300 runs; p is exact, so no tail makes it more."""
     draw = DISTRIBUTIONS[distribution]
@@ -119,7 +119,7 @@ def test_calibration_takes_chance_out_of_width(rng):
 # Intervals ------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("measure", ["pwcca", "linear_cka"])
+@pytest.mark.parametrize("measure", [pytest.param("pwcca", marks=pytest.mark.thorough), "linear_cka"])
 def test_intervals_cover_what_is_expected_of_as_many_data_points(measure):
     """At 95 %, 60 intervals miss 9 or more once in 200 runs; a bootstrap, which draws points twice, is biased."""
     mixing = np.random.default_rng(5).normal(size=(2, 3, 4))

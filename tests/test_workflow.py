@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import subprocess
+import time
 
 import numpy as np
 import pandas as pd
@@ -214,6 +215,15 @@ def test_networks_that_look_older_than_their_activations_are_read_again(edited):
     plan = snakemake(edited, *config, "--dry-run")
     assert re.search(r"^activations +3 ", plan.stdout + plan.stderr, re.MULTILINE), plan.stdout + plan.stderr
     assert re.search(r"^compute +2 ", plan.stdout + plan.stderr, re.MULTILINE)  # and calibration
+
+
+@pytest.mark.thorough
+def test_a_study_with_files_of_the_future_is_refused(edited):
+    os.utime(edited / "results/smoke/data/dataset.safetensors", (time.time() + 3600, time.time() + 3600))
+    plan = snakemake(edited, *SMOKE, "--dry-run")
+    assert plan.returncode != 0 and "in the future" in plan.stdout + plan.stderr
+    subprocess.run(["bash", "-c", re.search(r"find .* \+$", plan.stdout + plan.stderr, re.MULTILINE)[0]], cwd=edited)
+    assert snakemake(edited, *SMOKE, "--dry-run").returncode == 0
 
 
 def test_another_seed_reruns_everything(edited):

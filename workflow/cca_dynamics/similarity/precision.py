@@ -66,14 +66,14 @@ def precision_of(x: Tensor) -> Precision:
 def _rounded_to(dtype: torch.dtype, x: Tensor) -> bool:
     """Whether all numbers are of a format, and enough of them use its last digit; False for integers."""
     flat = x.reshape(-1)
+    whole = True
     for numbers in (flat[:: max(1, len(flat) // SAMPLE)], flat):
-        if not torch.equal(numbers.to(dtype).to(x.dtype), numbers):
+        rounded = numbers.to(dtype)
+        if not torch.equal(rounded.to(x.dtype), numbers):
             return False
-    if torch.equal(flat, flat.round()):
-        return False
-    used = flat[flat != 0].double()
-    last_digits = used / (torch.finfo(dtype).eps * power_below(used))  # whole; odd if the last binary digit is 1
-    return float((last_digits % 2 == 1).double().mean()) >= LAST_BIT
+        whole = whole and torch.equal(numbers, numbers.round())
+    last_digits = rounded.view(torch.int32 if dtype == torch.float32 else torch.int16) & 1
+    return not whole and int(last_digits.count_nonzero()) >= LAST_BIT * int(rounded.count_nonzero())
 
 
 def power_below(x: Tensor) -> Tensor:
