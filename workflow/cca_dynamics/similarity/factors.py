@@ -63,7 +63,7 @@ class Factors:
     def basis(self) -> Tensor:
         """Q, (n, r) float64 with orthonormal columns; with as many rows as x."""
         if self.points is None:
-            return (self.x - self.mean) @ self.to_basis
+            return _copy(self.x).sub_(self.mean) @ self.to_basis
         centred = self.x.clone()
         centred[0] -= sqrt(self.points) * self.mean
         return centred @ self.to_basis
@@ -104,19 +104,25 @@ def factorize(x, *, device: str = "cpu", name: str = "x") -> Factors:
     if isinstance(x, Factors):
         return x
     x = moderate(as_matrix(x, device, name))
-    mean = x.mean(dim=0, dtype=torch.float64)
-    return Factors(x, mean, *_decompose(x, mean, precision_of(x)))
+    centred = _copy(x)
+    mean = centred.mean(dim=0)
+    return Factors(x, mean, *_decompose(x, centred.sub_(mean), mean, precision_of(x)))
 
 
-def _decompose(x: Tensor, mean: Tensor, precision: Precision) -> tuple[Tensor, Tensor, Tensor]:
+def _copy(x: Tensor) -> Tensor:
+    """A float64 copy, to be changed in place: quicker than a difference of two formats, which needs more memory."""
+    return x.to(torch.float64, copy=True)
+
+
+def _decompose(x: Tensor, centred: Tensor, mean: Tensor, precision: Precision) -> tuple[Tensor, Tensor, Tensor]:
     """s, v and to_basis of `Factors`.
 
     Args:
         x: (n, d) as given; its magnitudes say how large rounding errors may be.
+        centred: (n, d) float64, x - mean.
         mean: (d,) float64.
         precision: of x.
     """
-    centred = x - mean  # float64, as the mean is
     if (found := decompose_by_squares(centred, mean, precision, len(x))) is not None:
         return found
     rows, columns = _sizes(x)
