@@ -12,6 +12,7 @@ from cca_dynamics import similarity
 from cca_dynamics.similarity import (
     MEASURES,
     DegenerateCCAWarning,
+    Moments,
     angular_shape,
     bartlett,
     cca,
@@ -611,6 +612,19 @@ def test_duplicated_collinear_constant_and_dead_neurons_are_found_in_any_precisi
         result = pwcca(same, y)
         assert result.rank_x == 12
         np.testing.assert_allclose(result.correlations, pwcca(x, y).correlations, atol=1e-2 if "16" in dtype else 1e-5)
+
+
+@pytest.mark.parametrize("scale", [1, 1e-5, 1e-6])
+@pytest.mark.parametrize("stored", ["float16", "float32"])
+def test_collinear_neurons_are_found_among_numbers_too_small_for_their_format(rng, scale, stored):
+    """Below 6e-5 float16 has equally spaced numbers, so that small ones have fewer digits."""
+    free = rng.normal(size=(2000, 6))
+    x = (np.hstack([free, free @ rng.normal(size=(6, 4)) / 2]) * scale).astype(np.float16).astype(stored)
+    assert factorize(x).rank == 6
+    moments = Moments()
+    for batch in np.split(x, 4):
+        moments.update(batch, free[: len(batch)])
+    assert moments.factors()[0].rank == 6
 
 
 @settings(max_examples=25, deadline=None)

@@ -150,7 +150,7 @@ def decompose_by_squares(
     squares, vectors = torch.linalg.eigh(gram)
     weakest, strongest = float(squares[0]), float(squares[-1])
     largest_neuron = (gram.diagonal() / points + mean.square()).max().sqrt()  # root mean square, not centred
-    error = precision.roundings * precision.epsilon * float(largest_neuron)
+    error = precision.roundings * precision.epsilon * max(float(largest_neuron), precision.smallest)
     if weakest <= max(ILL_CONDITIONED * strongest, (error * (sqrt(points) + sqrt(len(mean)))) ** 2):
         return None
     s, v = squares.flip(0).sqrt(), vectors.flip(1)

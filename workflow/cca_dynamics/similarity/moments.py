@@ -20,7 +20,7 @@ from cca_dynamics.similarity.factors import (
 )
 from cca_dynamics.similarity.measures import MEASURES
 from cca_dynamics.similarity.pairwise import pairwise
-from cca_dynamics.similarity.precision import DOUBLE, Precision, power_below, precision_of
+from cca_dynamics.similarity.precision import Precision, precision_of
 
 
 class Moments:
@@ -61,7 +61,7 @@ class Moments:
         self._waiting: list[Tensor] = []  # rows that are not in the triangle yet
         self._shift: Tensor | None = None  # (k - 1,) means of the first batch, so that large means cost no digits
         self._below: Tensor | None = None  # (k - 1,) sum of squares of the powers of two below the numbers
-        self._precision: Precision | None = None
+        self._precisions: list[Precision] = []  # of each representation, the finest of its batches
 
     def update(self, *batches) -> None:
         """Add data points.
@@ -86,14 +86,14 @@ class Moments:
         widths = tuple(layer.shape[1] for layer in layers)
         if self.widths and widths != self.widths:
             raise RepresentationError(f"this batch has {_listed(widths)} neurons, earlier ones {_listed(self.widths)}")
-        precision = min((precision_of(layer) for layer in layers), key=lambda each: each.epsilon)
+        precisions = [precision_of(layer) for layer in layers]
         values = torch.cat([layer.double() for layer in layers], dim=1)
         if self._shift is None:
             self.widths, self._shift = widths, values.mean(dim=0)
             self._below = torch.zeros_like(self._shift)
-        if self._precision is None or precision.epsilon < self._precision.epsilon:
-            self._precision = precision
-        self._below += power_below(values).square().sum(dim=0)
+        self._precisions = _finest(self._precisions or precisions, precisions)
+        below = [precision.power_below(layer) for precision, layer in zip(precisions, layers, strict=True)]
+        self._below += torch.cat(below, dim=1).square().sum(dim=0)
         self.n += len(values)
         self._waiting.append(torch.cat([values.new_ones(len(values), 1), values - self._shift], dim=1))
         if sum(map(len, self._waiting)) >= 1 + sum(widths):
@@ -116,7 +116,7 @@ class Moments:
         rows = torch.cat([*([] if other._triangle is None else [other._triangle]), *other._waiting]).to(self.device)
         rows[:, 1:] += rows[:, :1] * (other._shift.to(self.device) - self._shift)
         self._waiting.append(rows)
-        self._precision = min(self._precision, other._precision, key=lambda each: each.epsilon)
+        self._precisions = _finest(self._precisions, other._precisions)
         self._below = self._below + other._below.to(self.device)
         self.n += other.n
         self._work_in()
@@ -139,14 +139,14 @@ class Moments:
         # In the basis of the triangle, 1 is √n in the first row; the other rows are centred.
         triangle = self._triangle * torch.sign(self._triangle[0, 0])
         ends = np.cumsum([1, *self.widths])[1:].tolist()
-        return [self._factors_of(triangle, end - width, end) for end, width in zip(ends, self.widths, strict=True)]
+        layers = zip(ends, self.widths, self._precisions, strict=True)
+        return [self._factors_of(triangle, end - width, end, precision) for end, width, precision in layers]
 
-    def _factors_of(self, triangle: Tensor, first: int, end: int) -> Factors:
+    def _factors_of(self, triangle: Tensor, first: int, end: int, precision: Precision) -> Factors:
         columns, shift = triangle[:, first:end], self._shift[first - 1 : end - 1]
         raw = columns.clone()
         raw[0] += sqrt(self.n) * shift
         sizes = column_sizes(raw) * sqrt(len(raw) / self.n)
-        precision = self._precision or DOUBLE
         errors = precision.roundings * precision.epsilon * (self._below[first - 1 : end - 1] / (12 * self.n)).sqrt()
         noise = float((errors / sizes).square().mean().sqrt())
         raw = moderate(raw)
@@ -189,6 +189,11 @@ def _determined(measure: str) -> str:
         usable = ", ".join(name for name, record in MEASURES.items() if record.second_moments)
         raise ValueError(f"{measure} compares single data points, which are not kept; choose one of {usable}")
     return measure
+
+
+def _finest(some: list[Precision], others: list[Precision]) -> list[Precision]:
+    """The finer precision of each representation."""
+    return [min(pair, key=lambda each: each.epsilon) for pair in zip(some, others, strict=True)]
 
 
 def _listed(widths: tuple[int, ...]) -> str:

@@ -21,28 +21,42 @@ class Precision:
 
     Attributes:
         epsilon: distance of 1 to the next number of their format.
+        smallest: number of their format below which the distance to the next number shrinks no further: below 6e-5 in
+            float16, where activations get to.
         roundings: how many independent roundings an error may stem from, in units of the standard deviation of one.
     """
 
     epsilon: float
+    smallest: float
     roundings: float
+
+    @classmethod
+    def of(cls, dtype: torch.dtype, roundings: float) -> Precision:
+        """The precision of a format."""
+        return cls(torch.finfo(dtype).eps, torch.finfo(dtype).smallest_normal, roundings)
 
     def error(self, x: Tensor) -> Tensor:
         """Standard deviation of the rounding error that each number of x may have; in float64, as x in shape.
 
         A rounded number is off by up to half of the distance to its neighbours, uniformly.
         """
-        return self.roundings * self.epsilon / sqrt(12) * power_below(x)
+        return self.roundings * self.epsilon / sqrt(12) * self.power_below(x)
+
+    def power_below(self, x: Tensor) -> Tensor:
+        """The power of two at or below the magnitude of each number, at least `smallest`, float64; 0 of 0."""
+        mantissa, exponent = torch.frexp(x.double())
+        powers = torch.ldexp(torch.ones_like(mantissa), exponent - 1).clamp(min=self.smallest)
+        return torch.where(mantissa == 0, 0.0, powers)
 
 
 FORMATS = {
     # Activations are stored in these; they were added up in a wider format and rounded once.
-    torch.float16: Precision(torch.finfo(torch.float16).eps, roundings=2),
-    torch.bfloat16: Precision(torch.finfo(torch.bfloat16).eps, roundings=2),
+    torch.float16: Precision.of(torch.float16, roundings=2),
+    torch.bfloat16: Precision.of(torch.bfloat16, roundings=2),
     # A network that computes in this one adds up many rounded products.
-    torch.float32: Precision(torch.finfo(torch.float32).eps, roundings=32),
+    torch.float32: Precision.of(torch.float32, roundings=32),
 }
-DOUBLE = Precision(torch.finfo(torch.float64).eps, roundings=512)
+DOUBLE = Precision.of(torch.float64, roundings=512)
 """People compute further in double precision, and a difference of large numbers has their errors."""
 
 
@@ -74,9 +88,3 @@ def _rounded_to(dtype: torch.dtype, x: Tensor) -> bool:
         whole = whole and torch.equal(numbers, numbers.round())
     last_digits = rounded.view(torch.int32 if dtype == torch.float32 else torch.int16) & 1
     return not whole and int(last_digits.count_nonzero()) >= LAST_BIT * int(rounded.count_nonzero())
-
-
-def power_below(x: Tensor) -> Tensor:
-    """The power of two at or below the magnitude of each number, float64; 0 of 0."""
-    mantissa, exponent = torch.frexp(x.double())
-    return torch.where(mantissa == 0, 0.0, torch.ldexp(torch.ones_like(mantissa), exponent - 1))
