@@ -142,7 +142,7 @@ def _compare_block(
     first, end = indices[0], indices[-1] + 1
     columns = np.zeros((2, end, len(indices)))
     # The bases of the block lie below each other, transposed: one product with another basis gives the cross-products
-    # with many, up to 1.7 times as fast as with data points as rows, because what is added up is contiguous in memory.
+    # with many, and what it adds up is contiguous in memory.
     edges = np.cumsum([0, *(factors[j].rank for j in indices)]).tolist()
     dtype = PRECISIONS[precision]
     bases = torch.empty(edges[-1], factors[0].x.shape[0], dtype=dtype, device=factors[0].x.device)
