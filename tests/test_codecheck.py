@@ -1,5 +1,7 @@
 """Runs are compared as codecheck.yml says, and what it lists is there."""
 
+from itertools import permutations
+
 import pandas as pd
 import pytest
 import yaml
@@ -12,11 +14,12 @@ from tests.builders import ROOT
 from tests.codecheck import output_of
 
 
-def write(path, **changes):
-    """A file of claims: four with intervals and one without; `changes` are of the first one."""
+def write(path, changed=1, **changes):
+    """A file of claims: 29 with intervals and one without; `changes` are of the first ones."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    first = {"value": 0.5, "verdict": "reproduced", "interval": (0.4, 0.6), **changes}
-    kinds = [first] + [{"value": 0.1 * i, "verdict": "inconclusive", "interval": (-1, 1)} for i in range(3)]
+    kinds = [{"value": 0.5, "verdict": "reproduced", "interval": (0.4, 0.6)} for _ in range(10)]
+    kinds = [{**kind, **changes} if i < changed else kind for i, kind in enumerate(kinds)]
+    kinds += [{"value": 0.01 * i, "verdict": "inconclusive", "interval": (-1, 1)} for i in range(19)]
     kinds.append({"value": 2.0, "verdict": "reproduced", "estimated": False})
     made = [
         claims.Claim(claim=f"width.{i}", figure="4", statement="S.", statistic="s", **kind)
@@ -38,7 +41,7 @@ def write(path, **changes):
 )
 def test_claims_agree_by_verdict_and_published_interval(tmp_path, changes, agrees):
     table = agreement.compare(write(tmp_path / "here.csv", **changes), write(tmp_path / "published.csv"))
-    assert list(table["agreement"]) == [agrees, *["equal"] * 4]
+    assert list(table["agreement"]) == [agrees, *["equal"] * 29]
     words = "\n".join(agreement.in_words(table))
     assert ("width.0" in words) == (agrees != "equal")
 
@@ -47,9 +50,46 @@ def test_a_claim_without_an_interval_agrees_within_the_margin(tmp_path):
     published = write(tmp_path / "published.csv")
     for shift, expected in ((0.04, "within"), (0.06, "beyond")):
         table = pd.read_csv(published)
-        table.loc[4, "value"] += shift
+        table.loc[29, "value"] += shift
         table.to_csv(tmp_path / "here.csv", index=False)
-        assert agreement.compare(tmp_path / "here.csv", published)["agreement"].iloc[4] == expected
+        assert agreement.compare(tmp_path / "here.csv", published)["agreement"].iloc[29] == expected
+
+
+def test_rounding_is_not_a_difference_however_narrow_the_interval(tmp_path):
+    published = write(tmp_path / "published.csv", value=1.0e-15, interval=(0.9e-15, 1.1e-15))
+    here = write(tmp_path / "here.csv", value=1.8e-15, interval=(1.7e-15, 1.9e-15))
+    assert agreement.compare(here, published)["agreement"].iloc[0] == "within"
+
+
+def test_any_two_seeds_differ_more_than_two_processors_may(tmp_path):
+    """What `agreement.MOST_DIFFERING` rests on."""
+    replicates = pd.read_csv(ROOT / "figures/reference/mnist1d/replicates.csv")
+    template = claims.read(ROOT / "figures/reference/mnist1d/claims.csv").set_index("claim")
+    for seed, of_seed in replicates.groupby("seed"):
+        columns = ["value", "ci_low", "ci_high", "p_value", "verdict"]
+        table = template.assign(**of_seed.set_index("claim")[columns]).reset_index()
+        table[claims.COLUMNS].to_csv(tmp_path / f"{seed}.csv", index=False)
+    for one, other in permutations(tmp_path.glob("*.csv"), 2):
+        assert not agreement.as_a_whole(agreement.compare(one, other))
+
+
+def test_several_runs_stand_side_by_side(tmp_path, capsys):
+    published = write(tmp_path / "published.csv")
+    runs = [write(tmp_path / "epyc.csv", value=0.45), write(tmp_path / "arm.csv", value=0.7, verdict="inconclusive")]
+    out = tmp_path / "table.csv"
+    cli.main(["agreement", *map(str, runs), str(published), "--table", str(out)])
+    said, first = capsys.readouterr().out, pd.read_csv(out).iloc[0]
+    assert "epyc.csv:" in said and "width.0: 0.5 → 0.7, reproduced → inconclusive" in said
+    assert (first["claim"], first["published_value"], first["epyc_value"], first["arm_value"]) == (
+        "width.0",
+        0.5,
+        0.45,
+        0.7,
+    )
+    assert (first["epyc_verdict"], first["arm_verdict"]) == ("reproduced", "inconclusive")
+    assert first["largest_difference"] == pytest.approx(0.2)
+    assert cli.main(["agreement", str(runs[0]), str(runs[0]), str(published)]) == 1
+    assert "rename copies" in capsys.readouterr().err
 
 
 def test_claims_of_one_run_alone_are_named(tmp_path, capsys):
@@ -88,7 +128,8 @@ def test_the_check_fails_where_a_verdict_turns_or_a_figure_differs_alone(tmp_pat
         (b"figure", {}, True),
         (b"other", {}, False),  # the same numbers give the same figure
         (b"other", {"value": 0.45}, True),
-        (b"other", {"verdict": "inconclusive"}, False),
+        (b"other", {"verdict": "inconclusive", "changed": 3}, True),  # a tenth of all
+        (b"other", {"verdict": "inconclusive", "changed": 4}, False),
     ):
         figure.write_bytes(drawn)
         write(clone / output_of(listed[0]), **changes)

@@ -237,8 +237,19 @@ def publish(options: argparse.Namespace) -> None:
 def agreement(options: argparse.Namespace) -> None:
     """Compare the claims of two runs of a study: which are equal, which differ, and whether a verdict turns."""
     from cca_dynamics.report import agreement
+    from cca_dynamics.runtime.storage import replacing
 
-    print("\n".join(agreement.in_words(agreement.compare(options.claims, options.published))))
+    if len({run.stem for run in options.claims}) < len(options.claims):
+        raise UserError(
+            "several runs need files of different names, which the table's columns have; rename copies of them"
+        )
+    for run in options.claims:
+        lines = agreement.in_words(agreement.compare(run, options.published))
+        print("\n".join([f"{run}:", *lines] if len(options.claims) > 1 else lines))
+    if options.table is not None:
+        with replacing(options.table) as temporary:
+            table = agreement.side_by_side(options.claims, options.published)
+            table.to_csv(temporary, index=False, float_format="%.6g")
 
 
 def compare(options: argparse.Namespace) -> None:
@@ -529,8 +540,9 @@ def _parser() -> argparse.ArgumentParser:
     argument("--note", default="", help="a sentence about the run")
 
     argument = add(agreement)
-    argument("claims", type=Path, help="claims.csv of a run")
+    argument("claims", type=Path, nargs="+", help="claims.csv of a run, or of several under different names")
     argument("published", type=Path, help="claims.csv of another, such as figures/reference/mnist1d/claims.csv")
+    argument("--table", type=Path, help="also write values, verdicts and the largest difference of every claim, .csv")
 
     argument = add(compare, device=True)
     argument("files", type=Path, nargs="+", metavar="FILE", help=".npy .npz .safetensors .pt .pth")

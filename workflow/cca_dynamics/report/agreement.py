@@ -6,6 +6,7 @@ amplifies that, as another seed would.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from math import isnan
 from pathlib import Path
 
@@ -17,6 +18,10 @@ from cca_dynamics.results import claims
 EQUAL, WITHIN, BEYOND, TURNED = "equal", "within", "beyond", "turned"
 TOLERANCE = 0.05
 """What the value of a claim without an interval may differ by: the margin within which distances count as alike."""
+ROUNDING = 1e-9
+"""A difference that rounding explains: some claims are about errors of this size, and their intervals are as narrow."""
+MOST_DIFFERING = 0.1
+"""The share of claims that may be beyond or turned on another kind of processor; between two seeds it is larger."""
 
 
 def compare(here: Path, published: Path) -> pd.DataFrame:
@@ -27,9 +32,10 @@ def compare(here: Path, published: Path) -> pd.DataFrame:
 
     Returns:
         One row per claim of either: claim, value, published_value, difference, verdict, published_verdict, and
-        agreement: "equal", if all that a run writes of it is; "within", if the verdict is the same and the value lies
-        in the published 95 % interval (or differs by at most `TOLERANCE`, where there is none); "beyond", if the
-        verdict alone is the same; "turned", if the verdict differs, or one of the two runs has no such claim.
+        agreement: "equal", if all that a run writes of it is; "within", if the verdict is the same and the
+        value lies in the published 95 % interval (or differs by at most `TOLERANCE`, where there is none) or
+        differs by at most `ROUNDING`; "beyond", if the verdict alone is the same; "turned", if the verdict
+        differs, or one of the two runs has no such claim.
 
     Raises:
         DamagedFile: one of them cannot be read.
@@ -57,8 +63,44 @@ def _agreement(mine: pd.Series, theirs: pd.Series) -> str:
     value, low, high = mine["value"], theirs["ci_low"], theirs["ci_high"]
     if isnan(value) or isnan(theirs["value"]):
         return WITHIN if isnan(value) and isnan(theirs["value"]) else BEYOND
-    within = low <= value <= high or abs(value - theirs["value"]) <= TOLERANCE * (isnan(low) or isnan(high))
+    margin = TOLERANCE if isnan(low) or isnan(high) else ROUNDING
+    within = low <= value <= high or abs(value - theirs["value"]) <= margin
     return WITHIN if within else BEYOND
+
+
+def as_a_whole(table: pd.DataFrame) -> bool:
+    """Whether two runs differ by what another kind of processor changes: at most `MOST_DIFFERING` of the claims.
+
+    Args:
+        table: as `compare` returns it.
+    """
+    return bool(table["agreement"].isin([BEYOND, TURNED]).mean() <= MOST_DIFFERING)
+
+
+def side_by_side(runs: Sequence[Path], published: Path) -> pd.DataFrame:
+    """The values and verdicts of several runs beside the published ones.
+
+    Args:
+        runs: claims.csv of each, in files of different names, which name the columns.
+        published: claims.csv that they are compared with.
+
+    Returns:
+        One row per claim of any: claim, published_value, published_verdict, of each run NAME_value and NAME_verdict,
+        and largest_difference, that of a run from the published value.
+
+    Raises:
+        DamagedFile: one of the files cannot be read.
+    """
+    columns, differences = [], []
+    for run in runs:
+        table = compare(run, published).set_index("claim")
+        differences.append(table["difference"].abs())
+        names = {"published_value": "published_value", "published_verdict": "published_verdict"}
+        names |= {"value": f"{run.stem}_value", "verdict": f"{run.stem}_verdict"}
+        columns.append(table[list(names)].rename(columns=names))
+    merged = pd.concat(columns, axis=1)
+    merged = merged.loc[:, ~merged.columns.duplicated()]
+    return merged.assign(largest_difference=pd.concat(differences, axis=1).max(axis=1)).reset_index()
 
 
 def in_words(table: pd.DataFrame) -> list[str]:
