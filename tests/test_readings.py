@@ -17,6 +17,7 @@ from cca_dynamics.results.claims import NOT_TESTABLE, REPRODUCED, VERDICTS
 from cca_dynamics.results.tables import distance_table, measures_of
 from cca_dynamics.study import Study
 from cca_dynamics.variants import Family, Job
+from matplotlib.text import Text
 
 from tests.builders import HOSTILE, ROOT, copy_workflow, snakemake
 
@@ -342,6 +343,39 @@ def test_no_text_of_the_overview_lies_on_another():
     assert len(boxes) > 100
     lying_on = [(a, b) for i, a in enumerate(boxes) for b in boxes[:i] if a.overlaps(b) and abs(a.y0 - b.y0) < 1]
     assert not lying_on and all(box.x1 <= figure.bbox.x1 for box in boxes)
+
+
+@pytest.mark.parametrize("scale", [0.0, 1e-15, 1e-5, 1.0, 1e4])
+def test_no_text_of_the_curves_lies_on_another(collected, scale):
+    names = ["stable_beyond_principal_and_random_directions", "late"]
+    rows = [
+        collected[collected["claim"] == f"width.{name}"].assign(claim=f"width.{other}")
+        for name, other in zip(NAMES["width"], names, strict=True)
+    ]
+    table = pd.concat(rows, ignore_index=True)
+    numbers = ["value", "ci_low", "ci_high"]
+    table[numbers] = scale * table[numbers] + (0.9 if scale == 1e-5 else 0)  # ticks such as .90001 invite an offset
+    figure = multiverse.draw_curves(table)
+    figure.canvas.draw()
+    renderer = figure.canvas.get_renderer()
+    beyond = [  # labels of ticks that are not drawn, because they lie beyond the ends of their axis
+        tick.label1
+        for axes in figure.axes
+        for tick in axes.yaxis.get_major_ticks()
+        if not axes.get_ylim()[0] <= tick.get_loc() <= axes.get_ylim()[1]
+    ]
+    texts = [text for text in figure.findobj(Text) if text.get_visible() and text.get_text().strip()]
+    texts = [text for text in texts if text not in beyond]
+    boxes = [text.get_window_extent(renderer) for text in texts]
+    assert any("\n" in text.get_text() for text in texts)
+    lying_on = [
+        (one.get_text(), other.get_text())
+        for i, (one, box) in enumerate(zip(texts, boxes, strict=True))
+        for other, below in zip(texts[:i], boxes[:i], strict=True)
+        if min(box.x1, below.x1) - max(box.x0, below.x0) > 1 and min(box.y1, below.y1) - max(box.y0, below.y0) > 1
+    ]
+    assert not lying_on
+    assert all(figure.bbox.x0 <= box.x0 and box.x1 <= figure.bbox.x1 and box.y1 <= figure.bbox.y1 for box in boxes)
 
 
 def test_a_few_wide_intervals_do_not_flatten_the_others():

@@ -8,6 +8,7 @@ of the noise.
 from __future__ import annotations
 
 import json
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -50,10 +51,12 @@ SHADE = {"color": "#eeeeee", "linewidth": 0, "zorder": 0}
 SMALL = 6.5
 """Points of the letters."""
 LONGEST_LABEL = 26
-"""Letters of a value that fit beside its row, and of a claim's name above its curve."""
+"""Letters of a value that fit beside its row, and of a line of a claim's name above its curve."""
+ROUNDING = 1e-9
+"""Values whose spread is below this are one value."""
 
 # Inches of a page of curves.
-TICKS, CURVE, MATRIX_ROW, HEADING, GAP, LEGEND, LETTER = 0.36, 1.05, 0.115, 0.4, 0.12, 0.32, 0.047
+TICKS, CURVE, MATRIX_ROW, HEADING, LINE, GAP, LEGEND, LETTER = 0.36, 1.05, 0.115, 0.4, 0.11, 0.12, 0.32, 0.047
 CELLS_PER_ROW = 3
 
 
@@ -247,7 +250,9 @@ def draw_curves(table: pd.DataFrame):
     down = -(-len(shown) // across)
     labels = _width_of_labels(levels)
     cell = (figures.WIDTH - labels - 0.05) / CELLS_PER_ROW
-    cell_height = HEADING + CURVE + 0.05 + MATRIX_ROW * lines + GAP
+    titles = {claim: textwrap.wrap(name_of(claim), LONGEST_LABEL) for claim in shown}
+    heading = HEADING + LINE * (max(map(len, titles.values())) - 1)
+    cell_height = heading + CURVE + 0.05 + MATRIX_ROW * lines + GAP
     width, height = figures.WIDTH, cell_height * down + LEGEND
     figure, (first,) = figures.panels(1, 1, height)
     first.remove()
@@ -259,7 +264,7 @@ def draw_curves(table: pd.DataFrame):
 
     for index, (claim, rows) in enumerate(shown.items()):
         row, column = divmod(index, across)
-        left, top = labels + cell * column + TICKS, cell_height * row + HEADING
+        left, top = labels + cell * column + TICKS, cell_height * row + heading
         curve = axes_at(left, top, CURVE)
         matrix = axes_at(left, top + CURVE + 0.05, MATRIX_ROW * lines)
         ordered = rows.sort_values("value", kind="stable", na_position="last")
@@ -268,7 +273,8 @@ def draw_curves(table: pd.DataFrame):
         if column == 0:
             _label_rows(matrix, levels, labels)
         (counted,) = summary(rows.assign(claim=claim)).to_dict("records")
-        curve.text(0, 1.17, _shortened(name_of(claim)), transform=curve.transAxes, fontsize=SMALL, fontweight="bold")
+        title = {"fontsize": SMALL, "fontweight": "bold", "va": "bottom", "linespacing": 1.1}
+        curve.text(0, 1.15, "\n".join(titles[claim]), transform=curve.transAxes, **title)
         holds = f"reproduced in {share_in_words(counted)}" if counted["readings"] else NOT_TESTABLE
         curve.text(0, 1.05, holds, transform=curve.transAxes, fontsize=SMALL, color=figures.GREY)
     _legend_of_verdicts(figure, set(table["verdict"]))
@@ -305,6 +311,7 @@ def _draw_curve(axis, rows: pd.DataFrame) -> None:
     axis.set_xticks([])
     axis.tick_params(axis="y", labelsize=6, length=2, pad=1)
     axis.locator_params(axis="y", nbins=4)
+    axis.ticklabel_format(axis="y", style="plain", useOffset=False)
     axis.spines["bottom"].set_visible(False)
 
 
@@ -313,7 +320,8 @@ def _limits(values: np.ndarray, low: np.ndarray, high: np.ndarray) -> tuple[floa
     least, most = np.nanmin(values), np.nanmax(values)
     widths = (high - low)[np.isfinite(high - low)]
     room = max(most - least, float(np.median(widths)) if len(widths) else 0.0)
-    room = max(room, 0.1 * max(abs(least), abs(most)) if room == 0 else 0.0, 1e-6)  # one value in all readings
+    if room < ROUNDING:  # one value in all readings
+        room = max(0.1 * max(abs(least), abs(most)), 0.01)
     ends = np.concatenate([values, low, high])
     ends = ends[np.isfinite(ends)].clip(least - room, most + room)
     return float(ends.min() - 0.06 * room), float(ends.max() + 0.06 * room)
