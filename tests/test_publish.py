@@ -130,6 +130,14 @@ def test_what_is_missing_is_named(finished):
     assert not (finished / "figures/reference").exists()
 
 
+def test_the_size_of_a_run_is_told_where_its_networks_lie(finished):
+    assert "Its results take" not in publish.runtime_table("small")
+    network = finished / "results/small/networks/width/0-4/step-000000.safetensors"
+    network.parent.mkdir(parents=True)
+    network.write_bytes(bytes(3_000_000))
+    assert "Its results take 3 MB." in publish.runtime_table("small")
+
+
 def test_tables_of_measurements_need_measurements(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "results/empty").mkdir(parents=True)

@@ -165,6 +165,8 @@ def runtime_table(study: str) -> str:
     files = [path for path in folder.rglob("*") if path.is_file() and path.relative_to(folder).parts[0] not in KINDS]
     megabytes = sum(path.stat().st_size for path in files) / 1e6
     table = _markdown(["Rule", "Jobs", "Time", "Peak memory of a job"], rows)
+    if not any(path.relative_to(folder).parts[0] == "networks" for path in files):
+        return table  # of a run whose networks lie elsewhere, the rest says little
     return f"{table}\n\nIts results take {megabytes:,.0f} MB."
 
 
