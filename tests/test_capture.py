@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from cca_dynamics import cli
-from cca_dynamics.compare import capture, comparison, inputs, readers, weights
+from cca_dynamics.compare import capture, comparison, inputs, outputs, readers, weights
 from cca_dynamics.compare.outputs import Reading, tensor_of
 from cca_dynamics.similarity import linear_cka
 from PIL import Image
@@ -282,6 +282,40 @@ NETWORKS = """
             ids[row, :count] = torch.randint(1, 256, (count,), generator=rng)
             mask[row, :count] = 1
         yield {"input_ids": ids, "attention_mask": mask}
+
+
+    def named():
+        for batch in padded(8):
+            yield batch, [f"text {row}" for row in range(12)]
+
+
+    def reversed_():
+        for batch, names in named():
+            yield {name: x.flip(0) for name, x in batch.items()}, names[::-1]
+
+
+    def signals():
+        layers = {"conv": nn.Conv1d(2, 8, 5), "act": nn.ReLU(), "pool": nn.MaxPool1d(2), "avg": nn.AvgPool1d(2)}
+        return nn.Sequential(__import__("collections").OrderedDict(layers))
+
+
+    def maps():
+        layers = {"conv": nn.Conv2d(1, 8, 3), "norm": nn.InstanceNorm2d(8), "act": nn.ReLU(), "pool": nn.MaxPool2d(2)}
+        return nn.Sequential(__import__("collections").OrderedDict(layers))
+
+
+    class Crossed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.embedding = nn.Embedding(256, 6)
+            self.scores = nn.Identity()
+
+        def forward(self, input_ids):
+            x = self.embedding(input_ids).unflatten(2, (2, 3)).transpose(1, 2)
+            return self.scores(x @ x[:, :, :5].transpose(2, 3)).flatten(1)
+
+
+    def crossed(): return Crossed()
 
 
     def padded8(): return padded(8)
@@ -594,6 +628,59 @@ def test_padding_does_not_count(capsys, tmp_path, tokens):
     short, long = (captured(capsys, tmp_path, "masked", *flags, source=each)["embedding"] for each in sources)
     torch.testing.assert_close(short, long)
     assert len(short) == (sum(3 + row % 4 for row in range(12)) if tokens == "all" else 12)
+
+
+def test_tokens_of_inputs_in_another_order_are_put_in_order(capsys, tmp_path):
+    """Inputs of unequal lengths, a data point for each token: their rows are found by how many each input gave."""
+    files = []
+    for name in ("named", "reversed_"):
+        flags = ("--layers", "embedding", "--tokens", "all", "--data", f"capturable:{name}")
+        status, out, err = run(capsys, "capture", "capturable:masked", *flags, "--out", tmp_path / f"{name}.npz")
+        assert status == 0, err
+        assert "a data point for each of its tokens" in out
+        files.append(tmp_path / f"{name}.npz")
+    assert comparison.compare(files, ["linear_cka"]).distances["linear_cka"][0, 1] == pytest.approx(0, abs=1e-6)
+
+
+def test_a_masked_mean_in_half_precision_does_not_overflow():
+    x = torch.full((2, 40, 3), 5000.0, dtype=torch.float16)
+    mask = torch.ones(2, 40)
+    mask[:, 30:] = 0
+    layout = outputs.Layout("tokens", 0, 2, (40, 3))
+    mean = outputs.points(x, layout, outputs.Reading(tokens="mean"), mask)
+    assert mean.dtype == torch.float16 and (mean == 5000).all()
+
+
+def test_a_seed_counts_from_after_the_import(capsys, tmp_path, monkeypatch):
+    """What a module draws or seeds while it is imported changes no network, the first time or later."""
+    code = "import torch\nfrom torch import nn\n{}\ndef make(): return nn.Sequential(nn.Linear(4, 3))\n"
+    x = np.random.default_rng(0).normal(size=(20, 4)).astype(np.float32)
+    np.save(tmp_path / "x.npy", x)
+    monkeypatch.syspath_prepend(tmp_path)
+    found = {}
+    for name, line in (("draws", "example = nn.Linear(3, 3)"), ("seeds", "torch.manual_seed(42)"), ("plain", "")):
+        (tmp_path / f"made_{name}.py").write_text(code.format(line))
+        for seed in (0, 0, 1):
+            network = capture.build(capture.Origin(f"made_{name}:make", seed=seed))
+            found.setdefault(seed, []).append(network[0].weight.detach())
+    assert all(torch.equal(weight, found[0][0]) for weight in found[0])
+    assert all(torch.equal(weight, found[1][0]) for weight in found[1]) and not torch.equal(found[0][0], found[1][0])
+
+
+def test_pooled_signals_and_maps_that_are_not_square_have_channels_first(capsys, tmp_path, rng):
+    np.save(tmp_path / "signals.npy", rng.normal(size=(30, 2, 64)).astype(np.float32))
+    np.save(tmp_path / "maps.npy", rng.normal(size=(30, 1, 32, 16)).astype(np.float32))
+    for name, layers in (("signals", ("conv", "act", "pool", "avg")), ("maps", ("conv", "norm", "act", "pool"))):
+        found = captured(capsys, tmp_path, name, "--layers", *layers, source=("--array", tmp_path / f"{name}.npy"))
+        assert {layer: found[layer].shape[1] for layer in layers} == dict.fromkeys(layers, 8)
+        torch.testing.assert_close(found["act"].relu(), found["act"])
+    assert status_of_attention(capsys) == 1
+
+
+def status_of_attention(capsys):
+    """Attention of other queries than keys is no map, whatever its shape."""
+    flags = ("--layers", "scores", "--data", "capturable:batches", "--out", "a.npz")
+    return run(capsys, "capture", "capturable:crossed", *flags)[0]
 
 
 def test_a_network_that_changes_its_inputs_leaves_those_of_others(capsys, tmp_path):

@@ -535,6 +535,7 @@ BAD = {
         "spans all 79 directions",
     ),
     "module.pt": (lambda path, x: torch.save(torch.nn.Linear(2, 2), path), "holds more than tensors, which is never"),
+    "numbered.pt": (lambda path, x: torch.save({0: torch.ones(2)}, path), "its key 0 is no text"),
     "nested.pt": (lambda path, x: torch.save({"a": {"b": torch.ones(2)}}, path), "its entry 'a' is a dict, no tensor"),
     "list.pt": (lambda path, x: torch.save([torch.ones(2)], path), "it holds a list; save a tensor or a flat dict"),
     "sparse.pt": (lambda path, x: torch.save(torch.eye(80).to_sparse(), path), "the array is sparse"),
@@ -567,7 +568,9 @@ def test_a_bad_file_is_named_and_nothing_written(tmp_path, two, capsys, name):
         (["x.npy", "y.npy", "--table", "t.txt"], "t.txt: its suffix is not .csv"),
         (["x.npy", "y.npy", "--permutations", "19"], "--permutations: 19 give no p below .05; use 20 or more"),
         (["four.npz", "--permutations", "20"], "4 data points have too few orders for a test; use 5 or more"),
-        (["four.npz", "--intervals"], "4 data points do not fill 20 groups; use fewer groups"),
+        (["four.npz", "--intervals"], "--intervals: four.npz: a has 4 data points; they need at least 20"),
+        (["wide.npz", "--intervals"], "--intervals: wide.npz: a varies in 95 directions, all that 95 data points have"),
+        (["x.npy", "y.npy", "--threads", "0"], "--threads is at least 1, not 0"),
         (["few.npz"], "few.npz: a has shape (2, 5); give at least 3 data points"),
         (["clash.npz", "a.npz"], "has the same name as another"),
     ],
@@ -578,6 +581,7 @@ def test_bad_arguments_are_named(tmp_path, two, capsys, monkeypatch, arguments, 
         np.save(f"{name}.npy", x)
     np.savez("four.npz", a=x[:4, :1], b=x[:4, 1:2])
     np.savez("few.npz", a=np.ones((2, 5)), b=np.ones((2, 5)))
+    np.savez("wide.npz", a=np.random.default_rng(0).normal(size=(100, 95)), b=np.eye(100)[:, :3])
     write_tensors(Path("clash.safetensors"), {"x": torch.ones(2, 9, 3), "x[0]": torch.ones(9, 3)}, cohort="c")
     arguments = ["clash.safetensors" if each == "clash.npz" else each for each in arguments if each != "a.npz"]
     before = set(tmp_path.iterdir())

@@ -258,7 +258,7 @@ GOOD = np.random.default_rng(0).normal(size=(2, 40, 3))
         (lambda: pairwise_permutation_test({"a": GOOD[0]}), r"are a dict; give list\(representations.values\(\)\)"),
         (lambda: pairwise_permutation_test(3), "are of type int; give a list of them"),
         (lambda: interval(*GOOD, level=95), "level is a probability between 0 and 1, not 95"),
-        (lambda: interval(*GOOD, groups=1), "use at least 2, not 1"),
+        (lambda: interval(*GOOD, groups=1), "use a whole number from 2, not 1"),
         (lambda: interval(*GOOD[:, :12]), "12 data points do not fill 20 groups; use fewer groups"),
         (lambda: interval(GOOD[0], GOOD[1][:30]), "has 30 data points and"),
         (lambda: Moments().distance(), "there are 0 data points so far; update with at least 3"),

@@ -205,6 +205,127 @@ def test_rsa_agrees_with_scipy(rng):
     assert rsa(x, y).distance == pytest.approx(1 - expected, abs=1e-12)
 
 
+def test_rbf_cka_of_layers_in_which_most_data_points_coincide(rng):
+    """Against the formula on exact distances; the median of the distances is 0 there."""
+    kernels, layers = [], []
+    for _ in range(2):
+        x = (rng.random((200, 1)) < 0.2) * np.abs(rng.normal(size=(200, 6))).astype(np.float32)
+        squares = scipy.spatial.distance.squareform(scipy.spatial.distance.pdist(x.astype(float), "sqeuclidean"))
+        pairs = squares[np.triu_indices(200, 1)]
+        kernel = np.exp(-squares / (2 * (np.median(pairs) or pairs.mean())))
+        kernels.append(kernel - kernel.mean(axis=0) - kernel.mean(axis=1)[:, None] + kernel.mean())
+        layers.append(x)
+    expected = 1 - (kernels[0] * kernels[1]).sum() / np.linalg.norm(kernels[0]) / np.linalg.norm(kernels[1])
+    assert rbf_cka(*layers).distance == pytest.approx(expected, abs=1e-9)
+    assert rbf_cka(layers[0], 3 * layers[0]).distance == pytest.approx(0, abs=1e-6)
+
+
+def test_a_wide_kernel_is_linear_cka(rng):
+    x, y = related(rng)
+    for bandwidth in (1e4, 1e9, 1e12):
+        assert rbf_cka(x, y, bandwidth=bandwidth).distance == pytest.approx(linear_cka(x, y).distance, abs=1e-6)
+
+
+@pytest.mark.parametrize("scale", [1.0, 0.7, 0.3, 1 / 0.9])
+def test_rsa_ranks_equal_distances_equally(rng, scale):
+    one_hot = np.eye(10)[rng.integers(0, 10, 150)]
+    y = rng.normal(size=(150, 5)) + one_hot @ rng.normal(size=(10, 5))
+    expected = scipy.stats.spearmanr(*(scipy.spatial.distance.pdist(layer) for layer in (one_hot, y))).statistic
+    assert rsa(scale * one_hot, y).distance == pytest.approx(1 - expected, abs=1e-9)
+    assert rsa(scale * one_hot + 0.1, scale * one_hot @ rotation(rng, 10)).distance == pytest.approx(0, abs=1e-9)
+
+
+def test_neighbours_that_tie_share_their_places(rng):
+    """Rows of zeros have no angles, and which of equally near data points comes first says nothing."""
+    for width, zeros in ((2, 0.0), (3, 0.3), (8, 0.5)):
+        x = np.maximum(rng.normal(size=(300, width)) - 0.5, 0) * (rng.random((300, 1)) >= zeros)
+        order = rng.permutation(300)
+        y = np.maximum(rng.normal(size=(300, 4)), 0)
+        assert mutual_neighbours(x, x @ rotation(rng, width)).distance == pytest.approx(0, abs=1e-9)
+        given = mutual_neighbours(x, y).distance
+        assert mutual_neighbours(x[order], y[order]).distance == pytest.approx(given, abs=1e-9)
+        assert mutual_neighbours(x @ rotation(rng, width), y).distance == pytest.approx(given, abs=1e-9)
+    dead = [np.abs(rng.normal(size=(300, 6))) * (np.arange(300) % 2)[:, None] for _ in range(2)]  # the same rows at 0
+    assert mutual_neighbours(*dead).distance == pytest.approx(1 - 10 / 149, abs=0.03)
+    one = rng.uniform(1, 2, size=(300, 1))  # all in one direction: nobody is nearer than another
+    assert mutual_neighbours(one, rng.uniform(1, 2, size=(300, 1))).distance == 1
+    with pytest.raises(similarity.RepresentationError, match="data points that are not at 0, not 11"):
+        mutual_neighbours(x, y * (np.arange(300) < np.flatnonzero(x.any(1) & y.any(1))[11])[:, None])
+
+
+def test_debiased_cka_of_a_layer_whose_estimate_is_nothing(rng):
+    """Of a layer that is not 0 at one data point alone the unbiased estimate is exactly 0, whatever the scale."""
+    x = np.zeros((100, 6))
+    x[3] = rng.normal(size=6)
+    y = rng.normal(size=(100, 4))
+    for scale in (1e-3, 1.0, 7.0, 1e3):
+        assert linear_cka_debiased(scale * x, x).distance == 1
+        assert linear_cka_debiased(scale * x, y).distance == 1
+        assert linear_cka_debiased(scale * np.eye(20), np.eye(20)).distance == 1
+
+
+def test_numbers_that_pytorch_hardly_computes_with_are_taken(rng):
+    x, y = rng.integers(0, 9, size=(60, 3)), rng.normal(size=(60, 4))
+    expected = pwcca(x.astype(float), y).distance
+    for kind in (np.uint16, np.uint32, np.uint64):
+        assert pwcca(x.astype(kind), y).distance == pytest.approx(expected, abs=1e-12)
+    z = torch.complex(torch.from_numpy(y), torch.from_numpy(-x[:, [0] * 4].astype(float) - y))
+    assert z.conj().imag.is_neg()
+    assert pwcca(z.conj().imag, y).distance == pytest.approx(pwcca(-z.imag.numpy(), y).distance, abs=1e-12)
+
+
+def test_numbers_out_of_range_are_refused(rng):
+    x, y = related(rng, n=40)
+    for call, message in (
+        (lambda: bartlett(x, y, alpha=5), "alpha is a probability"),
+        (lambda: bartlett(x, y, alpha=float("nan")), "alpha is a probability"),
+        (lambda: mutual_neighbours(x, y, neighbours=2.5), "neighbours is a whole number"),
+        (lambda: null_floor(3, 3, 20, "pwca"), "measure 'pwca' is not known"),
+        (lambda: similarity.interval(x, y, groups=2.5), "a whole number from 2"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            call()
+
+
+def test_measures_of_pairs_of_data_points_know_how_much_memory_they_need(rng, monkeypatch):
+    monkeypatch.setattr("os.sysconf", {"SC_PHYS_PAGES": 100, "SC_PAGE_SIZE": 4096}.get)
+    x, y = related(rng, n=300)
+    for measure in (rbf_cka, rsa, mutual_neighbours):
+        with pytest.raises(similarity.RepresentationError, match="of 300 data points needs about 0 GB of memory"):
+            measure(x, y)
+
+
+def test_second_moments_are_compared_with_those_of_the_same_accumulator_alone(rng):
+    x, y = related(rng)
+    one, other = Moments(), Moments()
+    one.update(x, y)
+    other.update(2 * x, y)
+    for first, second in ((one.factors()[1], other.factors()[1]), (one.factors()[1], y), (x, one.factors()[1])):
+        with pytest.raises(similarity.RepresentationError, match="update one with all layers"):
+            linear_cka(first, second)
+        with pytest.raises(similarity.RepresentationError, match="update one with all layers"):
+            similarity.pairwise([first, second], "linear_cka")
+    assert pwcca(*one.factors()).distance == pytest.approx(pwcca(x, y).distance, abs=1e-10)
+
+
+def test_merging_into_an_empty_accumulator_leaves_the_other_as_it_is(rng):
+    x, y = (layer.astype(np.float32) for layer in related(rng))
+    other, empty = Moments(), Moments()
+    other.update(x, y)
+    before = other._below.clone()
+    empty.merge(other)
+    for _ in range(3):
+        empty.update(1e3 * x, 1e3 * y)
+    torch.testing.assert_close(other._below, before, rtol=0, atol=0)
+    assert (other.n, empty.n) == (len(x), 4 * len(x))
+
+
+@pytest.mark.parametrize("measure", [name for name, record in MEASURES.items() if not record.neuron_by_neuron])
+def test_intervals_end_at_the_largest_distance(rng, measure):
+    x, y = rng.normal(size=(26, 1)), rng.normal(size=(26, 2))
+    assert similarity.interval(x, y, measure).high <= MEASURES[measure].largest
+
+
 def test_mutual_neighbours_agree_with_scikit_learn(rng):
     x, y = related(rng, n=60)
     near = []

@@ -356,6 +356,8 @@ def _stage_options(options: argparse.Namespace):
 
 def _device(options: argparse.Namespace) -> str:
     """The device that this process computes on (see `gpus.choose`), with the threads that the rule was given."""
+    if options.threads < 1:
+        raise UserError(f"--threads is at least 1, not {options.threads}; leave it out for all cores")
     os.environ.setdefault("OMP_NUM_THREADS", str(options.threads))
     import torch  # after the number of threads is known
 

@@ -63,12 +63,12 @@ def build(origin: Origin, source: Source | None = None) -> nn.Module:
     model = origin.model
     if not 0 <= origin.seed < 2**63:
         raise UserError(f"--seed is a whole number from 0, below 2^63, not {origin.seed}; choose another")
-    torch.manual_seed(origin.seed)
     if ":" in model:
         if origin.weights == "default":
             raise UserError(f"--weights: {model} has no default; give none or the path of a state_dict")
-        network = _imported(model)
+        network = _made(model, origin.seed)
     else:
+        torch.manual_seed(origin.seed)
         network = _from_torchvision(model, origin.weights == "default")
     network = _unwrapped(network)
     if isinstance(network, torch.jit.ScriptModule):
@@ -117,7 +117,8 @@ def _from_torchvision(model: str, pretrained: bool) -> nn.Module:
         return models.get_model(name, weights="DEFAULT")
 
 
-def _imported(model: str) -> nn.Module:
+def _made(model: str, seed: int) -> nn.Module:
+    """The network that a function of the user's makes from a seed."""
     module, _, function = model.partition(":")
     if not module or not function:
         raise UserError(f"{model}: not module:function; name both, as in networks:small")
@@ -130,6 +131,7 @@ def _imported(model: str) -> nn.Module:
             f"{model}: {module} has no function {function}; "
             + (f"did you mean {close[0]}?" if close else "define it there")
         )
+    torch.manual_seed(seed)  # after the import, which may draw numbers or set a seed, but only once
     with as_user_error(f"{model}: {function}() fails", "it must take no arguments and return a torch.nn.Module"):
         network = make()
     if not isinstance(network, nn.Module):
@@ -275,7 +277,7 @@ def given(
             )
         x = result[name] = outputs.merged(calls, reading.call)
         each = outputs.points_per_input(layers[name], reading)
-        of_tokens = mask is not None and layers[name].kind == "tokens" and reading.tokens == "all"
+        of_tokens = mask is not None and outputs.drops_padding(layers[name], reading)
         expected = int(mask.bool().sum()) if of_tokens else count * each
         if len(x) != expected:
             raise UserError(f"--layers: {name} of {model} gives {len(x)} rows for {count} inputs; choose another")
@@ -328,7 +330,8 @@ def store(
         source: of the inputs.
         patterns: names or globs of layers, see `chosen`.
         out: .safetensors or .npz; (data points, neurons) float32 for each layer, and a description: the facts, the
-            layers' shapes for one input, the number of inputs, their names, and a checksum of names and contents.
+            layers' shapes for one input, the number of inputs, their names, a checksum of names and contents, and of
+            layers without the tokens of padding the number of rows of each input.
         reading: how outputs become data points and neurons.
         batch: inputs in a forward pass.
         facts: what else to write into the description, "model" at least.
@@ -346,14 +349,19 @@ def store(
     if taken := RESERVED[out.suffix].intersection(layers):
         raise UserError(f"{out}: such a file cannot hold a layer called {taken.pop()}; choose another layer or format")
     parts: dict[str, list[Tensor]] = {name: [] for name in layers}
-    count = 0
+    count, rows = 0, {name: [] for name, layout in layers.items() if outputs.drops_padding(layout, reading)}
     for each in passes(source, batch, model):
         count += inputs.length(each)
+        if isinstance(each, dict) and "attention_mask" in each:
+            for of_inputs in rows.values():
+                of_inputs += each["attention_mask"].bool().sum(dim=1).tolist()
         for name, x in given(network, each, layers, model, reading, source).items():
             parts[name].append(x.cpu())
     tensors = {name: torch.cat(part) for name, part in parts.items()}
     shapes = {name: layout.shape for name, layout in layers.items()}
     described = {**facts, "layers": shapes, f"{source.words}s": count}
+    if rows := {name: of_inputs for name, of_inputs in rows.items() if of_inputs}:
+        described["rows"] = rows
     ids, checksum = source.facts()
     if checksum:
         described |= {"files": checksum, "ids": ids}
@@ -367,7 +375,8 @@ def store(
             )
         else:
             write_tensors(temporary, tensors, **described)
-    return {**described, "inputs": count, "read": {name: (layout, reading) for name, layout in layers.items()}}
+    read = {name: (layout, len(tensors[name])) for name, layout in layers.items()}
+    return {**described, "inputs": count, "read": read}
 
 
 def run(
@@ -389,16 +398,15 @@ def run(
     described = store(network, source, patterns, out, reading=reading, batch=batch, facts=facts)
     count = described["inputs"]
     print(f"{os.path.relpath(out)}: {count} {source.words}s of {source.place}")
-    for name, (layout, _) in described["read"].items():
+    for name, (layout, data_points) in described["read"].items():
         width = outputs.neurons(layout, reading)
-        data_points = count * outputs.points_per_input(layout, reading)
         print(
-            f"  {printable(name)}: {width} neurons{_how(layout, reading)}"
+            f"  {printable(name)}: {width} neurons{_how(layout, reading, padded=name in described.get('rows', {}))}"
             + (f"; PWCCA needs more than {width + 1} data points for them" if width >= data_points - 1 else "")
         )
 
 
-def _how(layout: Layout, reading: Reading) -> str:
+def _how(layout: Layout, reading: Reading, padded: bool) -> str:
     """How a layer's outputs became neurons, in words."""
     if layout.kind == "neurons":
         return ""
@@ -409,7 +417,7 @@ def _how(layout: Layout, reading: Reading) -> str:
             "last": "the last of",
             "all": "a data point for each of",
         }
-        return f", {words[reading.tokens]} {layout.shape[0]} tokens"
+        return f", {words[reading.tokens]} {'its' if padded else layout.shape[0]} tokens"
     positions = [length for axis, length in enumerate(layout.shape, start=1) if axis != layout.channels]
     words = {
         "mean": "averaged over",

@@ -36,7 +36,7 @@ from cca_dynamics.similarity import (
     pairwise_intervals,
     pairwise_permutation_test,
 )
-from cca_dynamics.similarity.significance import ALPHA, FEWEST_PERMUTATIONS
+from cca_dynamics.similarity.significance import ALPHA, FEWEST_PERMUTATIONS, GROUPS
 
 FEW = 6
 """Representations of which all pairs are listed; of more a matrix is printed."""
@@ -166,6 +166,8 @@ def compare(
     sources = [each.source for each in representations]
     for measure in dict.fromkeys(measures):
         distances[measure], floors[measure] = distances_and_floors(factors, sources, measure, device)
+        if inference.intervals:
+            _check_left_out(sources, MEASURES[measure].compared(factors), measure)
         if inference.permutations:
             with _progress(measure, "permutations") as progress, _in_one_line():
                 how = {"permutations": inference.permutations, "device": device, "progress": progress}
@@ -176,11 +178,27 @@ def compare(
     return Comparison(representations, [x.rank for x in factors], distances, floors, tests, found)
 
 
+def _check_left_out(sources: Sequence[str], compared: list[Factors], measure: str) -> None:
+    """Refuse by name what intervals, which leave out a group of data points at a time, would refuse by number."""
+    n = compared[0].n
+    if n < GROUPS:
+        raise UserError(f"--intervals: {sources[0]} has {n} data points; they need at least {GROUPS}")
+    left = n - -(-n // GROUPS)
+    for source, x in zip(sources, compared, strict=True):
+        if MEASURES[measure].canonical and x.rank >= left - 1:
+            raise UserError(
+                f"--intervals: {source} varies in {x.rank} directions, all that {left} data points have once a group "
+                f"of {n - left} is left out; use more data points, or --measure linear_cka_debiased"
+            )
+
+
 @contextmanager
 def _in_one_line() -> Iterator[None]:
     """What inference refuses, as a problem of the user's."""
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DegenerateCCAWarning)  # notes say how many pairs, and how bad it is
+            yield
     except RepresentationError as problem:
         raise UserError(str(problem)) from None
 

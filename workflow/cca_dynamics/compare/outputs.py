@@ -17,8 +17,17 @@ from torch import Tensor, nn
 
 LAST_HIDDEN_STATE = "last_hidden_state"
 """Entry that is taken of outputs that have it, as those of Hugging Face's models."""
-OF_MAPS = nn.modules.conv._ConvNd, nn.modules.pooling._AdaptiveAvgPoolNd, nn.modules.batchnorm._BatchNorm
-"""Modules whose outputs have channels before space, and so have those of modules that hold them."""
+OF_MAPS = (
+    nn.modules.conv._ConvNd,
+    nn.modules.pooling._AdaptiveAvgPoolNd,
+    nn.modules.pooling._AdaptiveMaxPoolNd,
+    nn.modules.pooling._AvgPoolNd,
+    nn.modules.pooling._MaxPoolNd,
+    nn.modules.pooling._LPPoolNd,
+    nn.modules.batchnorm._BatchNorm,
+    nn.modules.instancenorm._InstanceNorm,
+)
+"""Modules whose outputs have channels before space."""
 
 
 @dataclass(frozen=True)
@@ -116,11 +125,13 @@ class Seen:
         counts: inputs in each of the two forward passes.
         tokens: lengths of sequences.
         signals: (channels, length) of what one-dimensional convolutions gave.
+        maps: (height, width) of what two-dimensional ones gave.
     """
 
     counts: tuple[int, int]
     tokens: frozenset[int] = frozenset()
     signals: frozenset[tuple[int, ...]] = frozenset()
+    maps: frozenset[tuple[int, ...]] = frozenset()
 
 
 def layout_of(module: nn.Module, calls: Sequence[Sequence[object]], reading: Reading, seen: Seen) -> str | Layout:
@@ -184,9 +195,10 @@ def _layout(module: nn.Module, two: Tensor, three: Tensor, seen: Seen) -> str | 
         _is_attention(three.movedim(batch, 0)) or (of_tokens and not _holds_channels_first(module))
     ):
         return f"gives attention, {_times(shape)} for an input (heads × tokens × tokens); choose the module around it"
-    if len(shape) == 3 and shape[1] != shape[2] and shape[0] != shape[1]:
+    channels_first = _holds_channels_first(module) or shape[1:] in seen.maps
+    if len(shape) == 3 and shape[1] != shape[2] and shape[0] != shape[1] and not channels_first:
         return f"gives {_times(shape)} for an input, no square map (heads of attention?); choose the module around it"
-    last = len(shape) == 3 and shape[0] == shape[1] != shape[2] and not _holds_channels_first(module)
+    last = len(shape) == 3 and shape[0] == shape[1] != shape[2] and not channels_first
     return Layout("maps", batch, len(shape) if last else 1, shape)
 
 
@@ -240,7 +252,8 @@ def _tokens(x: Tensor, which: str | None, mask: Tensor | None) -> Tensor:
     if which == "all":
         return x[real]
     if which == "mean":
-        return (x * real[..., None]).sum(dim=1) / real.sum(dim=1, keepdim=True).clamp(min=1)
+        wide = x.float() if x.element_size() < 4 else x  # a sum in half precision would overflow
+        return ((wide * real[..., None]).sum(dim=1) / real.sum(dim=1, keepdim=True).clamp(min=1)).to(x.dtype)
     positions = torch.arange(x.shape[1], device=x.device).expand(x.shape[:2])
     ends = positions.masked_fill(~real, x.shape[1]).amin(dim=1) if which == "first" else (positions * real).amax(dim=1)
     return x[torch.arange(len(x), device=x.device), ends.clamp(max=x.shape[1] - 1)]
@@ -251,6 +264,11 @@ def neurons(layout: Layout, reading: Reading) -> int:
     if layout.kind == "maps" and reading.maps == "flatten":
         return prod(layout.shape)
     return layout.shape[layout.channels - 1]
+
+
+def drops_padding(layout: Layout, reading: Reading) -> bool:
+    """Whether an input gives a data point for each of its tokens but those that a mask calls padding."""
+    return layout.kind == "tokens" and reading.tokens == "all"
 
 
 def points_per_input(layout: Layout, reading: Reading) -> int:
@@ -270,15 +288,17 @@ def seen_in(network: nn.Module, calls: Mapping[str, tuple[list, list]], counts: 
         calls: layer → what its calls returned in each pass.
         counts: inputs in each pass.
     """
-    tokens, signals = set(), set()
+    tokens, signals, maps = set(), set(), set()
     for name, (_, outputs) in calls.items():
         for x in (tensor_of(output, None) for output in outputs):
-            if x is not None and not x.is_nested and x.ndim == 3 and x.shape[0] == counts[1]:
-                if _holds_channels_first(network.get_submodule(name)):
-                    signals.add(tuple(x.shape[1:]))
-                else:
-                    tokens.add(x.shape[1])
-    return Seen(counts, frozenset(tokens), frozenset(signals))
+            if x is None or x.is_nested or x.ndim not in (3, 4) or x.shape[0] != counts[1]:
+                continue
+            channels_first = _holds_channels_first(network.get_submodule(name))
+            if x.ndim == 3:
+                signals.add(tuple(x.shape[1:])) if channels_first else tokens.add(x.shape[1])
+            elif channels_first:
+                maps.add(tuple(x.shape[2:]))
+    return Seen(counts, frozenset(tokens), frozenset(signals), frozenset(maps))
 
 
 def _inputs(count: int) -> str:

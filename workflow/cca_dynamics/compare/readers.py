@@ -73,7 +73,7 @@ def read(paths: Sequence[Path], paired: bool = False) -> list[Representation]:
         for key, array in arrays.items():
             for layer, x, positions in _layers(path, printable(key), array, stacked=bool(facts)):
                 name = ":".join(part for part in (label if len(paths) > 1 or not layer else "", layer) if part)
-                x = x if order is None else _in_order(x, order, f"{path}: {layer}")
+                x = x if order is None else _in_order(x, order, facts.get("rows", {}).get(key), f"{path}: {layer}")
                 representations.append(Representation(name, f"{path}: {layer or 'the array'}", x, positions))
     names = [representation.name for representation in representations]
     for representation in representations:
@@ -87,9 +87,12 @@ def read(paths: Sequence[Path], paired: bool = False) -> list[Representation]:
     return representations
 
 
-def _in_order(x: Tensor, order: list[int], source: str) -> Tensor:
-    """Rows in an order of the inputs, each of which may have given several rows."""
-    if len(x) % len(order):
+def _in_order(x: Tensor, order: list[int], rows: list[int] | None, source: str) -> Tensor:
+    """Rows in an order of the inputs, each of which may have given several rows: so many if they are not as many."""
+    if rows is not None and len(rows) == len(order) and sum(rows) == len(x):
+        of_inputs = x.split(rows)
+        return torch.cat([of_inputs[i] for i in order])
+    if rows is not None or len(x) % len(order):
         raise UserError(
             f"{source} has other numbers of rows for each input, so they cannot be put in order; capture it again"
         )
@@ -172,7 +175,9 @@ def read_torch(path: Path) -> dict[str, Tensor]:
     remedy = "save a tensor or a flat dict of tensors with torch.save"
     content = load_without_code(path, remedy)
     for name, tensor in content.items():
-        if not isinstance(name, str) or not isinstance(tensor, Tensor):
+        if not isinstance(name, str):
+            raise UserError(f"{path}: its key {name!r} is no text; {remedy}")
+        if not isinstance(tensor, Tensor):
             raise UserError(f"{path}: its entry {name!r} is a {type(tensor).__name__}, no tensor; {remedy}")
     return content
 

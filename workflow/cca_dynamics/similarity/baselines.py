@@ -10,6 +10,8 @@ import torch
 from cca_dynamics.similarity.errors import RepresentationError
 from cca_dynamics.similarity.factors import Factors, factorize_pair
 
+ROUNDING = 1e-12
+"""A difference below this share of the numbers that it is taken of is rounding."""
 FEWEST_FOR_DEBIASED_CKA = 4
 """Data points below which there is no unbiased estimate of HSIC."""
 
@@ -51,12 +53,16 @@ def linear_cka(x, y, *, device: str = "cpu") -> BaselineResult:
 def linear_cka_debiased(x, y, *, device: str = "cpu") -> BaselineResult:
     """1 minus linear CKA from unbiased estimates of HSIC; unrelated layers have distance 1 on average, whatever n.
 
+    1, too, where the estimate of a layer's similarity to itself is not above 0.
+
     Arguments and errors as `linear_cka`; n must be at least 4. Source: Song et al. 2012; Nguyen et al. 2021.
     """
     x, y = factorize_pair(x, y, device)
     require_points("debiased CKA", FEWEST_FOR_DEBIASED_CKA, x, y)
-    norm = _geometric_mean(_hsic_unbiased(x, x), _hsic_unbiased(y, y))
-    return symmetric_result(x, y, 1 - _hsic_unbiased(x, y) / norm)
+    selves = [_hsic_unbiased(layer, layer) for layer in (x, y)]
+    if any(unbiased <= ROUNDING * _hsic(layer, layer) for unbiased, layer in zip(selves, (x, y), strict=True)):
+        return symmetric_result(x, y, 1.0)  # such as one that is not 0 at a single data point
+    return symmetric_result(x, y, 1 - _hsic_unbiased(x, y) / _geometric_mean(*selves))
 
 
 def procrustes(x, y, *, device: str = "cpu") -> BaselineResult:

@@ -287,11 +287,13 @@ def bartlett(x, y, *, alpha: float = 0.05, device: str = "cpu") -> CCAResult:
     The hypothesis that only the first k correlations are not chance is tested for k = 0, 1, ... by a χ² with (p -
     k)(q - k) degrees of freedom, until it is not rejected at `alpha`. No significant correlation: distance 1.
 
-    Arguments, errors and warnings as `cca`. Source: Bartlett 1941 with Lawley's correction, as in Morcos et al. 2018,
-    A.2.
+    Arguments, errors and warnings as `cca`, and ValueError if alpha is outside (0, 1). Source: Bartlett 1941 with
+    Lawley's correction, as in Morcos et al. 2018, A.2.
     """
     from scipy.stats import chi2
 
+    if not 0 < alpha < 1:
+        raise ValueError(f"alpha is a probability between 0 and 1, not {alpha}")
     result = cca(x, y, device=device)
     rho2, n = np.square(result.correlations), result.n
     # log Π_{i>k} (1 - ρ_i²) for every k; a correlation of exactly 1 is significant whatever n.

@@ -41,6 +41,7 @@ class Factors:
         to_basis: (d, r) float64, the matrix that takes X - mean to Q.
         points: None if the rows of x are data points. Else their number n, and x has other rows with equal second
             moments, as `Moments` makes them: a neuron that is 1 at every data point is √n in the first row, else 0.
+        origin: what the rows are of: None if of data points, else of the call that made them, and of no other.
     """
 
     x: Tensor
@@ -49,6 +50,7 @@ class Factors:
     v: Tensor
     to_basis: Tensor
     points: int | None = None
+    origin: object | None = None
 
     @property
     def rank(self) -> int:
@@ -224,7 +226,20 @@ def factorize_pair(x, y, device: str) -> tuple[Factors, Factors]:
     x, y = factorize(x, device=device, name="x"), factorize(y, device=device, name="y")
     if x.n != y.n:
         raise RepresentationError(f"x has {x.n} data points and y {y.n}; compare activations of the same data points")
+    check_origins(x, y)
     return x, y
+
+
+def check_origins(x: Factors, y: Factors) -> None:
+    """Refuse second moments beside anything that was not accumulated with them.
+
+    Raises:
+        RepresentationError: they are of two accumulators, or of one and of an array.
+    """
+    if x.origin is not y.origin:
+        raise RepresentationError(
+            "factors of an accumulator can be compared only with those of the same one; update one with all layers"
+        )
 
 
 def _decompose_without_squaring(centred: Tensor) -> tuple[Tensor, Tensor]:
@@ -236,7 +251,7 @@ def _decompose_without_squaring(centred: Tensor) -> tuple[Tensor, Tensor]:
 
 def as_matrix(x, device: str, name: str, fewest: int = 3) -> Tensor:
     """A finite matrix of at least some data points on the device, in its dtype (bool becomes uint8)."""
-    x = x.detach() if isinstance(x, Tensor) else _as_tensor(x, name)
+    x = x.detach().resolve_neg() if isinstance(x, Tensor) else _as_tensor(x, name)
     if x.layout != torch.strided:
         raise RepresentationError(f"{name} is sparse; give x.to_dense()")
     if x.is_complex() or x.is_quantized or x.is_meta:
@@ -261,6 +276,8 @@ def as_matrix(x, device: str, name: str, fewest: int = 3) -> Tensor:
         raise RepresentationError(f"device {device!r} cannot be used ({reason}); use cpu") from None
     if x.dtype == torch.bool:
         x = x.to(torch.uint8)
+    elif x.dtype in (torch.uint16, torch.uint32, torch.uint64):  # which PyTorch hardly computes with
+        x = x.double()
     # The sum of finite numbers may overflow, so they are counted as well.
     if x.is_floating_point() and not torch.isfinite(x.sum()) and (bad := int((~torch.isfinite(x)).sum())):
         raise RepresentationError(

@@ -5,17 +5,41 @@ They need time and memory of n², 8 bytes for each pair of data points.
 
 from __future__ import annotations
 
+import os
+
 import torch
 from torch import Tensor
 
-from cca_dynamics.similarity.baselines import BaselineResult, require_points, symmetric_result
+from cca_dynamics.similarity.baselines import ROUNDING, BaselineResult, require_points, symmetric_result
+from cca_dynamics.similarity.errors import RepresentationError
 from cca_dynamics.similarity.factors import Factors, factorize_pair
 
 NEIGHBOURS = 10
 """Nearest neighbours that are compared, as the measure's authors do."""
 FEWEST_FOR_NEIGHBOURS = NEIGHBOURS + 2
+SAME_ANGLE = 1e-12
+"""Cosines that differ by less are equal."""
 FEWEST_FOR_RSA = 4
 """Data points of which 6 distances can be ranked."""
+
+
+def _require(measure: str, fewest: int, x: Factors, y: Factors) -> None:
+    """Refuse too few data points, and more than memory holds the pairs of.
+
+    Raises:
+        RepresentationError: as said.
+    """
+    require_points(measure, fewest, x, y)
+    needed = 4 * 8 * x.n**2
+    try:
+        memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, ValueError, OSError):  # not on this system
+        return
+    if x.x.device.type == "cpu" and needed > memory:
+        raise RepresentationError(
+            f"{measure} of {x.n} data points needs about {needed / 1e9:.0f} GB of memory, a number for each pair of "
+            "them; use fewer data points, or linear CKA"
+        )
 
 
 def rbf_cka(x, y, *, bandwidth: float = 1.0, device: str = "cpu") -> BaselineResult:
@@ -35,7 +59,7 @@ def rbf_cka(x, y, *, bandwidth: float = 1.0, device: str = "cpu") -> BaselineRes
     if not bandwidth > 0:
         raise ValueError(f"the bandwidth is a positive multiple of the median distance, not {bandwidth}")
     x, y = factorize_pair(x, y, device)
-    require_points("RBF-CKA", 3, x, y)
+    _require("RBF-CKA", 3, x, y)
     if not x.rank or not y.rank:
         return symmetric_result(x, y, 1.0)
     kernel_x, kernel_y = (_centred_kernel(layer, bandwidth) for layer in (x, y))
@@ -47,9 +71,13 @@ def _centred_kernel(layer: Factors, bandwidth: float) -> Tensor:
     """HKH of the Gaussian kernel K, (n, n)."""
     centred = layer.x - layer.mean
     squares = centred.square().sum(dim=1)
-    distances = (squares[:, None] + squares[None] - 2 * centred @ centred.T).clamp(min=0)
+    sums = squares[:, None] + squares[None]
+    distances = sums - 2 * centred @ centred.T
+    distances = torch.where(distances > ROUNDING * sums, distances, 0.0)  # of data points that coincide
     pairs = distances[torch.ones_like(distances, dtype=torch.bool).triu(1)]
-    kernel = torch.exp(-distances / (2 * bandwidth**2 * _median(pairs)))
+    kernel = torch.expm1(
+        -distances / (2 * bandwidth**2 * _median(pairs))
+    )  # centring takes the 1 away, wide ones need it
     kernel -= kernel.mean(dim=0)
     return kernel - kernel.mean(dim=1, keepdim=True)
 
@@ -68,9 +96,14 @@ def rsa(x, y, *, device: str = "cpu") -> BaselineResult:
     from scipy.stats import rankdata
 
     x, y = factorize_pair(x, y, device)
-    require_points("RSA", FEWEST_FOR_RSA, x, y)
-    ranks = [torch.from_numpy(rankdata(pdist((layer.x - layer.mean).cpu().numpy()))) for layer in (x, y)]
-    a, b = (rank - rank.mean() for rank in ranks)
+    _require("RSA", FEWEST_FOR_RSA, x, y)
+
+    def ranks_of_distances(layer: Factors) -> Tensor:
+        distances = pdist(layer.x.double().cpu().numpy())  # not centred, which would tell equal distances apart
+        largest = distances.max()
+        return torch.from_numpy(rankdata(distances if largest == 0 else (distances / (ROUNDING * largest)).round()))
+
+    a, b = (ranks - ranks.mean() for ranks in map(ranks_of_distances, (x, y)))
     norm = torch.linalg.vector_norm(a) * torch.linalg.vector_norm(b)
     return symmetric_result(x, y, 1 - float(a @ b / norm) if x.rank and y.rank and norm > 0 else 1.0)
 
@@ -78,33 +111,49 @@ def rsa(x, y, *, device: str = "cpu") -> BaselineResult:
 def mutual_neighbours(x, y, *, neighbours: int = NEIGHBOURS, device: str = "cpu") -> BaselineResult:
     """1 minus the share of a data point's nearest neighbours in x that are among its nearest in y, mean over them.
 
-    Near are data points whose activations, not centred, have a small angle. In [0, 1].
+    Near are data points whose activations, not centred, have a small angle. In [0, 1]. This is ours where the authors
+    say nothing: a data point at 0 in one of the layers has no angles and is left out of both; data points that tie for
+    the last of the k places share what is left of them, and the overlap of two such neighbourhoods is the cosine of the
+    shares; a data point to which all others are equally near has no neighbours.
 
     Args:
         x, y: (n, p) and (n, q) activations of the same data points, NumPy, torch, or Factors.
-        neighbours: k, how many are compared; unrelated layers share k / (n - 1) of them.
+        neighbours: k, how many are compared; unrelated layers share k / (n - 1) of them, more where angles tie.
         device: "cpu" or "cuda".
 
     Raises:
-        RepresentationError: rows differ, a value is not finite, or there are fewer than k + 2 data points.
-        ValueError: k is less than 1.
+        RepresentationError: rows differ, a value is not finite, or fewer than k + 2 data points are not at 0.
+        ValueError: k is no whole number from 1.
 
     Source: Huh et al. 2024.
     """
-    if neighbours < 1:
-        raise ValueError(f"neighbours is a number of data points, at least 1, not {neighbours}")
+    if neighbours < 1 or neighbours != int(neighbours):
+        raise ValueError(f"neighbours is a whole number of data points, at least 1, not {neighbours}")
     x, y = factorize_pair(x, y, device)
-    require_points("mutual nearest neighbours", neighbours + 2, x, y)
+    _require("mutual nearest neighbours", neighbours + 2, x, y)
     if not x.rank or not y.rank:
         return symmetric_result(x, y, 1.0)
-    near_x, near_y = (_nearest(layer.x.double(), neighbours) for layer in (x, y))
-    return symmetric_result(x, y, 1 - int((near_x & near_y).sum()) / int(near_x.sum()))
+    directed = x.x.ne(0).any(dim=1) & y.x.ne(0).any(dim=1)
+    if (left := int(directed.sum())) < neighbours + 2:
+        raise RepresentationError(
+            f"mutual nearest neighbours needs at least {neighbours + 2} data points that are not at 0, not {left}; "
+            "use linear CKA, or fewer neighbours"
+        )
+    near_x, near_y = (_nearest(layer.x[directed].double(), int(neighbours)) for layer in (x, y))
+    norms = near_x.square().sum(dim=1) * near_y.square().sum(dim=1)
+    overlaps = (near_x * near_y).sum(dim=1) / torch.where(norms > 0, norms, 1.0).sqrt()
+    return symmetric_result(x, y, 1 - float(overlaps.mean()))
 
 
 def _nearest(x: Tensor, neighbours: int) -> Tensor:
-    """(n, n): whether the column is one of the row's nearest data points, itself left out."""
-    unit = torch.nn.functional.normalize(x, dim=1)
+    """(n, n): which share of the row's neighbourhood the column is, itself left out; see `mutual_neighbours`."""
+    unit = torch.nn.functional.normalize(x / x.abs().amax(dim=1, keepdim=True), dim=1)
     similarities = unit @ unit.T
     similarities.fill_diagonal_(-torch.inf)
-    near = torch.zeros_like(similarities, dtype=torch.bool)
-    return near.scatter_(1, similarities.topk(neighbours, dim=1).indices, True)
+    last = similarities.topk(neighbours, dim=1).values[:, -1:]
+    tied = (similarities - last).abs() <= SAME_ANGLE
+    nearer = (similarities > last) & ~tied
+    places = neighbours - nearer.sum(dim=1, keepdim=True)
+    candidates = tied.sum(dim=1, keepdim=True)
+    near = nearer.double() + tied * (places / candidates)
+    return torch.where(candidates < len(x) - 1, near, 0.0)

@@ -65,6 +65,7 @@ class Measure:
         neuron_by_neuron: whether neuron i is compared with neuron i, so that the layers need equal widths.
         fewest_points: the smallest number of data points it is defined for.
         to_constant: the distance from a layer that does not vary to any other, which it resembles in nothing.
+        largest: the largest distance there can be.
         second_moments: whether it is determined by the second moments of the layers, so that `Moments` has it.
     """
 
@@ -80,6 +81,7 @@ class Measure:
     neuron_by_neuron: bool = False
     fewest_points: int = 3
     to_constant: float = 1.0
+    largest: float = 1.0
     second_moments: bool = True
 
     def compared(self, layers: Sequence[Factors], keep: float | None = None) -> list[Factors]:
@@ -149,10 +151,11 @@ MEASURES: dict[str, Measure] = {
         function=linear_cka_debiased,
         label="Debiased linear CKA",
         fewest_points=FEWEST_FOR_DEBIASED_CKA,
+        largest=2.0,
         second_moments=False,
     ),
     "rbf_cka": Measure(function=rbf_cka, label="RBF-CKA", second_moments=False),
-    "rsa": Measure(function=rsa, label="RSA", fewest_points=FEWEST_FOR_RSA, second_moments=False),
+    "rsa": Measure(function=rsa, label="RSA", fewest_points=FEWEST_FOR_RSA, largest=2.0, second_moments=False),
     "mutual_neighbours": Measure(
         function=mutual_neighbours,
         label="Mutual nearest neighbours",
@@ -161,7 +164,7 @@ MEASURES: dict[str, Measure] = {
     ),
     "procrustes": Measure(function=procrustes, label="Procrustes", kernel=procrustes_kernel),
     "angular_shape": Measure(
-        function=angular_shape, label="Angular shape", kernel=angular_shape_kernel, to_constant=pi / 2
+        function=angular_shape, label="Angular shape", kernel=angular_shape_kernel, to_constant=pi / 2, largest=pi / 2
     ),
     "linear_predictivity": Measure(
         function=linear_predictivity,
@@ -169,8 +172,8 @@ MEASURES: dict[str, Measure] = {
         kernel=linear_predictivity_kernel,
         symmetric=False,
     ),
-    "cosine": Measure(function=cosine, label="Cosine", neuron_by_neuron=True),
-    "euclidean": Measure(function=euclidean, label="Euclidean", neuron_by_neuron=True),
+    "cosine": Measure(function=cosine, label="Cosine", neuron_by_neuron=True, largest=2.0),
+    "euclidean": Measure(function=euclidean, label="Euclidean", neuron_by_neuron=True, largest=2.0),
 }
 """Key in a config → the `Measure`."""
 
@@ -188,7 +191,12 @@ def null_floor(rank_x: int, rank_y: int, n: int, measure: str = "mean_cca") -> f
         1 - E mean(ρ): exact if a rank is 1, else from the mean of Wachter's limiting law of ρ². nan for measures of
         which no law is known.
 
+    Raises:
+        ValueError: the measure is not known.
+
     Source: Wachter 1980; Muirhead 1982, theorem 11.3.2.
     """
-    floor = MEASURES[measure].floor if measure in MEASURES else None
+    if measure not in MEASURES:
+        raise ValueError(f"measure {measure!r} is not known; choose one of {', '.join(MEASURES)}")
+    floor = MEASURES[measure].floor
     return nan if floor is None else floor(rank_x, rank_y, n)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from dataclasses import replace
 from math import sqrt
 
 import numpy as np
@@ -93,7 +94,7 @@ class Moments:
             self._below = torch.zeros_like(self._shift)
         self._precisions = _finest(self._precisions or precisions, precisions)
         below = [precision.power_below(layer) for precision, layer in zip(precisions, layers, strict=True)]
-        self._below += torch.cat(below, dim=1).square().sum(dim=0)
+        self._below = self._below + torch.cat(below, dim=1).square().sum(dim=0)  # `merge` may share the tensor
         self.n += len(values)
         self._waiting.append(torch.cat([values.new_ones(len(values), 1), values - self._shift], dim=1))
         if sum(map(len, self._waiting)) >= 1 + sum(widths):
@@ -108,8 +109,10 @@ class Moments:
         if not other.n:
             return
         if not self.n:
-            self.__dict__.update({name: value for name, value in other.__dict__.items() if name != "_waiting"})
-            self._waiting = list(other._waiting)
+            for name, value in other.__dict__.items():
+                if name not in ("_waiting", "device"):
+                    setattr(self, name, value.to(self.device) if isinstance(value, Tensor) else value)
+            self._waiting = [rows.to(self.device) for rows in other._waiting]
             return
         if self.widths != other.widths:
             raise RepresentationError(f"the others have {_listed(other.widths)} neurons, not {_listed(self.widths)}")
@@ -140,7 +143,11 @@ class Moments:
         triangle = self._triangle * torch.sign(self._triangle[0, 0])
         ends = np.cumsum([1, *self.widths])[1:].tolist()
         layers = zip(ends, self.widths, self._precisions, strict=True)
-        return [self._factors_of(triangle, end - width, end, precision) for end, width, precision in layers]
+        origin = object()
+        return [
+            replace(self._factors_of(triangle, end - width, end, precision), origin=origin)
+            for end, width, precision in layers
+        ]
 
     def _factors_of(self, triangle: Tensor, first: int, end: int, precision: Precision) -> Factors:
         columns, shift = triangle[:, first:end], self._shift[first - 1 : end - 1]

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from cca_dynamics.similarity.cca import check_pair
 from cca_dynamics.similarity.errors import RepresentationError
-from cca_dynamics.similarity.factors import Factors, factorize
+from cca_dynamics.similarity.factors import Factors, check_origins, factorize
 from cca_dynamics.similarity.kernels import stack
 from cca_dynamics.similarity.measures import MEASURES, Measure
 from cca_dynamics.similarity.threads import Workers
@@ -245,6 +245,7 @@ def _check_representations(factors: list[Factors], measure: Measure) -> None:
                 f"representations[{i}] has {x.n} data points and representations[0] {factors[0].n}; "
                 "compare activations of the same data points"
             )
+        check_origins(x, factors[0])
     if not measure.canonical:
         return
     widest = sorted(range(len(factors)), key=lambda i: -factors[i].rank)[:2]

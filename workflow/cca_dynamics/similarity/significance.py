@@ -226,7 +226,7 @@ def interval(x, y, measure: str = "pwcca", **how: object) -> Intervals:
         Numbers low, high, errors.
     """
     level = how.pop("level", 0.95)
-    intervals = _intervals(*_left_out([x, y], measure, level, **how), level)
+    intervals = _intervals(*_left_out([x, y], measure, level, **how), level, MEASURES[measure].largest)
     return Intervals(**{field.name: getattr(intervals, field.name)[0, 1] for field in fields(intervals)})
 
 
@@ -258,7 +258,7 @@ def pairwise_intervals(
     Source: Quenouille 1956, Tukey 1958; Shao & Wu 1989.
     """
     distances, without = _left_out(as_list(representations), measure, level, **how)
-    return _intervals(_symmetric(distances), _symmetric(without), level)
+    return _intervals(_symmetric(distances), _symmetric(without), level, MEASURES[measure].largest)
 
 
 def _left_out(
@@ -276,8 +276,9 @@ def _left_out(
     """(N, N) distances and (groups, N, N) without each group of data points, in both directions."""
     if not 0 < level < 1:
         raise ValueError(f"level is a probability between 0 and 1, not {level}")
-    if groups < 2:
-        raise ValueError(f"groups of data points are left out in turn; use at least 2, not {groups}")
+    if groups < 2 or groups != int(groups):
+        raise ValueError(f"groups of data points are left out in turn; use a whole number from 2, not {groups}")
+    groups = int(groups)
     factors = _factors(representations, device)
     blocks = _blocks(clusters, factors[0].n)
     if len(blocks) < groups:
@@ -298,13 +299,13 @@ def _left_out(
     return distances, without
 
 
-def _intervals(distances: np.ndarray, without: np.ndarray, level: float) -> Intervals:
+def _intervals(distances: np.ndarray, without: np.ndarray, level: float, largest: float) -> Intervals:
     from scipy.special import stdtrit
 
     groups = len(without)
     errors = np.sqrt((groups - 1) / groups * ((without - without.mean(axis=0)) ** 2).sum(axis=0))
     half = float(stdtrit(groups - 1, (1 + level) / 2)) * errors
-    low, high = np.maximum(distances - half, 0), distances + half
+    low, high = np.maximum(distances - half, 0), np.minimum(distances + half, largest)
     for matrix in (low, high, errors):
         np.fill_diagonal(matrix, np.nan)
     return Intervals(distances, low, high, errors)
