@@ -73,7 +73,7 @@ test-report: $(READY)
 	@pytest -m '' tests/test_report.py
 
 test-docs: $(READY)
-	@pytest -m slow tests/test_docs.py
+	@pytest -m 'slow or thorough' tests/test_docs.py
 
 test-crate: $(READY)
 	@test -x $(VALIDATOR)/bin/python || $(BIN)/python -m venv $(VALIDATOR)
