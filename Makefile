@@ -15,7 +15,7 @@ help:
 	@echo "make test-thorough   the tests that take longer: a second run, replicates, conda, figures of other data, the report in Chromium"
 	@echo "make codecheck    remake what codecheck.yml lists in a clean clone and compare it with what is committed (as long as the default study)"
 	@echo "make test-reference   run the default study from nothing and compare its claims with the published ones (as long as the default study)"
-	@echo "make test-fuzz    give 700 random configs to Snakemake, which plans or refuses each (7 minutes)"
+	@echo "make test-fuzz    give 700 random configs to Snakemake, which plans or refuses each (9 minutes)"
 	@echo "make test-faults  break running studies on purpose (20 minutes; --only in tests/faults.py chooses)"
 	@echo "make test-slurm   start a SLURM cluster here, run the smoke study on it, break it (root on Debian; 14 minutes)"
 	@echo "make test-report  the HTML report in headless Chromium (needs chromium and chromium-driver)"

@@ -40,7 +40,7 @@ def compared(clone: Path, listed: list[str]) -> tuple[list[str], bool]:
         if not same and name.endswith(".csv"):
             table = agreement.compare(clone / output_of(name), ROOT / name)
             lines += [f"{name}: {line}" for line in agreement.in_words(table)]
-            agree = agree and agreement.as_a_whole(table)
+            agree = agree and agreement.agrees_as_a_whole(table)
     numbers_equal = all(same for same, name in zip(equal, listed, strict=True) if name.endswith(".csv"))
     agree = agree and (not numbers_equal or all(equal))
     lines.append(f"{sum(equal)} of {len(listed)} files are equal byte for byte")

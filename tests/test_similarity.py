@@ -220,6 +220,35 @@ def test_rbf_cka_of_layers_in_which_most_data_points_coincide(rng):
     assert rbf_cka(layers[0], 3 * layers[0]).distance == pytest.approx(0, abs=1e-6)
 
 
+@pytest.mark.parametrize(("outlier", "mean"), [(1e7, 0), (1, 1e5), (1e4, 1e3)])
+def test_one_large_data_point_or_mean_makes_no_others_coincide(rng, outlier, mean):
+    """Against exact distances and angles, in high precision: what is near by is not taken for equal."""
+    layers = []
+    for _ in range(2):
+        x = rng.normal(size=(60, 5)) + mean
+        x[0] *= outlier
+        layers.append(x)
+    exact = [layer.astype(np.longdouble) for layer in layers]
+    distances = [np.sqrt(((x[:, None] - x[None]) ** 2).sum(axis=2)) for x in exact]
+    upper = np.triu_indices(60, 1)
+    expected = scipy.stats.spearmanr(*(each[upper].astype(float) for each in distances)).statistic
+    assert rsa(*layers).distance == pytest.approx(1 - expected, abs=1e-9)
+    kernels = []
+    for each in distances:
+        kernel = np.exp(-(each**2) / (2 * np.sort(each[upper] ** 2)[(len(upper[0]) - 1) // 2]))
+        kernels.append((kernel - kernel.mean(axis=0) - kernel.mean(axis=1)[:, None] + kernel.mean()).astype(float))
+    expected = 1 - (kernels[0] * kernels[1]).sum() / np.linalg.norm(kernels[0]) / np.linalg.norm(kernels[1])
+    assert rbf_cka(*layers).distance == pytest.approx(expected, abs=1e-2 if outlier == 1e7 else 1e-5)
+    near = []
+    for x in exact:
+        unit = x / np.sqrt((x**2).sum(axis=1, keepdims=True))
+        angles = ((unit[:, None] - unit[None]) ** 2).sum(axis=2)
+        np.fill_diagonal(angles, np.inf)
+        near.append(np.argsort(angles, axis=1)[:, :10])
+    shared = np.mean([len(set(a) & set(b)) / 10 for a, b in zip(*near, strict=True)])
+    assert mutual_neighbours(*layers).distance == pytest.approx(1 - shared, abs=0.01)
+
+
 def test_a_wide_kernel_is_linear_cka(rng):
     x, y = related(rng)
     for bandwidth in (1e4, 1e9, 1e12):
@@ -306,6 +335,15 @@ def test_second_moments_are_compared_with_those_of_the_same_accumulator_alone(rn
         with pytest.raises(similarity.RepresentationError, match="update one with all layers"):
             similarity.pairwise([first, second], "linear_cka")
     assert pwcca(*one.factors()).distance == pytest.approx(pwcca(x, y).distance, abs=1e-10)
+    before = one.factors()[0]
+    assert pwcca(before, one.factors()[1]).distance == pwcca(*one.factors()).distance  # called twice, nothing added
+    one.update(x, y)
+    with pytest.raises(similarity.RepresentationError, match="since its last update"):
+        pwcca(before, other.factors()[1])
+    merged = Moments()
+    merged.merge(one)
+    with pytest.raises(similarity.RepresentationError):
+        pwcca(merged.factors()[0], one.factors()[1])
 
 
 def test_merging_into_an_empty_accumulator_leaves_the_other_as_it_is(rng):

@@ -239,10 +239,8 @@ def agreement(options: argparse.Namespace) -> None:
     from cca_dynamics.report import agreement
     from cca_dynamics.runtime.storage import replacing
 
-    if len({run.stem for run in options.claims}) < len(options.claims):
-        raise UserError(
-            "several runs need files of different names, which the table's columns have; rename copies of them"
-        )
+    if options.table is not None and len({run.stem for run in options.claims}) < len(options.claims):
+        raise UserError("--table: its columns are called as the files, and two have one name; rename copies of them")
     for run in options.claims:
         lines = agreement.in_words(agreement.compare(run, options.published))
         print("\n".join([f"{run}:", *lines] if len(options.claims) > 1 else lines))

@@ -349,19 +349,18 @@ def store(
     if taken := RESERVED[out.suffix].intersection(layers):
         raise UserError(f"{out}: such a file cannot hold a layer called {taken.pop()}; choose another layer or format")
     parts: dict[str, list[Tensor]] = {name: [] for name in layers}
-    count, rows = 0, {name: [] for name, layout in layers.items() if outputs.drops_padding(layout, reading)}
+    count, tokens = 0, []
     for each in passes(source, batch, model):
         count += inputs.length(each)
         if isinstance(each, dict) and "attention_mask" in each:
-            for of_inputs in rows.values():
-                of_inputs += each["attention_mask"].bool().sum(dim=1).tolist()
+            tokens += each["attention_mask"].bool().sum(dim=1).tolist()
         for name, x in given(network, each, layers, model, reading, source).items():
             parts[name].append(x.cpu())
     tensors = {name: torch.cat(part) for name, part in parts.items()}
     shapes = {name: layout.shape for name, layout in layers.items()}
     described = {**facts, "layers": shapes, f"{source.words}s": count}
-    if rows := {name: of_inputs for name, of_inputs in rows.items() if of_inputs}:
-        described["rows"] = rows
+    if tokens:
+        described["rows"] = {name: tokens for name, layout in layers.items() if outputs.drops_padding(layout, reading)}
     ids, checksum = source.facts()
     if checksum:
         described |= {"files": checksum, "ids": ids}

@@ -68,7 +68,7 @@ def _agreement(mine: pd.Series, theirs: pd.Series) -> str:
     return WITHIN if within else BEYOND
 
 
-def as_a_whole(table: pd.DataFrame) -> bool:
+def agrees_as_a_whole(table: pd.DataFrame) -> bool:
     """Whether two runs differ by what another kind of processor changes: at most `MOST_DIFFERING` of the claims.
 
     Args:

@@ -10,7 +10,7 @@ import torch
 from cca_dynamics.similarity.errors import RepresentationError
 from cca_dynamics.similarity.factors import Factors, factorize_pair
 
-ROUNDING = 1e-12
+ROUNDING = 1e-14
 """A difference below this share of the numbers that it is taken of is rounding."""
 FEWEST_FOR_DEBIASED_CKA = 4
 """Data points below which there is no unbiased estimate of HSIC."""

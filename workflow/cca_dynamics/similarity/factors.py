@@ -41,7 +41,8 @@ class Factors:
         to_basis: (d, r) float64, the matrix that takes X - mean to Q.
         points: None if the rows of x are data points. Else their number n, and x has other rows with equal second
             moments, as `Moments` makes them: a neuron that is 1 at every data point is √n in the first row, else 0.
-        origin: what the rows are of: None if of data points, else of the call that made them, and of no other.
+        origin: None if the rows of x are data points; else the same object for factors whose rows mean the same,
+            those of one accumulator between two updates.
     """
 
     x: Tensor
@@ -234,11 +235,12 @@ def check_origins(x: Factors, y: Factors) -> None:
     """Refuse second moments beside anything that was not accumulated with them.
 
     Raises:
-        RepresentationError: they are of two accumulators, or of one and of an array.
+        RepresentationError: they are of two accumulators, of one before and after an update, or of one and of an array.
     """
     if x.origin is not y.origin:
         raise RepresentationError(
-            "factors of an accumulator can be compared only with those of the same one; update one with all layers"
+            "factors of an accumulator can be compared only with those of the same one since its last update; "
+            "update one with all layers"
         )
 
 

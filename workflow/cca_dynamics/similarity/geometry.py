@@ -7,23 +7,25 @@ from __future__ import annotations
 
 import os
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from cca_dynamics.similarity.baselines import ROUNDING, BaselineResult, require_points, symmetric_result
+from cca_dynamics.similarity.baselines import BaselineResult, require_points, symmetric_result
 from cca_dynamics.similarity.errors import RepresentationError
 from cca_dynamics.similarity.factors import Factors, factorize_pair
 
 NEIGHBOURS = 10
 """Nearest neighbours that are compared, as the measure's authors do."""
 FEWEST_FOR_NEIGHBOURS = NEIGHBOURS + 2
-SAME_ANGLE = 1e-12
-"""Cosines that differ by less are equal."""
+EPSILON = float(np.finfo(np.float64).eps)
+DIGITS = 2.0**40
+"""Distances that agree in 12 digits have one rank."""
 FEWEST_FOR_RSA = 4
 """Data points of which 6 distances can be ranked."""
 
 
-def _require(measure: str, fewest: int, x: Factors, y: Factors) -> None:
+def _check_points(measure: str, fewest: int, x: Factors, y: Factors) -> None:
     """Refuse too few data points, and more than memory holds the pairs of.
 
     Raises:
@@ -59,7 +61,7 @@ def rbf_cka(x, y, *, bandwidth: float = 1.0, device: str = "cpu") -> BaselineRes
     if not bandwidth > 0:
         raise ValueError(f"the bandwidth is a positive multiple of the median distance, not {bandwidth}")
     x, y = factorize_pair(x, y, device)
-    _require("RBF-CKA", 3, x, y)
+    _check_points("RBF-CKA", 3, x, y)
     if not x.rank or not y.rank:
         return symmetric_result(x, y, 1.0)
     kernel_x, kernel_y = (_centred_kernel(layer, bandwidth) for layer in (x, y))
@@ -73,13 +75,17 @@ def _centred_kernel(layer: Factors, bandwidth: float) -> Tensor:
     squares = centred.square().sum(dim=1)
     sums = squares[:, None] + squares[None]
     distances = sums - 2 * centred @ centred.T
-    distances = torch.where(distances > ROUNDING * sums, distances, 0.0)  # of data points that coincide
+    distances = torch.where(distances > _rounding(layer) * sums, distances, 0.0)  # of data points that coincide
     pairs = distances[torch.ones_like(distances, dtype=torch.bool).triu(1)]
-    kernel = torch.expm1(
-        -distances / (2 * bandwidth**2 * _median(pairs))
-    )  # centring takes the 1 away, wide ones need it
+    # Centring takes away the 1 that expm1 leaves out, beside which a wide kernel would vanish.
+    kernel = torch.expm1(-distances / (2 * bandwidth**2 * _median(pairs)))
     kernel -= kernel.mean(dim=0)
     return kernel - kernel.mean(dim=1, keepdim=True)
+
+
+def _rounding(layer: Factors) -> float:
+    """Error of a sum of as many products as there are neurons, relative to the sum of their magnitudes."""
+    return 8 * EPSILON * layer.x.shape[1] ** 0.5
 
 
 def _median(squared_distances: Tensor) -> float:
@@ -96,12 +102,14 @@ def rsa(x, y, *, device: str = "cpu") -> BaselineResult:
     from scipy.stats import rankdata
 
     x, y = factorize_pair(x, y, device)
-    _require("RSA", FEWEST_FOR_RSA, x, y)
+    _check_points("RSA", FEWEST_FOR_RSA, x, y)
 
     def ranks_of_distances(layer: Factors) -> Tensor:
-        distances = pdist(layer.x.double().cpu().numpy())  # not centred, which would tell equal distances apart
-        largest = distances.max()
-        return torch.from_numpy(rankdata(distances if largest == 0 else (distances / (ROUNDING * largest)).round()))
+        points = layer.x.double().cpu().numpy()  # not centred, which would tell equal distances apart
+        distances = pdist(points)
+        distances[distances <= _rounding(layer) * np.median(np.linalg.norm(points, axis=1))] = 0  # points that coincide
+        digits, exponents = np.frexp(distances)
+        return torch.from_numpy(rankdata(np.ldexp(np.round(digits * DIGITS), exponents)))
 
     a, b = (ranks - ranks.mean() for ranks in map(ranks_of_distances, (x, y)))
     norm = torch.linalg.vector_norm(a) * torch.linalg.vector_norm(b)
@@ -130,7 +138,7 @@ def mutual_neighbours(x, y, *, neighbours: int = NEIGHBOURS, device: str = "cpu"
     if neighbours < 1 or neighbours != int(neighbours):
         raise ValueError(f"neighbours is a whole number of data points, at least 1, not {neighbours}")
     x, y = factorize_pair(x, y, device)
-    _require("mutual nearest neighbours", neighbours + 2, x, y)
+    _check_points("mutual nearest neighbours", neighbours + 2, x, y)
     if not x.rank or not y.rank:
         return symmetric_result(x, y, 1.0)
     directed = x.x.ne(0).any(dim=1) & y.x.ne(0).any(dim=1)
@@ -139,19 +147,25 @@ def mutual_neighbours(x, y, *, neighbours: int = NEIGHBOURS, device: str = "cpu"
             f"mutual nearest neighbours needs at least {neighbours + 2} data points that are not at 0, not {left}; "
             "use linear CKA, or fewer neighbours"
         )
-    near_x, near_y = (_nearest(layer.x[directed].double(), int(neighbours)) for layer in (x, y))
+    near_x, near_y = (_nearest(layer.x[directed].double(), int(neighbours), 2 * _rounding(layer)) for layer in (x, y))
     norms = near_x.square().sum(dim=1) * near_y.square().sum(dim=1)
     overlaps = (near_x * near_y).sum(dim=1) / torch.where(norms > 0, norms, 1.0).sqrt()
     return symmetric_result(x, y, 1 - float(overlaps.mean()))
 
 
-def _nearest(x: Tensor, neighbours: int) -> Tensor:
-    """(n, n): which share of the row's neighbourhood the column is, itself left out; see `mutual_neighbours`."""
+def _nearest(x: Tensor, neighbours: int, rounding: float) -> Tensor:
+    """(n, n): which share of the row's neighbourhood the column is, itself left out; see `mutual_neighbours`.
+
+    Args:
+        x: (n, d) data points, none at 0.
+        neighbours: how many.
+        rounding: cosines that differ by no more are equal.
+    """
     unit = torch.nn.functional.normalize(x / x.abs().amax(dim=1, keepdim=True), dim=1)
     similarities = unit @ unit.T
     similarities.fill_diagonal_(-torch.inf)
     last = similarities.topk(neighbours, dim=1).values[:, -1:]
-    tied = (similarities - last).abs() <= SAME_ANGLE
+    tied = (similarities - last).abs() <= rounding
     nearer = (similarities > last) & ~tied
     places = neighbours - nearer.sum(dim=1, keepdim=True)
     candidates = tied.sum(dim=1, keepdim=True)

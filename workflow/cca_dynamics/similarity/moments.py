@@ -62,6 +62,7 @@ class Moments:
         self._waiting: list[Tensor] = []  # rows that are not in the triangle yet
         self._shift: Tensor | None = None  # (k - 1,) means of the first batch, so that large means cost no digits
         self._below: Tensor | None = None  # (k - 1,) sum of squares of the powers of two below the numbers
+        self._origin = object()  # of the factors until data points are added, which changes the triangle's basis
         self._precisions: list[Precision] = []  # of each representation, the finest of its batches
 
     def update(self, *batches) -> None:
@@ -95,6 +96,7 @@ class Moments:
         self._precisions = _finest(self._precisions or precisions, precisions)
         below = [precision.power_below(layer) for precision, layer in zip(precisions, layers, strict=True)]
         self._below = self._below + torch.cat(below, dim=1).square().sum(dim=0)  # `merge` may share the tensor
+        self._origin = object()
         self.n += len(values)
         self._waiting.append(torch.cat([values.new_ones(len(values), 1), values - self._shift], dim=1))
         if sum(map(len, self._waiting)) >= 1 + sum(widths):
@@ -108,9 +110,10 @@ class Moments:
         """
         if not other.n:
             return
+        self._origin = object()
         if not self.n:
             for name, value in other.__dict__.items():
-                if name not in ("_waiting", "device"):
+                if name not in ("_waiting", "_origin", "device"):
                     setattr(self, name, value.to(self.device) if isinstance(value, Tensor) else value)
             self._waiting = [rows.to(self.device) for rows in other._waiting]
             return
@@ -143,9 +146,8 @@ class Moments:
         triangle = self._triangle * torch.sign(self._triangle[0, 0])
         ends = np.cumsum([1, *self.widths])[1:].tolist()
         layers = zip(ends, self.widths, self._precisions, strict=True)
-        origin = object()
         return [
-            replace(self._factors_of(triangle, end - width, end, precision), origin=origin)
+            replace(self._factors_of(triangle, end - width, end, precision), origin=self._origin)
             for end, width, precision in layers
         ]
 
