@@ -209,9 +209,9 @@ def test_rbf_cka_of_layers_in_which_most_data_points_coincide(rng):
     """Against the formula on exact distances; the median of the distances is 0 there."""
     kernels, layers = [], []
     for _ in range(2):
-        x = (rng.random((200, 1)) < 0.2) * np.abs(rng.normal(size=(200, 6))).astype(np.float32)
+        x = (rng.random((500, 1)) < 0.2) * np.abs(rng.normal(size=(500, 8))).astype(np.float32)
         squares = scipy.spatial.distance.squareform(scipy.spatial.distance.pdist(x.astype(float), "sqeuclidean"))
-        pairs = squares[np.triu_indices(200, 1)]
+        pairs = squares[np.triu_indices(500, 1)]
         kernel = np.exp(-squares / (2 * (np.median(pairs) or pairs.mean())))
         kernels.append(kernel - kernel.mean(axis=0) - kernel.mean(axis=1)[:, None] + kernel.mean())
         layers.append(x)
