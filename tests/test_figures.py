@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import subprocess
+import sys
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -12,6 +14,7 @@ from cca_dynamics.config.models import StageOptions
 from cca_dynamics.results import clustering, figures
 from cca_dynamics.results.claims import COLUMNS
 from cca_dynamics.results.registry import RESULTS
+from cca_dynamics.similarity import MEASURES
 from matplotlib.collections import PathCollection
 from matplotlib.legend import Legend
 from matplotlib.text import Text
@@ -211,3 +214,14 @@ def test_figures_are_complete_and_legible_and_embed_their_fonts(result, tmp_path
     content = pdf.read_bytes()
     assert content.count(b"/FontFile2") == content.count(b"/Type /FontDescriptor") > 0 and b"/Type3" not in content
     pd.testing.assert_frame_equal(table, before)
+
+
+def test_measures_have_names_without_pytorch():
+    """Which takes as long to import as drawing a figure."""
+    code = (
+        "import sys; from cca_dynamics.results.figures import measure_label as name; "
+        "print(name('linear_cka'), name('angular_shape'), name('of_my_own'), 'torch' in sys.modules, sep=', ')"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout == "Linear CKA, Angular shape, Of my own, False\n"
+    assert set(figures.LABELS) < set(MEASURES)

@@ -208,7 +208,7 @@ def test_a_measure_is_a_function_and_a_line(rng, monkeypatch):
         return replace(result, distance=result.distance**power, reverse=result.reverse**power)
 
     members, expected = cohort(rng), pairwise(cohort(np.random.default_rng(0)), "mean_cca")
-    monkeypatch.setitem(MEASURES, "squared", Measure(squared_distance, label="Squared"))
+    monkeypatch.setitem(MEASURES, "squared", Measure(squared_distance))
     np.testing.assert_allclose(pairwise(members, "squared"), expected**2, atol=1e-12)
     np.testing.assert_allclose(pairwise(members, "squared", power=3), expected**3, atol=1e-12)
 

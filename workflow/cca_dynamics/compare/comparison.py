@@ -250,7 +250,8 @@ def _check(sources: Sequence[str], factors: list[Factors], compared: list[Factor
                 "correlates with it perfectly; use more data points than neurons, or --measure linear_cka_debiased"
             )
         if x.n < record.fewest_points:
-            raise UserError(f"{source} has {x.n} data points; {record.label} needs at least {record.fewest_points}")
+            label = figures.measure_label(measure)
+            raise UserError(f"{source} has {x.n} data points; {label} needs at least {record.fewest_points}")
         width, first = x.x.shape[1], factors[0].x.shape[1]
         if record.neuron_by_neuron and width != first:
             raise UserError(

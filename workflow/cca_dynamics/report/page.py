@@ -34,10 +34,9 @@ from cca_dynamics.report.summary import (
     title_of,
     verdicts_in_words,
 )
-from cca_dynamics.results import claims
+from cca_dynamics.results import claims, figures
 from cca_dynamics.results.tables import DIVERGED
 from cca_dynamics.runtime.storage import replacing
-from cca_dynamics.similarity import MEASURES
 from cca_dynamics.study import Study
 
 Content = TypeVar("Content")
@@ -205,7 +204,7 @@ def _curves(table: pd.DataFrame, panels: str, curves: str, x: str) -> dict:
     distances = table[table["quantity"] == "distance"]
     chart: dict[str, dict] = {}
     for (measure, panel), rows in distances.groupby(["measure", panels], sort=False):
-        panel_of_chart = chart[f"{MEASURES[measure].label}, {PANELS.get(panel, panel)}"] = {}
+        panel_of_chart = chart[f"{figures.measure_label(measure)}, {PANELS.get(panel, panel)}"] = {}
         for label, curve in rows.groupby(curves, sort=False):
             # Epochs are sorted; layers keep the order of the network.
             statistics = curve.groupby(x, sort=x == "epoch")["value"].agg(["mean", "std", "size"])

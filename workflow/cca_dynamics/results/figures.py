@@ -53,13 +53,32 @@ STYLE = {
 }
 
 
-def measure_label(measure: str) -> str:
-    """How a measure is called on axes and in tables."""
-    from cca_dynamics.similarity import (
-        MEASURES,  # late: PyTorch is slow to import, and not every figure names a measure
-    )
+LABELS = {
+    "pwcca": "PWCCA",
+    "pwcca_squared": "PWCCA (squared weights)",
+    "pwcca_thresholded": "PWCCA (99 %)",
+    "mean_cca": "Mean CCA",
+    "svcca": "SVCCA",
+    "bartlett": "Bartlett CCA",
+    "linear_cka": "Linear CKA",
+    "linear_cka_debiased": "Debiased linear CKA",
+    "rbf_cka": "RBF-CKA",
+    "rsa": "RSA",
+    "mutual_neighbours": "Mutual nearest neighbours",
+}
+"""Measures whose names on axes are not their keys: key of `similarity.MEASURES` → name."""
 
-    return MEASURES[measure].label
+
+def measure_label(measure: str) -> str:
+    """How a measure is called on axes and in tables, e.g. "Linear CKA".
+
+    The names are not in the records of the measures because these need PyTorch, and importing that takes as long as
+    drawing a figure.
+
+    Args:
+        measure: key of `similarity.MEASURES`; one without an entry in `LABELS` is called after its key.
+    """
+    return LABELS.get(measure, measure[:1].upper() + measure[1:].replace("_", " "))
 
 
 def panels(rows: int, columns: int, height: float, ratios: Sequence[float] | None = None):

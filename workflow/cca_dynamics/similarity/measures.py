@@ -52,7 +52,6 @@ class Measure:
 
     Attributes:
         function: (x, y, *, device, ...) → a result with `distance`, `reverse`, `rank_x`, `rank_y` and `n`.
-        label: its name on axes and in tables.
         kernel: how `pairwise` computes many pairs at once; without one it calls the function for each pair.
         floor: (rank_x, rank_y, n) → distance expected of unrelated Gaussian layers; None if no law is known.
         symmetric: whether the distance is the same in both directions.
@@ -70,7 +69,6 @@ class Measure:
     """
 
     function: Callable
-    label: str
     kernel: Kernel | None = None
     floor: Callable[[int, int, int], float] | None = None
     symmetric: bool = True
@@ -102,7 +100,6 @@ class Measure:
 MEASURES: dict[str, Measure] = {
     "pwcca": Measure(
         function=pwcca,
-        label="PWCCA",
         kernel=pwcca_kernel,
         floor=mean_cca_floor,
         symmetric=False,
@@ -111,7 +108,6 @@ MEASURES: dict[str, Measure] = {
     ),
     "pwcca_squared": Measure(
         function=pwcca_squared,
-        label="PWCCA (squared weights)",
         kernel=partial(pwcca_kernel, weights="squared"),
         floor=mean_cca_floor,
         symmetric=False,
@@ -120,7 +116,6 @@ MEASURES: dict[str, Measure] = {
     ),
     "pwcca_thresholded": Measure(
         function=pwcca_thresholded,
-        label="PWCCA (99 %)",
         kernel=pwcca_kernel,
         floor=mean_cca_floor,
         symmetric=False,
@@ -130,7 +125,6 @@ MEASURES: dict[str, Measure] = {
     ),
     "mean_cca": Measure(
         function=mean_cca,
-        label="Mean CCA",
         kernel=mean_cca_kernel,
         floor=mean_cca_floor,
         canonical=True,
@@ -138,42 +132,36 @@ MEASURES: dict[str, Measure] = {
     ),
     "svcca": Measure(
         function=svcca,
-        label="SVCCA",
         kernel=mean_cca_kernel,
         floor=mean_cca_floor,
         canonical=True,
         keep=SVCCA_KEEP,
         all_directions="mean_cca",
     ),
-    "bartlett": Measure(function=bartlett, label="Bartlett CCA", canonical=True, uses_all_correlations=True),
-    "linear_cka": Measure(function=linear_cka, label="Linear CKA", kernel=linear_cka_kernel),
+    "bartlett": Measure(function=bartlett, canonical=True, uses_all_correlations=True),
+    "linear_cka": Measure(function=linear_cka, kernel=linear_cka_kernel),
     "linear_cka_debiased": Measure(
         function=linear_cka_debiased,
-        label="Debiased linear CKA",
         fewest_points=FEWEST_FOR_DEBIASED_CKA,
         largest=2.0,
         second_moments=False,
     ),
-    "rbf_cka": Measure(function=rbf_cka, label="RBF-CKA", second_moments=False),
-    "rsa": Measure(function=rsa, label="RSA", fewest_points=FEWEST_FOR_RSA, largest=2.0, second_moments=False),
+    "rbf_cka": Measure(function=rbf_cka, second_moments=False),
+    "rsa": Measure(function=rsa, fewest_points=FEWEST_FOR_RSA, largest=2.0, second_moments=False),
     "mutual_neighbours": Measure(
         function=mutual_neighbours,
-        label="Mutual nearest neighbours",
         fewest_points=FEWEST_FOR_NEIGHBOURS,
         second_moments=False,
     ),
-    "procrustes": Measure(function=procrustes, label="Procrustes", kernel=procrustes_kernel),
-    "angular_shape": Measure(
-        function=angular_shape, label="Angular shape", kernel=angular_shape_kernel, to_constant=pi / 2, largest=pi / 2
-    ),
+    "procrustes": Measure(function=procrustes, kernel=procrustes_kernel),
+    "angular_shape": Measure(function=angular_shape, kernel=angular_shape_kernel, to_constant=pi / 2, largest=pi / 2),
     "linear_predictivity": Measure(
         function=linear_predictivity,
-        label="Linear predictivity",
         kernel=linear_predictivity_kernel,
         symmetric=False,
     ),
-    "cosine": Measure(function=cosine, label="Cosine", neuron_by_neuron=True, largest=2.0),
-    "euclidean": Measure(function=euclidean, label="Euclidean", neuron_by_neuron=True, largest=2.0),
+    "cosine": Measure(function=cosine, neuron_by_neuron=True, largest=2.0),
+    "euclidean": Measure(function=euclidean, neuron_by_neuron=True, largest=2.0),
 }
 """Key in a config → the `Measure`."""
 
