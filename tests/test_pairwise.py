@@ -1,6 +1,7 @@
 """All pairs at once give what each pair gives alone, in blocks, after an interruption, and in float32 nearly."""
 
 from dataclasses import replace
+from importlib import import_module
 
 import numpy as np
 import pytest
@@ -45,10 +46,17 @@ def test_widths_may_differ(rng, measure):
     np.testing.assert_allclose(pairwise(members, measure), one_by_one(members, measure), atol=1e-10)
 
 
-@pytest.mark.parametrize("block", [1, 2, 4, 5, 100])
-def test_blocks_change_nothing(rng, block):
-    members = cohort(rng)
-    np.testing.assert_allclose(pairwise(members, block=block), pairwise(members), atol=1e-13)
+@pytest.mark.parametrize("block", [1, 2, 4, 9, 100])
+@pytest.mark.parametrize("widest", [1, 2048])
+def test_neither_blocks_nor_the_products_within_them_change_distances(rng, monkeypatch, block, widest):
+    """Of more layers than one product has, of several widths, one of them 0."""
+    monkeypatch.setattr(import_module("cca_dynamics.similarity.pairwise"), "WIDEST_TILE", widest)
+    members = [member[:, : 3 + i % 5] for i, member in enumerate(cohort(rng, count=11))]
+    members[6] = np.zeros_like(members[6])
+    done = []
+    distances = pairwise(members, block=block, progress=lambda count, of: done.append((count, of)))
+    np.testing.assert_allclose(distances, one_by_one(members, "pwcca"), atol=1e-12)
+    assert sum(count for count, _ in done) == 55 and {of for _, of in done} == {55}
 
 
 @pytest.mark.parametrize(

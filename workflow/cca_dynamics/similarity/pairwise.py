@@ -26,6 +26,12 @@ from cca_dynamics.similarity.threads import Workers
 MEMORY = 1e9
 """Bytes of bases in memory at once, unless a caller chooses the size of a block."""
 
+TILE = 4
+"""Representations whose bases are multiplied with those of as many others in one product on a CPU. Two of eight would
+read more of them from memory for each pair: numbers in benchmarks/README.md."""
+WIDEST_TILE = 2048
+"""The most neurons of such representations together."""
+
 PRECISIONS = {"float64": torch.float64, "float32": torch.float32}
 """Numbers in which cross-products may be computed."""
 
@@ -64,7 +70,7 @@ def pairwise(
         measure: key of `MEASURES`.
         device: "cpu" (as many threads as torch.get_num_threads()) or "cuda".
         block: representations whose bases are in memory at once; default: as many as fit in 1 GB. Memory beyond the
-            representations is about (block + 1)·n·d numbers of the precision, and block·d² in float64.
+            representations is about (1.25 block + 1)·n·d numbers of the precision, and block·d² in float64.
         precision: of the cross-products, "float64" or "float32". Decompositions are float64 either way; float32 is
             about twice as fast and moves distances by about 1e-6 (benchmarks/similarity.py prints by how much).
         cache: keeps finished blocks, so that a killed run resumes from them; blocks of other data or options are
@@ -141,44 +147,59 @@ def _compare_block(
         return _compare_one_by_one(factors, measure, options, indices, workers, report)
     first, end = indices[0], indices[-1] + 1
     columns = np.zeros((2, end, len(indices)))
-    # The bases of the block lie below each other, transposed: one product with another basis gives the cross-products
-    # with many, and what it adds up is contiguous in memory.
+    # The bases of the block lie below each other, transposed: one product gives the cross-products of several with
+    # several others, and what it adds up is contiguous in memory.
     edges = np.cumsum([0, *(factors[j].rank for j in indices)]).tolist()
     dtype = PRECISIONS[precision]
     bases = torch.empty(edges[-1], factors[0].x.shape[0], dtype=dtype, device=factors[0].x.device)
 
-    def bases_of(start: int, stop: int) -> Tensor:
-        return bases[edges[start - first] : edges[stop - first]]
+    def bases_of(some: range) -> Tensor:
+        return bases[edges[some.start - first] : edges[some.stop - first]]
 
     def write_basis(j: int) -> None:
-        bases_of(j, j + 1).copy_(factors[j].basis().T)
+        bases_of(range(j, j + 1)).copy_(factors[j].basis().T)
 
-    def solve(i: int, start: int, stop: int, q: Tensor) -> None:
-        """Fill in the distances between i, whose transposed basis is q, and start to stop - 1."""
-        ranks = [factors[j].rank for j in range(start, stop)]
-        crosses = (bases_of(start, stop) @ q.T).double().split(ranks)
-        for batch in _batches_of_equal_shape(factors, range(start, stop), device):
-            cross = stack([crosses[j - start].T for j in batch])
-            if min(cross.shape[-2:]) == 0:  # a layer without directions is unlike any other
-                both_ways = np.full((2, len(batch)), measure.to_constant)
-            else:
-                both_ways = torch.stack(measure.kernel(cross, factors[i], [factors[j] for j in batch])).cpu().numpy()
-            columns[:, i, [j - first for j in batch]] = both_ways.reshape(2, -1)
+    def solve(some: range, others: range, q: Tensor) -> None:
+        """Fill in the distances between some, whose transposed bases are q, and others after them in the block."""
+        crosses = (bases_of(others) @ q.T).double().split([factors[j].rank for j in others])
+        for place, i in enumerate(some):
+            start = sum(factors[k].rank for k in some[:place])
+            for batch in _batches_of_equal_shape(factors, others, device):
+                cross = stack([crosses[j - others.start][:, start : start + factors[i].rank].T for j in batch])
+                if min(cross.shape[-2:]) == 0:  # a layer without directions is unlike any other
+                    both_ways = np.full((2, len(batch)), measure.to_constant)
+                else:
+                    distances = measure.kernel(cross, factors[i], [factors[j] for j in batch])
+                    both_ways = torch.stack(distances).cpu().numpy()
+                columns[:, i, [j - first for j in batch]] = both_ways.reshape(2, -1)
 
-    def jobs_of(i: int, q: Tensor) -> list[tuple]:
-        """The arguments of `solve` for the distances between i and the representations of the block after it."""
-        together = 8 if device == "cpu" else 128
-        starts = range(max(first, i + 1), end, together)
-        return [(i, start, min(start + together, end), q) for start in starts]
+    def report_solved(some: range, others: range, q: Tensor) -> None:
+        report(len(some) * len(others))
 
-    def report_solved(i: int, start: int, stop: int, q: Tensor) -> None:
-        report(stop - start)
-
+    widest = max(1, *(x.rank for x in factors))
+    at_once = max(1, min(TILE, WIDEST_TILE // widest))
+    some_at_once, others_at_once = (at_once, at_once) if device == "cpu" else (1, 128)
     workers.run(write_basis, [(j,) for j in indices])
-    workers.run(solve, [job for i in indices for job in jobs_of(i, bases_of(i, i + 1))], report_solved)
-    for i in range(first):
-        workers.run(solve, jobs_of(i, factors[i].basis().T.to(dtype).contiguous()), report_solved)
+    within = _tiles(range(first, end), some_at_once, others_at_once)
+    workers.run(solve, [(some, others, bases_of(some)) for some, others in within], report_solved)
+    for some in _parts(range(first), min(some_at_once, max(1, len(indices) // TILE))):  # their bases take memory, too
+        q = torch.cat([factors[i].basis().T.to(dtype) for i in some])
+        workers.run(solve, [(some, others, q) for others in _parts(indices, others_at_once)], report_solved)
     return columns
+
+
+def _parts(indices: range, size: int) -> list[range]:
+    """Consecutive indices, so many at a time."""
+    return [indices[start : start + size] for start in range(0, len(indices), size)]
+
+
+def _tiles(indices: range, some: int, others: int) -> list[tuple[range, range]]:
+    """All pairs i < j of indices as products of up to `some` i and `others` j, without a pair that is not needed."""
+    tiles = []
+    for part in _parts(indices, some):
+        tiles += [(range(i, i + 1), range(i + 1, part.stop)) for i in part[:-1]]
+        tiles += [(part, other) for other in _parts(range(part.stop, indices.stop), others)]
+    return tiles
 
 
 def _compare_one_by_one(
