@@ -91,6 +91,8 @@ def test_several_runs_stand_side_by_side(tmp_path, capsys):
     twice = ["agreement", str(runs[0]), str(runs[0]), str(published)]
     assert not cli.main(twice) and cli.main([*twice, "--table", str(out)]) == 1
     assert "rename copies" in capsys.readouterr().err
+    assert cli.main(["agreement", str(runs[0]), str(published), "--table", str(tmp_path / "table.txt")]) == 1
+    assert "table.txt: its suffix is not .csv" in capsys.readouterr().err and not (tmp_path / "table.txt").exists()
 
 
 def test_claims_of_one_run_alone_are_named(tmp_path, capsys):

@@ -242,6 +242,8 @@ def agreement(options: argparse.Namespace) -> None:
     from cca_dynamics.report import agreement
     from cca_dynamics.runtime.storage import replacing
 
+    if options.table is not None and options.table.suffix != ".csv":
+        raise UserError(f"{options.table}: its suffix is not .csv; name the table so")
     if options.table is not None and len({run.stem for run in options.claims}) < len(options.claims):
         raise UserError("--table: its columns are called as the files, and two have one name; rename copies of them")
     for run in options.claims:
