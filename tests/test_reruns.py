@@ -213,7 +213,6 @@ MODELS = {"lstm/0-1", "lstm-deeper/0-1"}
 RESULTS = set(Study(SMOKE).results)
 COSINE = {"width", "generalization", "toy_rnn", "recurrent_training", "recurrent_sequence", "invariance"}
 PAPERS_CURVES = {"width", "generalization", "recurrent_training"}
-SEVERAL_MEASURES = RESULTS - {"stability", "clusters", "calibration"}
 EDITS = {
     "normalisation of images": (
         *("data/datasets.py", "torch.tensor(255.0)", "torch.tensor(256.0)"),
@@ -240,11 +239,11 @@ EDITS = {
     "ablation": ("representations/ablation.py", "np.linspace(0, 1", "np.linspace(0, 0.9", {"ablation": {"sweep/0-9"}}),
     "a kernel": (
         *("similarity/kernels.py", "def pwcca_kernel(", "@cache\ndef pwcca_kernel("),
-        {"compute": RESULTS - {"stability"}, "plot": SEVERAL_MEASURES, "claims": {"grounding"}},
+        {"compute": RESULTS - {"stability"}, "plot": {"invariance"}},
     ),
     "a control measure": (
         *("similarity/baselines.py", "def cosine(", "@cache\ndef cosine("),
-        {"compute": COSINE, "plot": COSINE},
+        {"compute": COSINE, "plot": {"invariance"}},
     ),
     "a measure of another study": (
         "similarity/geometry.py",
