@@ -482,3 +482,8 @@ def test_a_study_that_differs_is_not_packed(whole, capsys):
 def test_an_archive_does_not_pack_itself(whole, capsys, out):
     assert cli.main(["archive", "w", "--out", out]) == 1
     assert f"{out} lies in" in capsys.readouterr().err and not Path(out).exists()
+
+
+def test_an_archive_is_called_a_zip(whole, capsys):
+    assert cli.main(["archive", "w", "--out", "w.tar"]) == 1
+    assert "w.tar: its suffix is not .zip" in capsys.readouterr().err and not Path("w.tar").exists()

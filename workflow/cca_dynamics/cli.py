@@ -17,7 +17,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from cca_dynamics import __version__
-from cca_dynamics.errors import Interrupted, UserError, operating_system_errors
+from cca_dynamics.errors import Interrupted, UserError, check_suffix, operating_system_errors
 
 INTERRUPTED = 75
 """Exit status of a job that was interrupted and saved its state; EX_TEMPFAIL, "try again", of sysexits.h."""
@@ -242,10 +242,12 @@ def agreement(options: argparse.Namespace) -> None:
     from cca_dynamics.report import agreement
     from cca_dynamics.runtime.storage import replacing
 
-    if options.table is not None and options.table.suffix != ".csv":
-        raise UserError(f"{options.table}: its suffix is not .csv; name the table so")
-    if options.table is not None and len({run.stem for run in options.claims}) < len(options.claims):
-        raise UserError("--table: its columns are called as the files, and two have one name; rename copies of them")
+    if options.table is not None:
+        check_suffix(options.table, ".csv")
+        if len({run.stem for run in options.claims}) < len(options.claims):
+            raise UserError(
+                "--table: its columns are called as the files, and two have one name; rename copies of them"
+            )
     for run in options.claims:
         lines = agreement.in_words(agreement.compare(run, options.published))
         print("\n".join([f"{run}:", *lines] if len(options.claims) > 1 else lines))

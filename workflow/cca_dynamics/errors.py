@@ -39,6 +39,21 @@ class Interrupted(BaseException):
     """The process was interrupted (SIGTERM, SIGINT). Not an `Exception`, so that code which survives errors stops."""
 
 
+def check_suffix(out: Path, *suffixes: str) -> None:
+    """Refuse a file to be written whose suffix names no format that can be written.
+
+    Args:
+        out: the file.
+        suffixes: of the formats, e.g. ".csv".
+
+    Raises:
+        UserError: it has none of them.
+    """
+    if out.suffix not in suffixes:
+        one, two, more = f"not {suffixes[0]}", f"neither {' nor '.join(suffixes)}", f"none of {', '.join(suffixes)}"
+        raise UserError(f"{out}: its suffix is {[one, two, more][min(len(suffixes), 3) - 1]}; choose another name")
+
+
 REMEDIES = {
     errno.ENOSPC: "free disk space and run again",
     errno.EDQUOT: "free disk space and run again",

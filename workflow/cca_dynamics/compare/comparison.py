@@ -20,7 +20,7 @@ import numpy as np
 import pandas as pd
 
 from cca_dynamics.compare.readers import Representation, read
-from cca_dynamics.errors import UserError
+from cca_dynamics.errors import UserError, check_suffix
 from cca_dynamics.results import figures
 from cca_dynamics.runtime.storage import replacing
 from cca_dynamics.similarity import (
@@ -127,10 +127,9 @@ def run(
 
 def check_outputs(out: Path, table: Path | None) -> None:
     """Refuse suffixes that say nothing of a format that can be written."""
-    if out.suffix[1:] not in figures.FORMATS:
-        raise UserError(f"{out}: its suffix is none of .{', .'.join(figures.FORMATS)}; name the heatmap so")
-    if table is not None and table.suffix != ".csv":
-        raise UserError(f"{table}: its suffix is not .csv; name the table so")
+    check_suffix(out, *(f".{suffix}" for suffix in figures.FORMATS))
+    if table is not None:
+        check_suffix(table, ".csv")
 
 
 def check_measures(measures: Sequence[str]) -> None:

@@ -14,7 +14,7 @@ import zipfile
 from pathlib import Path
 from urllib.parse import quote, unquote
 
-from cca_dynamics.errors import UserError
+from cca_dynamics.errors import UserError, check_suffix
 from cca_dynamics.report.verification import NAME, Run, is_file, read, read_json, verify
 from cca_dynamics.runtime.storage import replacing
 
@@ -40,9 +40,10 @@ def write(study: str, out: Path, networks: bool = False, root: Path = Path()) ->
         The zip file.
 
     Raises:
-        UserError: `verify` finds differences in the study, or `out` lies in one of its folders.
+        UserError: `verify` finds differences in the study, or `out` lies in one of its folders or is not a .zip.
         DamagedFile: there is no crate of this study, or it cannot be read.
     """
+    check_suffix(out, ".zip")
     folder = root / "results" / study
     for inside in (folder, root / "figures" / study):
         if out.resolve().is_relative_to(inside.resolve()):
