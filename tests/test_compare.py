@@ -429,6 +429,13 @@ def test_names_are_short_unique_and_harmless(tmp_path, two):
     comparison.heatmap(found).canvas.draw()  # no mathematics
 
 
+def test_other_peoples_metadata_may_be_called_as_ours(tmp_path, two):
+    path = tmp_path / "a.safetensors"
+    save_file({"x": torch.from_numpy(two[0])}, path, metadata={"facts": "ResNet-18, epoch 3"})
+    (read,) = readers.read([path])
+    np.testing.assert_array_equal(read.x, two[0])
+
+
 def test_dead_layers_and_too_few_points_are_told(tmp_path, rng, capsys):
     layers = {"dead": np.ones((20, 3)), "a": rng.normal(size=(20, 15)), "b": rng.normal(size=(20, 10))}
     status, out, err = run(capsys, "compare", write(tmp_path / "a.npz", layers), "--out", tmp_path / "h.png")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 import subprocess
 import sys
 
@@ -15,6 +16,7 @@ from cca_dynamics.results import clustering, figures
 from cca_dynamics.results.claims import COLUMNS
 from cca_dynamics.results.registry import RESULTS
 from cca_dynamics.similarity import MEASURES
+from matplotlib import font_manager
 from matplotlib.collections import PathCollection
 from matplotlib.legend import Legend
 from matplotlib.text import Text
@@ -225,3 +227,19 @@ def test_measures_have_names_without_pytorch():
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert run.stdout == "Linear CKA, Angular shape, Of my own, False\n"
     assert set(figures.LABELS) < set(MEASURES)
+
+
+def test_letters_that_the_font_lacks_come_from_another_or_are_named_once(tmp_path, capsys, monkeypatch, recwarn):
+    def save(name, *texts):
+        figure, (axis,) = figures.panels(1, 1, 2.0)
+        axis.set_xticks(range(len(texts)), texts)
+        figures.save(figure, [tmp_path / name])
+        return (tmp_path / name).read_bytes(), capsys.readouterr().err
+
+    with_letters, said = save("elsewhere.pdf", "conv1", "\u0359\u1d81")  # in STIX, which comes with Matplotlib
+    assert not said and b"DejaVuSans" in with_letters and re.search(rb"/FontName /\S*STIX", with_letters)
+    assert b"STIX" not in save("plain.pdf", "conv1", "слой $2^x$")[0]
+    monkeypatch.setattr(font_manager.fontManager, "ttflist", [])
+    _, said = save("boxes.png", "conv1", "\u0359\u1d81")
+    assert said.count("\n") == 1 and "boxes.png shows boxes for \u0359\u1d81, which no font here has" in said
+    assert not [warning for warning in recwarn if "Glyph" in str(warning.message)]

@@ -420,7 +420,7 @@ def heatmap(comparison: Comparison):
     if len(measures) > 1:
         figures.letters(*axes[: len(measures)])
     figures.footnote(figure, [literal(note) for note in notes(comparison)])
-    figure.draw_without_rendering()  # panels that keep their shape are laid out in two passes
+    figures.lay_out(figure)  # panels that keep their shape are laid out in two passes
     return figure
 
 

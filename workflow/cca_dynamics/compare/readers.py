@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,6 +22,8 @@ from cca_dynamics.runtime.storage import read_tensors
 
 POINTER = b"version https://git-lfs.github.com/spec"
 """How a pointer of Git LFS begins."""
+WRITTEN_HERE = re.compile("[0-9a-f]{64} ")
+"""How the metadata "facts" of a file of ours begins; files from elsewhere may say something else under that name."""
 DESCRIPTION = "__description__"
 """Entry of an .npz file with what there is to say about its arrays, JSON; safetensors have a place for that."""
 
@@ -192,7 +195,7 @@ def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, object]]:
 
     remedy = "make or copy it again"
     with as_user_error(f"{path}: not a safetensors file, or damaged", remedy), safe_open(path, framework="pt") as file:
-        if "facts" not in (file.metadata() or {}):
+        if not WRITTEN_HERE.match((file.metadata() or {}).get("facts", "")):
             names = list(file.keys())
             return {name: file.get_tensor(name) for name in names}, {}
     try:

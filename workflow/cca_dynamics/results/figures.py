@@ -7,8 +7,11 @@ builds the DAG.
 from __future__ import annotations
 
 import math
+import sys
 import textwrap
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -215,7 +218,7 @@ def save(figure, outputs: Sequence[Path]) -> None:
 
     dpi = plt.rcParams["savefig.dpi"]
     figure.set_dpi(dpi)  # a layout depends on the size of letters, in whole pixels
-    figure.draw_without_rendering()
+    missing = lay_out(figure)
     figure.set_layout_engine("none")
     writers = {
         "png": lambda path: backend_agg.FigureCanvasAgg(figure).print_png(path, metadata={"Software": None}),
@@ -224,6 +227,58 @@ def save(figure, outputs: Sequence[Path]) -> None:
     }
     for output in map(Path, outputs):
         figure.set_dpi(dpi)  # writers of vectors change it
-        with replacing(output) as temporary:
+        with replacing(output) as temporary, _characters_may_be_missing():
             writers[output.suffix[1:]](temporary)
     plt.close(figure)
+    if missing:
+        shown = ", ".join(map(str, outputs))
+        remedy = "install one that has, for example Noto Sans CJK for Chinese, Japanese and Korean"
+        print(f"note: {shown} shows boxes for {missing}, which no font here has; {remedy}", file=sys.stderr)
+
+
+def lay_out(figure) -> str:
+    """Place what is in a figure, each text in fonts that have its characters.
+
+    Returns:
+        The characters that no font of this machine has, which are drawn as boxes; mostly none.
+    """
+    with _characters_may_be_missing():
+        figure.draw_without_rendering()  # names on axes are texts only then
+        replaced, missing = _choose_fonts(figure)
+        if replaced:
+            figure.draw_without_rendering()
+    return missing
+
+
+def _choose_fonts(figure) -> tuple[bool, str]:
+    """Let texts take characters that their font lacks from the other fonts of this machine.
+
+    Returns:
+        Whether any text does, and the characters that no font has.
+    """
+    from matplotlib.font_manager import FontProperties, findfont, fontManager, get_font
+    from matplotlib.text import Text
+
+    there = get_font(findfont(FontProperties())).get_charmap()
+    lacking = {text: {c for c in text.get_text() if c.isprintable()} for text in figure.findobj(Text)}
+    lacking = {text: absent for text, of in lacking.items() if (absent := {c for c in of if ord(c) not in there})}
+    missing, others = set().union(*lacking.values()), []
+    for font in fontManager.ttflist if missing else []:
+        # The font of last resort has boxes alone, and one that cannot be scaled no letters of our size.
+        if font.style == "normal" and 400 <= font.weight <= 500 and not font.name.startswith("Last Resort"):
+            face = get_font(font.fname)
+            has = face.get_charmap() if face.scalable else {}
+            if found := {c for c in missing if ord(c) in has}:
+                missing -= found
+                others.append(font.name)
+    for text in lacking if others else []:
+        text.set_family([*text.get_family(), *others])
+    return bool(others), "".join(sorted(missing))
+
+
+@contextmanager
+def _characters_may_be_missing() -> Iterator[None]:
+    """Without Matplotlib's warning of each such character each time it is drawn: `save` says it in one line."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", r"Glyph \d+", UserWarning)
+        yield
