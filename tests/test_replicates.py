@@ -101,9 +101,11 @@ def test_a_run_says_when_its_config_differs_from_its_protocol(config):
         study = Study({**config, **changes})
         return study.protocol.lines(study.config, [study.seed])
 
-    same = {"study": "other", "seed": 8, "device": "cpu", "networks_per_job": 2, "seeds": 7, "keep_activations": False}
-    assert len(lines(same)) == len(lines({"targets": ["width"]})) == 1
-    (_, told) = lines({"results": {"width": {"filters": 9}}})
+    how = {"device": "cpu", "jobs_per_gpu": 4, "networks_per_job": 2, "keep_activations": False}
+    for same in ({"study": "other", "seed": 8, "seeds": 7}, how, {"targets": ["width"]}):
+        (told,) = lines(same)
+        assert "differs" not in told and "eed 8" in told if "seed" in same else "eed 0" in told
+    (told,) = lines({"results": {"width": {"filters": 9}}})  # and nothing of seeds, which it says for other choices
     assert told.startswith(f"The config differs from its protocol, {config['protocol']}")
 
 
@@ -178,6 +180,8 @@ def test_a_summary_counts_seeds_and_measures_spread():
     )
     trend, five = replicates.summary(table).itertuples()
     assert (trend.holds, trend.seeds, trend.mean, trend.between) == (2, 3, 2.0, 1.0)
+    assert (trend.low, trend.high) == pytest.approx((2 - 4.302653 / 3**0.5, 2 + 4.302653 / 3**0.5))
+    assert replicates.mean_in_words(trend) == "2 [-0.48, 4.5]" and replicates.mean_in_words(five) == "1"
     assert trend.within == pytest.approx((0.5 + 1 + 1) / 3) and trend.verdicts == tuple(verdicts)
     assert replicates.holds_in_words(trend) == "holds in 2 of 3" and replicates.holds_in_words(five) == "not testable"
     assert five.verdicts == ("", "not testable", "", "")
@@ -217,7 +221,9 @@ def test_published_tables_say_in_how_many_seeds_claims_hold(rng):
     table = pd.DataFrame([made.row()], columns=claims.COLUMNS)
     of_seeds = made_up(10, 5, rng)
     row = next(replicates.summary(of_seeds).itertuples())
-    assert publish.claims_table(table, of_seeds).endswith(f"| {replicates.holds_in_words(row)} |")
+    assert publish.claims_table(table, of_seeds).endswith(
+        f"| {replicates.holds_in_words(row)}; mean {replicates.mean_in_words(row)} |"
+    )
     text = publish.results_table("small", table, of_seeds)
     assert "[Under 5 fresh seeds](figures/reference/small/replicates.png)" in text
     assert re.search(rf"claims? holds? in {row.holds} of {row.seeds}", text)

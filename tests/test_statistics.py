@@ -34,6 +34,14 @@ def symmetric(rng, size):
     return half + half.T
 
 
+def test_networks_that_do_not_differ_are_tested_by_their_signs():
+    """And not with p = 0, as if three networks that agree were proof."""
+    for count in (3, 5):
+        same = Estimate.of_mean([0.1 + 0.2 - 0.1] * count)
+        assert same.p_at_most(0.1) == 0.5**count and same.p_at_most(0.2 + 1e-9) == 1
+    assert Estimate.of_mean([0.2] * 4 + [0.2 + 1e-9]).p_at_most(0.1) < 1e-6
+
+
 def test_mean_within_is_the_mean_over_pairs(rng):
     distances = rng.random((5, 5))
     np.fill_diagonal(distances, 0)

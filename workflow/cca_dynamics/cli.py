@@ -212,10 +212,10 @@ def protocol(options: argparse.Namespace) -> None:
             f"renewed the checksum of the config in {study.protocol.path}; date the file anew, and list the seeds used"
         )
         study = Study(config)
-    for seeds in ([study.seed], fresh_seeds(study)):
-        print(study.protocol.standing(seeds))
     if not study.protocol.fits(study.config):
         raise UserError(study.protocol.lines(study.config, [study.seed])[-1])
+    for seeds in ([study.seed], fresh_seeds(study)):
+        print(study.protocol.standing(seeds))
 
 
 def schema(options: argparse.Namespace) -> None:

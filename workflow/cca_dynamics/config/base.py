@@ -138,6 +138,11 @@ def _as_boolean(value: object) -> object:
     return value
 
 
+def _as_null(value: object) -> object:
+    """`--config key=null` arrives as text."""
+    return None if value == "null" else value
+
+
 def each_once(values: tuple) -> tuple:
     if len(set(values)) < len(values):
         raise PydanticCustomError("repeated", "repeats an entry")
@@ -148,6 +153,8 @@ Integer = Annotated[int, BeforeValidator(_as_number)]
 Number = Annotated[float, BeforeValidator(_as_number), Field(allow_inf_nan=False)]
 Text = Annotated[str, BeforeValidator(_as_text)]
 Boolean = Annotated[bool, BeforeValidator(_as_boolean)]
+NULLABLE = BeforeValidator(_as_null)
+"""Of a key at the top whose value may be null."""
 Count = Annotated[Integer, Field(ge=1, le=MANY)]
 Seed = Annotated[Integer, Field(ge=0, le=2**32 - 1)]
 

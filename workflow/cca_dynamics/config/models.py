@@ -13,6 +13,7 @@ from pydantic_core import PydanticCustomError
 
 from cca_dynamics.config.base import (
     MANY,
+    NULLABLE,
     Boolean,
     Count,
     Integer,
@@ -437,6 +438,10 @@ Seeds = Annotated[
 ]
 
 
+ProtocolPath = Annotated[Annotated[Text, Field(min_length=1)] | None, NULLABLE]
+DataPoints = Annotated[Annotated[Integer, Field(ge=10, le=MANY)] | None, NULLABLE]
+
+
 class StudyConfig(Model):
     """The whole config; `study.Config` adds the options of the results."""
 
@@ -454,7 +459,7 @@ class StudyConfig(Model):
         5,
         description="How many fresh seeds, or a list of them, the target replicates runs the study under.",
     )
-    protocol: Annotated[Text, Field(min_length=1)] | None = option(
+    protocol: ProtocolPath = option(
         "protocols/mnist1d.yaml",
         description="File of the choices and of the seeds they were made on, here or in the package; null: none.",
     )
@@ -465,7 +470,7 @@ class StudyConfig(Model):
         1, description="Jobs that share one GPU; more where networks are small and the GPU is large."
     )
     networks_per_job: Count = option(50, "train", description="A larger cohort is split over several jobs.")
-    data_points: Annotated[Integer, Field(ge=10, le=MANY)] | None = option(
+    data_points: DataPoints = option(
         None, "activations", description="Compare layers on so many random examples of a split; null: on all."
     )
     save_minutes: Integer = option(

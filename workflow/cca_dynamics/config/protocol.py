@@ -30,6 +30,7 @@ NOT_CHOICES = {
     "seeds",
     "protocol",
     "device",
+    "jobs_per_gpu",
     "networks_per_job",
     "save_minutes",
     "save_steps",
@@ -101,12 +102,10 @@ class Protocol:
 
     def lines(self, config: StudyConfig, seeds: Sequence[int]) -> list[str]:
         """What a run under some seeds says of its protocol, a sentence each."""
-        lines = [self.standing(seeds)]
-        if not self.fits(config):
-            lines.append(
-                f"The config differs from its protocol, {self.path}, which gives no reasons for the difference."
-            )
-        return lines
+        if self.fits(config):
+            return [self.standing(seeds)]
+        remedy = "name one of its own in the config key protocol, or say protocol: null"
+        return [f"The config differs from its protocol, {self.path}, which speaks for other choices alone; {remedy}."]
 
 
 def config_checksum(config: StudyConfig) -> str:

@@ -107,8 +107,12 @@ def _replicates(study: Study, all_claims: pd.DataFrame, root: Path) -> dict | No
             "marks": " ".join(MARKS.get(verdict, "") for verdict in row.verdicts),
             "verdicts": ", ".join(verdict or "absent" for verdict in row.verdicts),
             "numbers": [
-                (replicates.number_in_words(number), "" if isnan(number) else number)
-                for number in (row.mean, row.between, row.within)
+                (text, "" if isnan(number) else number)
+                for text, number in (
+                    (replicates.mean_in_words(row), row.mean),
+                    (replicates.number_in_words(row.between), row.between),
+                    (replicates.number_in_words(row.within), row.within),
+                )
             ],
         }
         for row in replicates.summary(table).itertuples()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from math import nan
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ import pandas as pd
 from cca_dynamics.report.summary import MARKS, read_table, result_of
 from cca_dynamics.results import claims, figures
 from cca_dynamics.results.claims import NOT_TESTABLE, REPRODUCED, VERDICTS
+from cca_dynamics.results.statistics import Estimate
 from cca_dynamics.runtime.storage import replacing
 
 COLUMNS = ["claim", "seed", "value", "ci_low", "ci_high", "p_value", "verdict"]
@@ -80,8 +82,9 @@ def summary(table: pd.DataFrame) -> pd.DataFrame:
 
     Returns:
         One row per claim, in the table's order: claim, holds (seeds in which it is reproduced), seeds (in which it
-        could be tested), mean (of its value over seeds), between (standard deviation of its value over seeds, nan with
-        fewer than two values), within (mean half-width of its interval over seeds, nan where there is none), and
+        could be tested), mean (of its value over seeds), low and high (Student's 95 % interval of that mean, nan with
+        fewer than `statistics.FEWEST` values), between (standard deviation of its value over seeds, nan with fewer than
+        two values), within (mean half-width of its interval over seeds, nan where there is none), and
         verdicts (of each seed, in the order of the seeds; "" where a seed has no such claim).
     """
     seeds = sorted(table["seed"].unique())
@@ -89,12 +92,16 @@ def summary(table: pd.DataFrame) -> pd.DataFrame:
     for claim, of_claim in table.groupby("claim", sort=False):
         verdict = of_claim.set_index("seed")["verdict"].reindex(seeds).fillna("")
         half_widths = (of_claim["ci_high"] - of_claim["ci_low"]) / 2
+        values = of_claim["value"].dropna()
+        low, high = Estimate.of_mean(values).interval() if len(values) else (nan, nan)
         rows.append(
             {
                 "claim": claim,
                 "holds": int((of_claim["verdict"] == REPRODUCED).sum()),
                 "seeds": int((of_claim["verdict"] != NOT_TESTABLE).sum()),
                 "mean": of_claim["value"].mean(),
+                "low": low,
+                "high": high,
                 "between": of_claim["value"].std(ddof=1),
                 "within": half_widths.mean(),
                 "verdicts": tuple(verdict),
@@ -121,6 +128,12 @@ def counts_in_words(table: pd.DataFrame) -> str:
         f"1 claim {words}" if count == 1 else f"{count} claims {words.replace('holds', 'hold')}"
         for words, count in counts.items()
     )
+
+
+def mean_in_words(row) -> str:
+    """The mean over seeds of the value of one row of a summary, with its interval, e.g. "0.14 [0.12, 0.16]"."""
+    mean, low, high = map(number_in_words, (row.mean, row.low, row.high))
+    return mean if low == "–" else f"{mean} [{low}, {high}]"
 
 
 def number_in_words(value: float, digits: str = ".2g") -> str:

@@ -94,12 +94,12 @@ def _show_replicates(study: str, path: Path, notes: Sequence[str]) -> None:
     table = Table(title=str(path), **STYLE)
     table.add_column("Claim", ratio=1, overflow="fold")
     table.add_column("Verdicts", no_wrap=True)
-    for heading in ("Holds in", "Mean value", "SD between", "Half-width within"):
+    for heading in ("Holds in", "Mean over seeds [95 %]", "SD between", "Half-width within"):
         table.add_column(heading, no_wrap=True, justify="right")
     for row in replicates.summary(rows).itertuples():
         marks = " ".join(f"[{COLOURS[verdict]}]{MARKS[verdict]}[/]" if verdict else " " for verdict in row.verdicts)
-        numbers = map(replicates.number_in_words, (row.mean, row.between, row.within))
-        table.add_row(row.claim, marks, replicates.share_in_words(row), *numbers)
+        numbers = map(replicates.number_in_words, (row.between, row.within))
+        table.add_row(row.claim, marks, replicates.share_in_words(row), replicates.mean_in_words(row), *numbers)
     console = _console()
     console.print(table)
     console.print(f"fresh seeds, in the order of the verdicts: {', '.join(map(str, sorted(rows['seed'].unique())))}")

@@ -68,6 +68,10 @@ def smallest_jonckheere_p(networks: int, levels: int) -> float:
     return exact if levels <= MOST_LEVELS else max(exact, 1 / (1 + RESAMPLES))
 
 
+ROUNDING = 1e-12
+"""Standard errors below it, relative to values above 1, are rounding."""
+
+
 @dataclass(frozen=True)
 class Estimate:
     """A statistic of networks, and what it would be without each one of them (the jackknife).
@@ -139,8 +143,8 @@ class Estimate:
             freedoms.append(len(without) - 1)
         variances, freedoms = np.array(variances), np.array(freedoms)
         total = variances.sum()
-        if not total > 0:
-            return float(total), float(freedoms.min())
+        if total <= (ROUNDING * max(1.0, abs(self.value))) ** 2:
+            return 0.0, float(freedoms.min())
         return float(total), float(total**2 / (variances**2 / freedoms).sum())
 
     def interval(self, level: float = 0.95) -> tuple[float, float]:
@@ -154,14 +158,17 @@ class Estimate:
         return self.value - half, self.value + half
 
     def p_at_most(self, threshold: float) -> float:
-        """One-sided p value of the hypothesis that the statistic is at most a threshold; nan without an interval."""
+        """One-sided p value of the hypothesis that the statistic is at most a threshold; nan without an interval.
+
+        Networks that do not differ at all give no scale for a t test; then it is that of a sign test of them.
+        """
         from scipy.special import stdtr
 
         variance, freedom = self._variance_and_freedom()
         if np.isnan(variance) or np.isnan(self.value):
             return nan
         if variance == 0:
-            return float(self.value <= threshold)
+            return 0.5 ** len(self.groups) if self.value > threshold else 1.0
         return float(stdtr(freedom, (threshold - self.value) / variance**0.5))
 
     def p_outside(self, margin: float) -> float:
