@@ -22,7 +22,7 @@ for part in ${*:-tests similarity training study}; do
         $PYTHON benchmarks/training.py --device "$DEVICE" --widths 4 16
         $PYTHON benchmarks/training.py --device "$DEVICE" --paper --networks 5 --multipliers .25 1
         ;;
-    study) snakemake --cores all --configfile studies/cifar10-full.yaml --config device="$DEVICE" ;;
+    study) snakemake --cores all --configfile studies/paper.yaml studies/paper-figure3.yaml --config device="$DEVICE" jobs_per_gpu=2 ;;
     *) echo "no part $part: tests, similarity, training, study" >&2 && exit 2 ;;
     esac
 done
