@@ -220,7 +220,7 @@ class ModuleOptions(NetworkOptions):
     name: Literal["module"] = "module"
     module: Text = Field(
         pattern=r"^[A-Za-z_][A-Za-z0-9_.]*:[A-Za-z_][A-Za-z0-9_]*$",
-        description="MODULE:FUNCTION of the working directory that makes a torch.nn.Module (docs/custom-networks.md).",
+        description="MODULE:FUNCTION, in the working directory, that makes a torch.nn.Module; docs/custom-networks.md",
     )
     layers: tuple[HiddenLayer, ...] = Field(
         min_length=1, max_length=64, description="Names of the submodules whose outputs are compared, in order."
