@@ -351,7 +351,7 @@ def custom(**network) -> dict:
     ("network", "message"),
     [
         ({"module": "nowhere:small"}, r"network\.module: there is no nowhere\.py in the working directory"),
-        ({"module": "small"}, r"network\.module: 'small' is not allowed; FILE:FUNCTION"),
+        ({"module": "small"}, r"network\.module: 'small' is not allowed; MODULE:FUNCTION"),
         ({"layers": ["conv1", "conv2"]}, r"network\.layers: 2 layers for 4 channels; give one for each"),
         (
             {"layers": ["conv1", "conv2", "conv3", "top"]},
