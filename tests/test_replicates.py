@@ -171,9 +171,9 @@ def test_a_summary_counts_seeds_and_measures_spread():
         {
             "claim": ["width.trend"] * 4 + ["width.five"],
             "seed": [1000, 1001, 1002, 1003, 1001],
-            "value": [1.0, 2.0, 3.0, np.nan, 1.0],
-            "ci_low": [0.5, 1.0, 2.0, np.nan, np.nan],
-            "ci_high": [1.5, 3.0, 4.0, np.nan, np.nan],
+            "value": [1.0, 2.0, 3.0, 99.0, 1.0],
+            "ci_low": [0.5, 1.0, 2.0, 0.0, np.nan],
+            "ci_high": [1.5, 3.0, 4.0, 200.0, np.nan],
             "p_value": np.nan,
             "verdict": [*verdicts, "not testable"],
         }
@@ -181,7 +181,7 @@ def test_a_summary_counts_seeds_and_measures_spread():
     trend, five = replicates.summary(table).itertuples()
     assert (trend.holds, trend.seeds, trend.mean, trend.between) == (2, 3, 2.0, 1.0)
     assert (trend.low, trend.high) == pytest.approx((2 - 4.302653 / 3**0.5, 2 + 4.302653 / 3**0.5))
-    assert replicates.mean_in_words(trend) == "2 [-0.48, 4.5]" and replicates.mean_in_words(five) == "1"
+    assert replicates.mean_in_words(trend) == "2 [-0.48, 4.5]" and replicates.mean_in_words(five) == "–"
     assert trend.within == pytest.approx((0.5 + 1 + 1) / 3) and trend.verdicts == tuple(verdicts)
     assert replicates.holds_in_words(trend) == "holds in 2 of 3" and replicates.holds_in_words(five) == "not testable"
     assert five.verdicts == ("", "not testable", "", "")

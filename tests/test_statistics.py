@@ -39,6 +39,8 @@ def test_networks_that_do_not_differ_are_tested_by_their_signs():
     for count in (3, 5):
         same = Estimate.of_mean([0.1 + 0.2 - 0.1] * count)
         assert same.p_at_most(0.1) == 0.5**count and same.p_at_most(0.2 + 1e-9) == 1
+    difference = Estimate.of(lambda weights: weights[:, 0] * 0 + 0.2, ["a"] * 3 + ["b"] * 3)
+    assert difference.p_at_most(0.1) == statistics.smallest_grouping_p([3, 3])
     assert Estimate.of_mean([0.2] * 4 + [0.2 + 1e-9]).p_at_most(0.1) < 1e-6
 
 

@@ -156,7 +156,7 @@ def results_table(study: str, table: pd.DataFrame, of_seeds: pd.DataFrame | None
         if of_seeds is not None:
             row.append(replicates.counts_in_words(claims_of(result, of_seeds)))
         rows.append(row)
-    header = ["Result", "Target", "Ours", "Paper's figures", "Verdicts of its claims here"]
+    header = ["What the paper says, or we ask", "Target", "Ours", "Paper's figures", "Verdicts of its claims here"]
     if of_seeds is not None:
         count = of_seeds["seed"].nunique()
         header.append(f"[Under {count} fresh seeds](figures/reference/{study}/replicates.png)")

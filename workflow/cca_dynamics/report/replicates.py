@@ -82,27 +82,28 @@ def summary(table: pd.DataFrame) -> pd.DataFrame:
 
     Returns:
         One row per claim, in the table's order: claim, holds (seeds in which it is reproduced), seeds (in which it
-        could be tested), mean (of its value over seeds), low and high (Student's 95 % interval of that mean, nan with
-        fewer than `statistics.FEWEST` values), between (standard deviation of its value over seeds, nan with fewer than
-        two values), within (mean half-width of its interval over seeds, nan where there is none), and
-        verdicts (of each seed, in the order of the seeds; "" where a seed has no such claim).
+        could be tested; all numbers are of these), mean (of its value over seeds), low and high (Student's 95 %
+        interval of that mean, nan with fewer than `statistics.FEWEST` values), between (standard deviation of its value
+        over seeds, nan with fewer than two), within (mean half-width of its interval over seeds, nan where there is
+        none), and verdicts (of each seed, in the order of the seeds; "" where a seed has no such claim).
     """
     seeds = sorted(table["seed"].unique())
     rows = []
     for claim, of_claim in table.groupby("claim", sort=False):
         verdict = of_claim.set_index("seed")["verdict"].reindex(seeds).fillna("")
-        half_widths = (of_claim["ci_high"] - of_claim["ci_low"]) / 2
-        values = of_claim["value"].dropna()
+        tested = of_claim[of_claim["verdict"] != NOT_TESTABLE]
+        half_widths = (tested["ci_high"] - tested["ci_low"]) / 2
+        values = tested["value"].dropna()
         low, high = Estimate.of_mean(values).interval() if len(values) else (nan, nan)
         rows.append(
             {
                 "claim": claim,
                 "holds": int((of_claim["verdict"] == REPRODUCED).sum()),
-                "seeds": int((of_claim["verdict"] != NOT_TESTABLE).sum()),
-                "mean": of_claim["value"].mean(),
+                "seeds": len(tested),
+                "mean": values.mean(),
                 "low": low,
                 "high": high,
-                "between": of_claim["value"].std(ddof=1),
+                "between": values.std(ddof=1),
                 "within": half_widths.mean(),
                 "verdicts": tuple(verdict),
             }

@@ -160,7 +160,8 @@ class Estimate:
     def p_at_most(self, threshold: float) -> float:
         """One-sided p value of the hypothesis that the statistic is at most a threshold; nan without an interval.
 
-        Networks that do not differ at all give no scale for a t test; then it is that of a sign test of them.
+        Networks that do not differ at all give no scale for a t test. Then it is that of a sign test of them, or of
+        several groups the smallest one that dealing the networks to groups anew can give.
         """
         from scipy.special import stdtr
 
@@ -168,7 +169,9 @@ class Estimate:
         if np.isnan(variance) or np.isnan(self.value):
             return nan
         if variance == 0:
-            return 0.5 ** len(self.groups) if self.value > threshold else 1.0
+            sizes = Counter(self.groups).values()
+            smallest = 0.5 ** len(self.groups) if len(sizes) == 1 else smallest_grouping_p(tuple(sizes))
+            return smallest if self.value > threshold else 1.0
         return float(stdtr(freedom, (threshold - self.value) / variance**0.5))
 
     def p_outside(self, margin: float) -> float:
