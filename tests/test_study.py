@@ -352,3 +352,22 @@ def test_files_of_the_future_are_named_with_the_command_that_mends_them(tmp_path
     command = str(refused.value).partition("present time: ")[2]
     assert subprocess.run(["bash", "-c", command]).returncode == 0
     check_file_times(names, tmp_path)
+
+
+def test_null_on_the_command_line_is_null():
+    """`--config key=null` arrives as text."""
+    config = Study({"protocol": "null", "data_points": "null"}).config
+    assert config.protocol is None and config.data_points is None
+
+
+def test_the_study_of_the_gpu_benchmarks_is_one():
+    (names,) = re.findall(r"--configfile ((?:studies/\S+\.yaml ?)+)", (ROOT / "benchmarks/gpu.sh").read_text())
+    study = Study(read_config([ROOT / name for name in names.split()], ROOT / "config.yaml"))
+    assert study.name == "paper-figure3" and study.config.network.multiplier == 1
+
+
+def test_no_profile_has_a_key_that_the_default_profile_overrides():
+    keys = {path.parent.name: {*yaml.safe_load(path.read_text())} for path in ROOT.glob("profiles/*/config*.yaml")}
+    assert len(keys) >= 5
+    shared = {name: keys[name] & keys["default"] for name in keys if name != "default"}
+    assert not any(shared.values()), shared

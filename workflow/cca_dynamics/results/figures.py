@@ -272,7 +272,8 @@ def _choose_fonts(figure) -> tuple[bool, str]:
                 missing -= found
                 others.append(font.name)
     for text in lacking if others else []:
-        text.set_family([*text.get_family(), *others])
+        families = dict.fromkeys([*text.get_family(), *others])  # each once, though a figure may be laid out twice
+        text.set_family(list(families))
     return bool(others), "".join(sorted(missing))
 
 
