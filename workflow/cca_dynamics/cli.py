@@ -8,6 +8,7 @@ remedy. A job that is interrupted (SIGTERM, SIGINT) saves its state and ends wit
 from __future__ import annotations
 
 import argparse
+import atexit
 import gc
 import json
 import os
@@ -28,8 +29,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from cca_dynamics.runtime.signals import interruptible
     from cca_dynamics.runtime.streams import print_plainly
 
-    # The objects that an import makes stay: a collector that looks for garbage among them takes a seventh of its time.
+    # The objects that an import makes stay: a collector that looks for garbage among them takes a seventh of its time,
+    # and at the end of the program, which would free them one by one, nearly half a second.
     gc.set_threshold(50_000)
+    atexit.register(gc.freeze)
     print_plainly()
     options = _parser().parse_args(arguments)
     try:
@@ -69,7 +72,7 @@ def corpus(options: argparse.Namespace) -> None:
 
 def train(options: argparse.Namespace) -> None:
     """Train one part of a cohort."""
-    device = _device(options)
+    device = _device(options, repeats=True)
     from cca_dynamics.config.cohorts import LanguageRecipe, Recipe
     from cca_dynamics.training import classifiers, language_models
 
@@ -80,7 +83,7 @@ def train(options: argparse.Namespace) -> None:
 
 def activations(options: argparse.Namespace) -> None:
     """Extract activations from the checkpoints of one part of a cohort."""
-    device = _device(options)
+    device = _device(options, repeats=True)
     from cca_dynamics.config.cohorts import LayerRequest, Request
     from cca_dynamics.representations import extraction, language_models
 
@@ -91,7 +94,7 @@ def activations(options: argparse.Namespace) -> None:
 
 def ablation(options: argparse.Namespace) -> None:
     """Ablate the trained networks of one part of a cohort."""
-    device = _device(options)
+    device = _device(options, repeats=True)
     from cca_dynamics.config.cohorts import AblationRequest
     from cca_dynamics.representations.ablation import ablate
 
@@ -359,8 +362,13 @@ def _stage_options(options: argparse.Namespace):
     return StageOptions(decoded, options.run.__name__, getattr(options, "seed", None))
 
 
-def _device(options: argparse.Namespace) -> str:
-    """The device that this process computes on (see `gpus.choose`), with the threads that the rule was given."""
+def _device(options: argparse.Namespace, *, repeats: bool = False) -> str:
+    """The device that this process computes on (see `gpus.choose`), with the threads that the rule was given.
+
+    Args:
+        options: of the command line.
+        repeats: whether the stage takes the same steps again and again, in memory of the same sizes.
+    """
     if options.threads < 1:
         raise UserError(f"--threads is at least 1, not {options.threads}; leave it out for all cores")
     os.environ.setdefault("OMP_NUM_THREADS", str(options.threads))
@@ -370,7 +378,7 @@ def _device(options: argparse.Namespace) -> str:
     from cca_dynamics.runtime.threads import keep_memory
 
     torch.set_num_threads(options.threads)
-    keep_memory()
+    keep_memory(large_blocks=repeats)
     return choose(options.device, _report, options.jobs_per_gpu)
 
 
