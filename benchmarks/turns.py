@@ -52,7 +52,7 @@ def in_turns(ways: dict[str, Way], device: str, rounds: int) -> dict[str, list[f
 
 def _work(make: Callable, threads: int, device: str, start, end) -> None:
     torch.set_num_threads(threads)
-    keep_memory()
+    keep_memory(large_blocks=True)  # as training jobs do
     step = make()
     while True:
         start.wait()
