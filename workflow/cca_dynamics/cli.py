@@ -83,7 +83,7 @@ def train(options: argparse.Namespace) -> None:
 
 def activations(options: argparse.Namespace) -> None:
     """Extract activations from the checkpoints of one part of a cohort."""
-    device = _device(options, repeats=True)
+    device = _device(options)
     from cca_dynamics.config.cohorts import LayerRequest, Request
     from cca_dynamics.representations import extraction, language_models
 
@@ -94,7 +94,7 @@ def activations(options: argparse.Namespace) -> None:
 
 def ablation(options: argparse.Namespace) -> None:
     """Ablate the trained networks of one part of a cohort."""
-    device = _device(options, repeats=True)
+    device = _device(options)
     from cca_dynamics.config.cohorts import AblationRequest
     from cca_dynamics.representations.ablation import ablate
 
