@@ -12,7 +12,7 @@ def keep_memory(*, large_blocks: bool = False) -> None:
 
     Args:
         large_blocks: keep blocks of more than 32 MiB, too. For training, which takes the same blocks at every step. Where
-            sizes vary it would hold several times the memory: 7 GB instead of 2 to extract layers of 10,000 images.
+            sizes vary it would hold several times the memory: 8 GB instead of 1 to 3 to extract layers of 10,000 images.
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt
