@@ -11,8 +11,9 @@ def keep_memory(*, large_blocks: bool = False) -> None:
     """Tell glibc to keep freed memory: asking the system for it again in every step costs a fifth of the time.
 
     Args:
-        large_blocks: keep blocks of more than 32 MiB, too. For training, which takes the same blocks at every step. Where
-            sizes vary it would hold several times the memory: 8 GB instead of 1 to 3 to extract layers of 10,000 images.
+        large_blocks: keep blocks of more than 32 MiB, too. For training, which takes the same blocks at every step.
+            Where sizes vary it would hold several times the memory: 8 GB instead of 1 to 3 to extract layers of 10,000
+            images.
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt
