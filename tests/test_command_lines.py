@@ -1,6 +1,8 @@
 """Commands of jobs stay short and safe, however many parts they read and whatever their paths are called."""
 
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -62,3 +64,16 @@ def test_every_path_in_a_command_is_quoted():
         for field in re.findall(r"\{(?:input|output|log)[.\w]*\}", text)
     ]
     assert len(commands) >= 8 and unquoted == []
+
+
+LAST = """
+import atexit, gc
+atexit.register(lambda: print("frozen:", gc.get_freeze_count() > 0))  # what is registered first is called last
+from cca_dynamics.cli import main
+main(["--version"])
+"""
+
+
+def test_a_program_does_not_look_for_garbage_as_it_ends():
+    ended = subprocess.run([sys.executable, "-c", LAST], capture_output=True, text=True, check=True)
+    assert ended.stdout.endswith("frozen: True\n")

@@ -61,6 +61,14 @@ def test_larger_jobs_ask_for_more():
     assert asked("compute", targets=["width"])[0] > asked("compute", targets=["width"], data_points=9000)[0]
 
 
+@pytest.mark.parametrize(
+    ("job", "took"), [(Job("train", "stability", "0-4"), 2361), (Job("activations", "memorizing-10000", "0-4"), 1669)]
+)
+def test_jobs_ask_for_no_less_than_they_took(job, took):
+    """MB that the largest jobs of the CIFAR-10 study took on two cores of an AMD EPYC."""
+    assert took <= Requests(study("cifar10"), "cpu").megabytes(job)
+
+
 def test_nothing_heavy_is_imported_and_all_requests_are_quick():
     code = "import sys, cca_dynamics.counts; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], env={"PYTHONPATH": str(ROOT / "workflow")}).returncode == 0

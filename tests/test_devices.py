@@ -1,5 +1,6 @@
 """No two jobs share a place on a GPU, whoever started them. The GPUs are simulated; the locks are real."""
 
+import platform
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -69,3 +70,26 @@ def test_without_a_gpu(monkeypatch):
     assert gpus.choose("auto") == "cpu"
     with pytest.raises(ConfigError, match="device: cuda, but PyTorch finds no GPU"):
         gpus.choose("cuda")
+
+
+FAULTS = """
+import resource, sys
+import torch
+from cca_dynamics.runtime.threads import keep_memory
+
+keep_memory(large_blocks=sys.argv[1] == "kept")
+for step in range(40):
+    if step == 20:  # by then every place that the block may take is there
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    torch.ones(2**24)  # 64 MiB
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="how another C library keeps memory cannot be said")
+def test_training_asks_the_system_for_a_large_block_once():
+    kept, given_back = (
+        int(subprocess.run([sys.executable, "-c", FAULTS, how], capture_output=True, text=True, check=True).stdout)
+        for how in ("kept", "given back")
+    )
+    assert 10 * kept < given_back

@@ -29,8 +29,8 @@ from cca_dynamics.variants import Job
 
 MARGIN = 1.5
 """Memory that is asked for, in units of the estimate."""
-PROCESS = {"cpu": 1e9, "cuda": 4e9}
-"""Bytes in the computer's memory of a process with PyTorch that has done nothing yet."""
+PROCESS = {"cpu": 1.2e9, "cuda": 4e9}
+"""Bytes in the computer's memory of a process with PyTorch that has done nothing yet, and what it frees but keeps."""
 LEAST_MEMORY = 2000
 """The least memory that a job asks for, in MB."""
 LEAST_MINUTES = {"dataset": 10, "corpus": 10, "train": 240, "activations": 60, "ablation": 120, "compute": 60}
@@ -136,11 +136,14 @@ def training_memory(
 
 
 def evaluation_memory(architecture: ConvolutionalArchitecture, networks: int, lockstep: bool) -> float:
-    """Bytes that the widest layer of so many classifiers takes in evaluation, with what it reads and returns."""
+    """Bytes that the widest layer of so many classifiers takes in evaluation.
+
+    That is what it reads, what it returns, twice while networks are put together, and what a shortcut takes past it.
+    """
 
     def numbers(c) -> int:
         side_by_side = c.inputs * c.kernel ** len(c.space) if lockstep else c.inputs
-        return math.prod(c.space) * (2 * c.outputs + side_by_side)
+        return math.prod(c.space) * (3 * c.outputs + side_by_side)
 
     return networks * EVALUATED * 4 * max(map(numbers, architecture.convolutions))
 
@@ -198,7 +201,7 @@ class Requests:
             training = cohort.training
             trained = training.epochs * examples(cohort, sizes) * architecture.training_operations
             evaluated = training.epochs * sum(sizes.values()) * architecture.operations
-            return data + max(memory, evaluation), networks * (trained + evaluated)
+            return data + memory + evaluation, networks * (trained + evaluated)
         if job.stage == "ablation":
             request = cohort.ablation
             operations = request.orders * request.levels * request.points * architecture.operations
