@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import tracemalloc
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pandas as pd
@@ -16,7 +17,10 @@ from cca_dynamics.errors import DamagedFile, UserError
 from cca_dynamics.networks.architectures import describe
 from cca_dynamics.networks.convolutional import (
     Networks,
+    _as_matrix,
     _fold,
+    _product,
+    _temporary,
     _train_alone,
     _train_in_lockstep,
     _unfold,
@@ -34,7 +38,9 @@ from cca_dynamics.runtime.storage import (
     write_tensors,
 )
 from cca_dynamics.training import checkpoints, classifiers
+from cca_dynamics.training.parameters import StackedParameters
 from cca_dynamics.training.randomness import ORDER, WEIGHTS, generator
+from threadpoolctl import threadpool_info, threadpool_limits
 from torch import nn
 from torch.nn import functional
 
@@ -417,6 +423,68 @@ def test_fold_is_the_transpose_of_unfold(shape, kernel, stride):
     columns, _ = _unfold(x, kernel, stride)
     other = torch.randn(columns.shape, generator=generator, dtype=torch.float64)
     torch.testing.assert_close((columns * other).sum(), (x * _fold(other, shape, kernel, stride)).sum())
+
+
+def threads_of_numpy() -> set[int]:
+    return {library["num_threads"] for library in threadpool_info() if library["user_api"] == "blas"}
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_training_allows_numpy_one_thread(threads):
+    """The rounding of a product depends on the number of threads that compute it."""
+    network = build(ConvNetOptions(channels=(3, 2), strides=(2, 1)), 2, (7,), 3)
+    before, torch_before = threads_of_numpy(), torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        with threadpool_limits(2, user_api="blas"):
+            with classifiers.mapping_of_passes(network, "cpu") as map_passes:
+                assert set.union(*map_passes(lambda _: threads_of_numpy(), range(3))) == {1}
+            assert threads_of_numpy() == {2}
+    finally:
+        torch.set_num_threads(torch_before)
+    assert threads_of_numpy() == before
+
+
+@pytest.mark.parametrize("strided", [True, False])
+def test_products_of_diverged_networks_say_nothing(strided, recwarn):
+    """Each network's product is its own, whatever the others hold."""
+    a = torch.randn(3, 5, 4, generator=torch.Generator().manual_seed(0))
+    b = torch.randn(3, 6, 4, generator=torch.Generator().manual_seed(1)).transpose(1, 2)
+    a[1], b = torch.inf, b if strided else b.contiguous()
+    out = torch.empty(3, 5, 6)
+    for product in (_product(a, b), _product(a, b, out)):
+        torch.testing.assert_close(product[::2], a[::2] @ b[::2])
+        assert not product[1].isfinite().any()
+    assert product is out and not recwarn.list
+
+
+def test_temporary_memory_is_the_same_each_time():
+    like = torch.empty(0)
+    first = _temporary((40, 2), like)
+    assert _temporary((5, 7), like).data_ptr() == first.data_ptr()
+    double = _temporary((3,), like.double())
+    assert double.dtype == torch.float64 and double.shape == (3,)
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(_temporary, (3,), like.double()).result().data_ptr() != double.data_ptr()
+
+
+@pytest.mark.parametrize("together", [1, 2, 5])
+def test_weights_lie_in_memory_as_they_are_multiplied(together):
+    """Whatever the order in memory, names stand for the same numbers, and a pass of some networks for theirs."""
+    network = build(ConvNetOptions(channels=(3, 4), strides=(2, 1)), 2, (7,), 3)
+    state = network.initialise(np.random.default_rng(i) for i in range(5))
+    plain, ordered = (StackedParameters(state, network.shapes(), together, outputs_last=last) for last in (False, True))
+    assert sorted(plain.values[3].tolist()) == sorted(ordered.values[3].tolist())
+    for name, tensor in state.items():
+        assert torch.equal(tensor, plain.tensors[name]) and torch.equal(tensor, ordered.tensors[name])
+    weight = ordered.tensors["conv2.weight"]
+    assert _as_matrix(weight).data_ptr() == weight.data_ptr()
+    some = torch.tensor([0, 3])
+    for parameters in (plain, ordered):
+        for indices, tensors in parameters.passes_of(some):
+            assert all(torch.equal(tensors[name], tensor[indices]) for name, tensor in state.items())
+            squares = sum(tensors[name].square().sum() / 2 for name in network.shapes())
+            assert torch.equal(parameters.gradients(squares, tensors), parameters.values[indices])
 
 
 def test_gradients_agree_with_finite_differences():

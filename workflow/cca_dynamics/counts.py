@@ -126,11 +126,11 @@ def training_memory(
     """
     if isinstance(architecture, LanguageModel):  # gates, cells and states; logits and their gradient
         together, numbers = 1, training.window * (16 * sum(architecture.sizes) + 3 * architecture.vocabulary)
-    else:  # what convolutions and batch norms return, gradients, and inputs that are laid side by side
+    else:  # what convolutions and batch norms return, gradients, and a convolution's inputs with margins, side by side
         numbers = 3 * architecture.activations
         if lockstep:
-            layers = architecture.convolutions
-            numbers += sum(2 * math.prod(c.space) * c.inputs * c.kernel ** len(c.space) for c in layers)
+            side_by_side = (math.prod(c.space) * c.inputs * c.kernel ** len(c.space) for c in architecture.convolutions)
+            numbers += architecture.activations + max(side_by_side)
     in_pass = together * training.batch_size * numbers * bytes_per_number
     return networks * architecture.parameters * 4 * per_parameter + in_pass
 

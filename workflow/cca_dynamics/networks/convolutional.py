@@ -444,21 +444,31 @@ def _unfold(x: Tensor, kernel: int, stride: int) -> tuple[Tensor, tuple[int, ...
         x: (N, batch, *space, channels).
 
     Returns:
-        (N, batch·positions, kernel·channels) and the shape (N, batch, *positions).
+        (N, batch·positions, kernel·channels), in memory that the next `_temporary` takes, and the shape
+        (N, batch, *positions).
     """
-    networks, batch, *space, channels = x.shape
+    return _windows(_with_margins(x, kernel), kernel, stride)
+
+
+def _with_margins(x: Tensor, kernel: int) -> Tensor:
+    """(N, batch, *space, channels), contiguous, with the zeros around it that a convolution reads."""
     margin = kernel // 2
-    out = tuple((size + 2 * margin - kernel) // stride + 1 for size in space)
-    if margin:
-        x = torch.nn.functional.pad(x, (0, 0) + (margin, margin) * len(space))
-    elif not x.is_contiguous():
-        x = x.contiguous()
+    if not margin:
+        return x.contiguous()
+    return functional.pad(x, (0, 0) + (margin, margin) * (x.ndim - 3))
+
+
+def _windows(x: Tensor, kernel: int, stride: int) -> tuple[Tensor, tuple[int, ...]]:
+    """What `_unfold` returns, of x with its margins."""
+    networks, batch, *space, channels = x.shape
+    out = tuple((size - kernel) // stride + 1 for size in space)
     s = x.stride()
-    window = x.as_strided(
+    windows = x.as_strided(
         (networks, batch, *out, *(kernel,) * len(space), channels),
         (s[0], s[1], *(stride * step for step in s[2:-1]), *s[2:-1], 1),
     )
-    return window.reshape(networks, batch * prod(out), kernel ** len(space) * channels), (networks, batch, *out)
+    columns = _temporary(windows.shape, x).copy_(windows)
+    return columns.view(networks, batch * prod(out), kernel ** len(space) * channels), (networks, batch, *out)
 
 
 def _fold(columns: Tensor, shape: Sequence[int], kernel: int, stride: int) -> Tensor:
@@ -475,7 +485,7 @@ def _fold(columns: Tensor, shape: Sequence[int], kernel: int, stride: int) -> Te
     columns = columns.view(networks, batch, *out, *(kernel,) * len(space), channels)
     if len(space) == 1 and out[0] * stride == space[0] and margin + stride <= kernel:
         # These offsets in the filter reach every input once, so one copy begins the sum.
-        x = columns[:, :, :, margin : margin + stride].reshape(*shape)
+        x = columns[:, :, :, margin : margin + stride].contiguous().view(shape)
         for offset in {*range(kernel)} - {*range(margin, margin + stride)}:
             first = max(0, -((offset - margin) // stride))  # the first and last output whose offset lies inside
             last = min(out[0], (space[0] - 1 + margin - offset) // stride + 1)
@@ -494,26 +504,28 @@ class _Conv(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x, weight, bias, stride, relu):
-        columns, shape = _unfold(x, weight.shape[3], stride)
-        y = torch.baddbmm(bias[:, None], columns, _as_matrix(weight))
+        padded = _with_margins(x, weight.shape[3])
+        columns, shape = _windows(padded, weight.shape[3], stride)
+        y, flat = _product(columns, _as_matrix(weight)), ChannelsFlattened(shape)
+        flat.view(y).add_(flat.repeat(bias[:, None]))
         if relu:
             y.relu_()
-        ctx.save_for_backward(columns, weight, y)
+        ctx.save_for_backward(padded, weight, y)
         ctx.input_shape, ctx.conv_stride, ctx.relu = x.shape, stride, relu
         return y.view(*shape, -1)
 
     @staticmethod
     def backward(ctx, grad):
-        columns, weight, y = ctx.saved_tensors
+        padded, weight, y = ctx.saved_tensors
         grad = grad.reshape(y.shape)
         if ctx.relu:
             grad = torch.ops.aten.threshold_backward(grad, y, 0)
-        matrix = _as_matrix(weight)
+        columns, _ = _windows(padded, weight.shape[3], ctx.conv_stride)
+        matrix_grad = _product(columns.transpose(1, 2), grad)
         x_grad = None
         if ctx.needs_input_grad[0]:
-            shape = ctx.input_shape
-            x_grad = _fold(torch.bmm(grad, matrix.transpose(1, 2)), shape, weight.shape[3], ctx.conv_stride)
-        matrix_grad = torch.bmm(columns.transpose(1, 2), grad)
+            columns_grad = _columns_gradient(grad, _as_matrix(weight))
+            x_grad = _fold(columns_grad, ctx.input_shape, weight.shape[3], ctx.conv_stride)
         return x_grad, _as_weight(matrix_grad, weight.shape), grad.sum(dim=1), None, None
 
 
@@ -525,12 +537,13 @@ class _ConvNorm(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x, weight, gain, bias, running_mean, running_var, stride, relu):
-        columns, shape = _unfold(x, weight.shape[3], stride)
-        z = torch.bmm(columns, _as_matrix(weight))
+        padded = _with_margins(x, weight.shape[3])
+        columns, shape = _windows(padded, weight.shape[3], stride)
+        z = _product(columns, _as_matrix(weight))
         flat = ChannelsFlattened(shape)
         mean = _mean_of_rows(z)
         flat.view(z).sub_(flat.repeat(mean))
-        variance = _mean_of_rows(z * z)
+        variance = _mean_of_rows(torch.mul(z, z, out=_temporary(z.shape, z)))
         running_mean.lerp_(mean[:, 0], BATCH_NORM_MOMENTUM)
         running_var.lerp_(variance[:, 0] * (z.shape[1] / (z.shape[1] - 1)), BATCH_NORM_MOMENTUM)
         inverse_std = torch.rsqrt(variance + BATCH_NORM_EPSILON)
@@ -538,27 +551,29 @@ class _ConvNorm(torch.autograd.Function):
         if relu:
             y.relu_()
         y = y.view(z.shape)
-        ctx.save_for_backward(columns, weight, gain, z, y, inverse_std)
+        ctx.save_for_backward(padded, weight, gain, z, y, inverse_std)
         ctx.input_shape, ctx.conv_stride, ctx.relu, ctx.flat = x.shape, stride, relu, flat
         return y.view(*shape, -1)
 
     @staticmethod
     def backward(ctx, grad):
-        columns, weight, gain, z, y, inverse_std = ctx.saved_tensors
+        padded, weight, gain, z, y, inverse_std = ctx.saved_tensors
         flat, grad = ctx.flat, grad.reshape(y.shape)
         if ctx.relu:
             grad = torch.ops.aten.threshold_backward(grad, y, 0)
-        mean, with_z = _mean_of_rows(grad), _mean_of_rows(grad * z)
+        mean, with_z = _mean_of_rows(grad), _mean_of_rows(torch.mul(grad, z, out=_temporary(z.shape, z)))
         gain_grad, bias_grad = (z.shape[1] * sums[:, 0] for sums in (with_z * inverse_std, mean))
         # The gradient of z is scale · (grad - mean - z · with_z / variance); the scale is left to the small matrices.
         scale = inverse_std * gain[:, None]
-        z_grad = torch.addcmul(flat.repeat(-mean), flat.view(z), flat.repeat(-inverse_std.square() * with_z))
-        z_grad = z_grad.add_(flat.view(grad)).view(z.shape)
+        z_grad = grad if ctx.relu else grad.clone()
+        per_z = flat.repeat(inverse_std.square() * with_z)
+        flat.view(z_grad).sub_(flat.repeat(mean)).addcmul_(flat.view(z), per_z, value=-1)
+        columns, _ = _windows(padded, weight.shape[3], ctx.conv_stride)
+        matrix_grad = _product(columns.transpose(1, 2), z_grad) * scale
         x_grad = None
         if ctx.needs_input_grad[0]:
-            columns_grad = torch.bmm(z_grad, (_as_matrix(weight) * scale).transpose(1, 2))
+            columns_grad = _columns_gradient(z_grad, _as_matrix(weight) * scale)
             x_grad = _fold(columns_grad, ctx.input_shape, weight.shape[3], ctx.conv_stride)
-        matrix_grad = torch.bmm(columns.transpose(1, 2), z_grad) * scale
         return x_grad, _as_weight(matrix_grad, weight.shape), gain_grad, bias_grad, None, None, None, None
 
 
@@ -583,6 +598,49 @@ class ChannelsFlattened:
         return x.repeat(1, 1, self.positions)
 
 
+def _columns_gradient(grad: Tensor, matrix: Tensor) -> Tensor:
+    """The gradient of the columns of `_unfold`, in memory that the next `_temporary` takes.
+
+    Args:
+        grad: (N, batch·positions, out), the gradient of columns @ matrix.
+        matrix: (N, kernel·in, out).
+    """
+    out = _temporary((len(grad), grad.shape[1], matrix.shape[1]), grad)
+    return _product(grad, matrix.transpose(1, 2).contiguous(), out)
+
+
+def _product(a: Tensor, b: Tensor, out: Tensor | None = None) -> Tensor:
+    """The product of each network's matrices, (N, n, m) with (N, m, p) → (N, n, p).
+
+    On a CPU NumPy computes it, whose BLAS multiplies matrices of a few columns up to four times as fast as PyTorch's.
+    Its rounding depends on the number of threads that BLAS may use, so training allows one (`mapping_of_passes`).
+
+    Args:
+        a, b: the matrices.
+        out: where the product goes; None: into new memory.
+    """
+    if a.device.type != "cpu":
+        return torch.bmm(a, b, out=out)
+    out = a.new_empty(len(a), a.shape[1], b.shape[2]) if out is None else out
+    with np.errstate(all="ignore"):  # of networks that diverge
+        np.matmul(a.detach().numpy(), b.detach().numpy(), out=out.numpy())
+    return out
+
+
+def _temporary(shape: Sequence[int], like: Tensor) -> Tensor:
+    """Memory for numbers that have been read before this thread's next call, which gives the same memory again.
+
+    It is still in the processor's cache then, which the tensors of a whole pass do not fit into.
+    """
+    size, memory = prod(shape), getattr(_of_thread, "memory", None)
+    if memory is None or len(memory) < size or memory.dtype != like.dtype or memory.device != like.device:
+        memory = _of_thread.memory = like.new_empty(size)
+    return memory[:size].view(shape)
+
+
+_of_thread = threading.local()
+
+
 def _mean_of_rows(x: Tensor) -> Tensor:
-    """(N, rows, channels) → (N, 1, channels), as a product: quicker than a reduction over the middle axis."""
-    return torch.bmm(x.new_full((1, 1, x.shape[1]), 1 / x.shape[1]).expand(len(x), -1, -1), x)
+    """(N, rows, channels) → (N, 1, channels)."""
+    return x.mean(dim=1, keepdim=True)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from threadpoolctl import threadpool_limits
 from torch import Tensor
 from torch.nn import functional
 
@@ -141,7 +142,7 @@ def stack_parameters(network: Networks, state: dict[str, Tensor]) -> StackedPara
     """What `batch_gradients` takes, of the parameters that `Networks.initialise` returns."""
     tensor = next(iter(state.values()))
     together = networks_per_pass(len(tensor), tensor.device.type, network.lockstep)
-    return StackedParameters(state, network.shapes(), together)
+    return StackedParameters(state, network.shapes(), together, outputs_last=network.lockstep)
 
 
 def networks_per_pass(networks: int, device: str, lockstep: bool) -> int:
@@ -226,12 +227,13 @@ def mapping_of_passes(network: Networks, device: str) -> Iterator[Callable]:
     A small product gains nothing from a second thread; two of them side by side do.
     """
     threads = torch.get_num_threads()
-    if device == "cuda" or threads == 1:
-        yield recorded_on(device, network)
-        return
-    # PyTorch keeps the number of threads for each thread.
-    with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-        try:
-            yield pool.map
-        finally:
-            torch.set_num_threads(threads)  # threads that are created later take the number that was set last
+    with threadpool_limits(1, user_api="blas"):  # of NumPy
+        if device == "cuda" or threads == 1:
+            yield recorded_on(device, network)
+            return
+        # PyTorch keeps the number of threads for each thread.
+        with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            try:
+                yield pool.map
+            finally:
+                torch.set_num_threads(threads)  # threads that are created later take the number that was set last

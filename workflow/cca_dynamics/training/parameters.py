@@ -21,6 +21,8 @@ class StackedParameters:
         state: name → (N, ...), the network first.
         trained: names of the trained parameters; None: all of `state`. The rest are running statistics.
         networks_per_pass: networks that share a forward and backward pass.
+        outputs_last: whether the weights of convolutions, (N, out, in, *kernel), lie in memory as (N, *kernel, in, out),
+            the matrices that a convolution in lockstep multiplies by.
 
     Attributes:
         values: (N, parameters), the trained parameters, on a GPU with zeros between them.
@@ -28,7 +30,14 @@ class StackedParameters:
         passes: name → (networks of the pass, ...) for each pass, views of `tensors`; the parameters require gradients.
     """
 
-    def __init__(self, state: dict[str, Tensor], trained: Iterable[str] | None = None, networks_per_pass: int = 1):
+    def __init__(
+        self,
+        state: dict[str, Tensor],
+        trained: Iterable[str] | None = None,
+        networks_per_pass: int = 1,
+        outputs_last: bool = False,
+    ):
+        self._outputs_last = outputs_last
         self._shapes = {name: state[name].shape[1:] for name in trained or state}
         self._alignment = ALIGNMENT[next(iter(state.values())).device.type]
         self.values = self._side_by_side([state[name] for name in self._shapes])
@@ -63,7 +72,8 @@ class StackedParameters:
             return [(slice(i, i + 1), self.passes[i]) for i in networks.tolist()]
         result = []
         for indices in networks.to(self.values.device).split(self.networks_per_pass):
-            tensors = {name: tensor.detach()[indices] for name, tensor in self.tensors.items()}
+            tensors = {name: statistic[indices] for name, statistic in self.statistics.items()}
+            tensors |= self.by_name(self.values[indices])
             for name in self._shapes:
                 tensors[name].requires_grad_()
             result.append((indices, tensors))
@@ -79,7 +89,7 @@ class StackedParameters:
         """The trained parameters in a matrix like `values`: name → (N, ...), views of it."""
         parts = values.split([self._aligned(shape.numel()) for shape in self._shapes.values()], dim=1)
         named = zip(self._shapes.items(), parts, strict=True)
-        return {name: part[:, : shape.numel()].unflatten(1, shape) for (name, shape), part in named}
+        return {name: self._shaped(part[:, : shape.numel()], shape) for (name, shape), part in named}
 
     def gradients(self, objective: Tensor, tensors: dict[str, Tensor]) -> Tensor:
         """Gradients of a number with respect to the trained parameters of one of `passes`: (networks, parameters)."""
@@ -92,7 +102,20 @@ class StackedParameters:
 
     def _side_by_side(self, tensors: Iterable[Tensor]) -> Tensor:
         """Tensors (N, ...) as one (N, numbers) matrix, each with zeros up to the next multiple of the alignment."""
-        flat = [tensor.reshape(len(tensor), -1) for tensor in tensors]
+        flat = [self._flat(tensor) for tensor in tensors]
         if self._alignment > 1:
             flat = [pad(tensor, (0, self._aligned(tensor.shape[1]) - tensor.shape[1])) for tensor in flat]
         return torch.cat(flat, dim=1)
+
+    def _flat(self, x: Tensor) -> Tensor:
+        """(N, *shape) → (N, numbers), in the order in which they lie in memory."""
+        if self._outputs_last and x.ndim > 3:
+            x = x.movedim((1, 2), (-1, -2))
+        return x.reshape(len(x), -1)
+
+    def _shaped(self, flat: Tensor, shape: torch.Size) -> Tensor:
+        """The inverse of `_flat`, a view."""
+        if self._outputs_last and len(shape) > 2:
+            outgoing, incoming, *kernel = shape
+            return flat.unflatten(1, (*kernel, incoming, outgoing)).movedim((-1, -2), (1, 2))
+        return flat.unflatten(1, shape)
