@@ -21,7 +21,7 @@ class StackedParameters:
         state: name → (N, ...), the network first.
         trained: names of the trained parameters; None: all of `state`. The rest are running statistics.
         networks_per_pass: networks that share a forward and backward pass.
-        outputs_last: whether the weights of convolutions, (N, out, in, *kernel), lie in memory as (N, *kernel, in, out),
+        outputs_last: whether weights of convolutions, (N, out, in, *kernel), lie in memory as (N, *kernel, in, out),
             the matrices that a convolution in lockstep multiplies by.
 
     Attributes:
