@@ -935,3 +935,13 @@ def test_options_are_checked():
 def test_public_names_are_documented():
     for name in similarity.__all__:
         assert getattr(similarity, name).__doc__ if name != "MEASURES" else True, name
+
+
+@pytest.mark.parametrize("measure", [name for name, record in MEASURES.items() if record.of_cca])
+@pytest.mark.parametrize("neurons", [7, 30])
+def test_measures_that_share_correlations_are_what_they_are_alone(measure, neurons):
+    rng = np.random.default_rng(neurons)
+    x, y = rng.normal(size=(60, 7)), rng.normal(size=(60, neurons))
+    alone, shared = MEASURES[measure].function(x, y), MEASURES[measure].of_cca(cca(x, y))
+    for name, value in vars(alone).items():
+        np.testing.assert_equal(vars(shared)[name], value)

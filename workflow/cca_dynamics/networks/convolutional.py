@@ -30,7 +30,9 @@ from cca_dynamics.networks.architectures import Convolution, ConvolutionalArchit
 from cca_dynamics.networks.hooks import forward_hooks
 
 BATCH = 500
-"""Data points at a time where no gradient is needed."""
+"""Data points at a time where no gradient is needed, at most."""
+IN_CACHE = 2**20
+"""Numbers that a CPU computes at a time in lockstep: they should be in its cache when they are read again."""
 BATCH_NORM_MOMENTUM, BATCH_NORM_EPSILON = 0.1, 1e-5
 """PyTorch's defaults."""
 
@@ -131,7 +133,7 @@ class Networks:
 
     @torch.no_grad()
     def representations(
-        self, state: dict[str, Tensor], x: Tensor, layers: Sequence[str], batch_size: int = BATCH
+        self, state: dict[str, Tensor], x: Tensor, layers: Sequence[str], batch_size: int | None = None
     ) -> dict[str, Tensor]:
         """The representations of the same data points in each layer, in evaluation mode.
 
@@ -139,7 +141,7 @@ class Networks:
             state: stacked parameters, N networks.
             x: (n, channels, *space).
             layers: names of layers.
-            batch_size: data points at a time.
+            batch_size: data points at a time; None: as many as are quick.
 
         Returns:
             layer → (N, n, d) float32: the mean over space after the ReLU; for "softmax" the class probabilities.
@@ -149,7 +151,7 @@ class Networks:
         """
         self.width_of(*layers)
         batches: dict[str, list[Tensor]] = {layer: [] for layer in layers}
-        for batch in self._batches(x, batch_size):
+        for batch in self._batches(x, batch_size or self._quick_batch_size(state)):
             means: dict[str, Tensor] = {}
 
             def record_mean(layer: str, x: Tensor, means: dict[str, Tensor] = means) -> Tensor:
@@ -162,20 +164,17 @@ class Networks:
         return {layer: torch.cat(means_of_batches, dim=1) for layer, means_of_batches in batches.items()}
 
     @torch.no_grad()
-    def evaluate(
-        self, state: dict[str, Tensor], x: Tensor, y: Tensor, batch_size: int = BATCH
-    ) -> tuple[Tensor, Tensor]:
+    def evaluate(self, state: dict[str, Tensor], x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         """Mean cross-entropy (nats) and accuracy of each network in evaluation mode.
 
         Args:
             state: stacked parameters, N networks.
             x, y: (n, channels, *space) and (n,) class indices.
-            batch_size: data points at a time.
 
         Returns:
             Two (N,) tensors.
         """
-        loss = correct = 0
+        loss, correct, batch_size = 0, 0, self._quick_batch_size(state)
         for inputs, labels in zip(self._batches(x, batch_size), y.split(batch_size), strict=True):
             logits = self._evaluate(state, inputs)
             likelihoods = logits.log_softmax(-1)[:, torch.arange(len(labels), device=labels.device), labels]
@@ -211,6 +210,15 @@ class Networks:
             logits = self._evaluate(state, inputs, clamp).view(ablations, points, -1)
             correct = correct + (logits.argmax(-1) == labels).sum(dim=1)
         return correct / len(y)
+
+    def _quick_batch_size(self, state: dict[str, Tensor]) -> int:
+        """How many data points are best computed at a time in evaluation mode."""
+        weight = state["head.weight"]
+        if not self.lockstep or weight.is_cuda:
+            return BATCH
+        convolutions = self.architecture.convolutions
+        largest = max(prod(c.space) * c.inputs * c.kernel ** len(c.space) for c in convolutions)  # inputs side by side
+        return min(max(IN_CACHE // (len(weight) * largest), 1), BATCH)
 
     def _batches(self, x: Tensor, batch_size: int) -> Iterator[Tensor]:
         """Inputs (n, channels, *space) in batches, (batch, *space, channels) float32; one is in memory at a time."""
@@ -284,7 +292,7 @@ class ModuleNetworks(Networks):
 
     @torch.no_grad()
     def representations(
-        self, state: dict[str, Tensor], x: Tensor, layers: Sequence[str], batch_size: int = BATCH
+        self, state: dict[str, Tensor], x: Tensor, layers: Sequence[str], batch_size: int | None = None
     ) -> dict[str, Tensor]:
         """See `Networks.representations`: the mean over space of what each submodule returns."""
         count = len(next(iter(state.values())))
@@ -438,7 +446,7 @@ def _as_weight(matrix: Tensor, shape: Sequence[int]) -> Tensor:
 
 
 def _unfold(x: Tensor, kernel: int, stride: int) -> tuple[Tensor, tuple[int, ...]]:
-    """Lay the inputs of each output position side by side.
+    """Lay the inputs of each output position side by side, zeros where they lie outside.
 
     Args:
         x: (N, batch, *space, channels).
@@ -447,27 +455,27 @@ def _unfold(x: Tensor, kernel: int, stride: int) -> tuple[Tensor, tuple[int, ...
         (N, batch·positions, kernel·channels), in memory that the next `_temporary` takes, and the shape
         (N, batch, *positions).
     """
-    return _windows(_with_margins(x, kernel), kernel, stride)
-
-
-def _with_margins(x: Tensor, kernel: int) -> Tensor:
-    """(N, batch, *space, channels), contiguous, with the zeros around it that a convolution reads."""
-    margin = kernel // 2
-    if not margin:
-        return x.contiguous()
-    return functional.pad(x, (0, 0) + (margin, margin) * (x.ndim - 3))
-
-
-def _windows(x: Tensor, kernel: int, stride: int) -> tuple[Tensor, tuple[int, ...]]:
-    """What `_unfold` returns, of x with its margins."""
     networks, batch, *space, channels = x.shape
-    out = tuple((size - kernel) // stride + 1 for size in space)
-    s = x.stride()
-    windows = x.as_strided(
-        (networks, batch, *out, *(kernel,) * len(space), channels),
-        (s[0], s[1], *(stride * step for step in s[2:-1]), *s[2:-1], 1),
-    )
-    columns = _temporary(windows.shape, x).copy_(windows)
+    margin = kernel // 2
+    out = tuple((size + 2 * margin - kernel) // stride + 1 for size in space)
+    x = x.contiguous()
+    first, behind, begin = 0, out[0], 0  # the outputs whose inputs all lie inside, and where those of the first begin
+    if margin and len(space) == 1:
+        first = min(-(-margin // stride), out[0])
+        behind = max((space[0] + margin - kernel) // stride + 1, first)
+        begin = first * stride - margin
+    elif margin:
+        x = functional.pad(x, (0, 0) + (margin, margin) * len(space))
+    columns = _temporary((networks, batch, *out, *(kernel,) * len(space), channels), x)
+    if first < behind:
+        inside, s = columns[:, :, first:behind], x.stride()
+        steps = (s[0], s[1], *(stride * step for step in s[2:-1]), *s[2:-1], 1)
+        inside.copy_(x.as_strided(inside.shape, steps, x.storage_offset() + begin * s[2]))
+    for position in (*range(first), *range(behind, out[0])):
+        begin = position * stride - margin
+        end = min(begin + kernel, space[0])
+        columns[:, :, position] = 0
+        columns[:, :, position, max(-begin, 0) : end - begin] = x[:, :, max(begin, 0) : end]
     return columns.view(networks, batch * prod(out), kernel ** len(space) * channels), (networks, batch, *out)
 
 
@@ -504,28 +512,27 @@ class _Conv(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x, weight, bias, stride, relu):
-        padded = _with_margins(x, weight.shape[3])
-        columns, shape = _windows(padded, weight.shape[3], stride)
+        columns, shape = _unfold(x, weight.shape[3], stride)
         y, flat = _product(columns, _as_matrix(weight)), ChannelsFlattened(shape)
         flat.view(y).add_(flat.repeat(bias[:, None]))
         if relu:
             y.relu_()
-        ctx.save_for_backward(padded, weight, y)
-        ctx.input_shape, ctx.conv_stride, ctx.relu = x.shape, stride, relu
+        ctx.save_for_backward(x, weight, y)
+        ctx.conv_stride, ctx.relu = stride, relu
         return y.view(*shape, -1)
 
     @staticmethod
     def backward(ctx, grad):
-        padded, weight, y = ctx.saved_tensors
+        x, weight, y = ctx.saved_tensors
         grad = grad.reshape(y.shape)
         if ctx.relu:
             grad = torch.ops.aten.threshold_backward(grad, y, 0)
-        columns, _ = _windows(padded, weight.shape[3], ctx.conv_stride)
+        columns, _ = _unfold(x, weight.shape[3], ctx.conv_stride)
         matrix_grad = _product(columns.transpose(1, 2), grad)
         x_grad = None
         if ctx.needs_input_grad[0]:
             columns_grad = _columns_gradient(grad, _as_matrix(weight))
-            x_grad = _fold(columns_grad, ctx.input_shape, weight.shape[3], ctx.conv_stride)
+            x_grad = _fold(columns_grad, x.shape, weight.shape[3], ctx.conv_stride)
         return x_grad, _as_weight(matrix_grad, weight.shape), grad.sum(dim=1), None, None
 
 
@@ -537,8 +544,7 @@ class _ConvNorm(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x, weight, gain, bias, running_mean, running_var, stride, relu):
-        padded = _with_margins(x, weight.shape[3])
-        columns, shape = _windows(padded, weight.shape[3], stride)
+        columns, shape = _unfold(x, weight.shape[3], stride)
         z = _product(columns, _as_matrix(weight))
         flat = ChannelsFlattened(shape)
         mean = _mean_of_rows(z)
@@ -551,13 +557,13 @@ class _ConvNorm(torch.autograd.Function):
         if relu:
             y.relu_()
         y = y.view(z.shape)
-        ctx.save_for_backward(padded, weight, gain, z, y, inverse_std)
-        ctx.input_shape, ctx.conv_stride, ctx.relu, ctx.flat = x.shape, stride, relu, flat
+        ctx.save_for_backward(x, weight, gain, z, y, inverse_std)
+        ctx.conv_stride, ctx.relu, ctx.flat = stride, relu, flat
         return y.view(*shape, -1)
 
     @staticmethod
     def backward(ctx, grad):
-        padded, weight, gain, z, y, inverse_std = ctx.saved_tensors
+        x, weight, gain, z, y, inverse_std = ctx.saved_tensors
         flat, grad = ctx.flat, grad.reshape(y.shape)
         if ctx.relu:
             grad = torch.ops.aten.threshold_backward(grad, y, 0)
@@ -568,12 +574,12 @@ class _ConvNorm(torch.autograd.Function):
         z_grad = grad if ctx.relu else grad.clone()
         per_z = flat.repeat(inverse_std.square() * with_z)
         flat.view(z_grad).sub_(flat.repeat(mean)).addcmul_(flat.view(z), per_z, value=-1)
-        columns, _ = _windows(padded, weight.shape[3], ctx.conv_stride)
+        columns, _ = _unfold(x, weight.shape[3], ctx.conv_stride)
         matrix_grad = _product(columns.transpose(1, 2), z_grad) * scale
         x_grad = None
         if ctx.needs_input_grad[0]:
             columns_grad = _columns_gradient(z_grad, _as_matrix(weight) * scale)
-            x_grad = _fold(columns_grad, ctx.input_shape, weight.shape[3], ctx.conv_stride)
+            x_grad = _fold(columns_grad, x.shape, weight.shape[3], ctx.conv_stride)
         return x_grad, _as_weight(matrix_grad, weight.shape), gain_grad, bias_grad, None, None, None, None
 
 

@@ -109,11 +109,15 @@ def distance_rows(
     Returns:
         One dict per row.
     """
-    from cca_dynamics.similarity import MEASURES, null_floor
+    from cca_dynamics.similarity import MEASURES, cca, null_floor
 
-    rows = []
+    rows, correlations, device = [], None, str(x.x.device)
     for name, measure in _by_name(measures).items():
-        result = MEASURES[measure].function(x, reference, device=str(x.x.device))
+        if (of_cca := MEASURES[measure].of_cca) is None:
+            result = MEASURES[measure].function(x, reference, device=device)
+        else:
+            correlations = cca(x, reference, device=device) if correlations is None else correlations
+            result = of_cca(correlations)
         numbers = {"value": result.distance, "rank_a": result.rank_x, "rank_b": result.rank_y, "n": result.n}
         numbers["forced"] = _forced(result.rank_x + result.rank_y, result.n, MEASURES[measure])
         numbers["floor"] = null_floor(result.rank_x, result.rank_y, result.n, measure)

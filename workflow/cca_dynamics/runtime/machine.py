@@ -5,14 +5,13 @@ from __future__ import annotations
 import os
 import platform
 import re
+import shutil
 import subprocess
 from pathlib import Path
 
 
 def hardware() -> str:
     """The machine in a few words: processor, cores, memory, GPU."""
-    import torch  # here, because it takes a second and Snakemake imports this package when it builds the DAG
-
     processor = platform.processor() or platform.machine()
     info = Path("/proc/cpuinfo")
     if info.exists() and (match := re.search(r"model name\s*: (.+)", info.read_text())):
@@ -20,8 +19,11 @@ def hardware() -> str:
     words = [processor, f"{os.cpu_count()} cores"]
     if hasattr(os, "sysconf"):
         words.append(f"{os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / 2**30:.0f} GiB")
-    if torch.cuda.is_available():
-        words.append(torch.cuda.get_device_name())
+    if shutil.which("nvidia-smi"):
+        import torch  # takes a second
+
+        if torch.cuda.is_available():
+            words.append(torch.cuda.get_device_name())
     return ", ".join(words)
 
 

@@ -255,7 +255,11 @@ def pwcca(x, y, *, weights: str = "absolute", variates: bool = False, device: st
 
     Errors and warnings as `cca`. Source: Morcos et al. 2018, section 2.2.
     """
-    result = cca(x, y, weights=weights, variates=variates, device=device)
+    return projection_weighted(cca(x, y, weights=weights, variates=variates, device=device))
+
+
+def projection_weighted(result: CCAResult) -> CCAResult:
+    """The result of `cca` with the distances of `pwcca`."""
     if not len(result.correlations):
         return result
     return replace(

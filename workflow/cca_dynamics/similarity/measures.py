@@ -19,8 +19,10 @@ from cca_dynamics.similarity.baselines import (
 )
 from cca_dynamics.similarity.cca import (
     SVCCA_KEEP,
+    CCAResult,
     bartlett,
     mean_cca,
+    projection_weighted,
     pwcca,
     pwcca_squared,
     pwcca_thresholded,
@@ -66,6 +68,7 @@ class Measure:
         to_constant: the distance from a layer that does not vary to any other, which it resembles in nothing.
         largest: the largest distance there can be.
         second_moments: whether it is determined by the second moments of the layers, so that `Moments` has it.
+        of_cca: its result, from that of `cca` of the same layers, which several measures can share; None: it needs more.
     """
 
     function: Callable
@@ -81,6 +84,7 @@ class Measure:
     to_constant: float = 1.0
     largest: float = 1.0
     second_moments: bool = True
+    of_cca: Callable[[CCAResult], CCAResult] | None = None
 
     def compared(self, layers: Sequence[Factors], keep: float | None = None) -> list[Factors]:
         """Layers as the measure compares them: SVCCA leaves out their weakest directions.
@@ -105,6 +109,7 @@ MEASURES: dict[str, Measure] = {
         symmetric=False,
         canonical=True,
         uses_all_correlations=True,
+        of_cca=projection_weighted,
     ),
     "pwcca_squared": Measure(
         function=pwcca_squared,
@@ -129,6 +134,7 @@ MEASURES: dict[str, Measure] = {
         floor=mean_cca_floor,
         canonical=True,
         uses_all_correlations=True,
+        of_cca=lambda result: result,
     ),
     "svcca": Measure(
         function=svcca,
