@@ -68,7 +68,7 @@ class Measure:
         to_constant: the distance from a layer that does not vary to any other, which it resembles in nothing.
         largest: the largest distance there can be.
         second_moments: whether it is determined by the second moments of the layers, so that `Moments` has it.
-        of_cca: its result, from that of `cca` of the same layers, which several measures can share; None: it needs more.
+        of_cca: its result, from that of `cca` of the same layers, which measures can share; None: it needs more.
     """
 
     function: Callable
