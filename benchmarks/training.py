@@ -7,7 +7,8 @@ Side by side on all cores, the sweep's networks and recipe, in turns:
 - loop: a torch.nn.Module and a torch.optim.SGD per network, one network after the other, own data order each, in one
   process with a thread per core, as one would write it;
 - loops: the same loop in a process of one thread per core;
-- bound: nothing but the matrix products of forward and backward, in a process of one thread per core.
+- bound: nothing but the matrix products of forward and backward, by NumPy, as lockstep computes them, in a process of
+  one thread per core.
 
     python benchmarks/training.py                 at the widths of the default study, about 2 minutes on 2 cores
     python benchmarks/training.py --paper         the paper's 11 layers on images, at a quarter and half of their width,
@@ -147,18 +148,20 @@ class Products:
             self.shapes.append((rows, inner, outgoing, i > 0))
             incoming = outgoing
         self.tensors = [
-            tuple(torch.randn(*shape, device=device) for shape in ((m, k), (k, n), (m, n)))
+            tuple(torch.randn(*shape, device=device) for shape in ((m, k), (k, n), (m, n), (n, k)))
             for m, k, n, _ in self.shapes
         ]
+        if device == "cpu":
+            self.tensors = [tuple(tensor.numpy() for tensor in tensors) for tensors in self.tensors]
         self.flops = sum(2 * m * k * n * (3 if inputs else 2) for m, k, n, inputs in self.shapes)
 
     def step(self, x, y, order) -> None:
         for _ in range(self.count):
-            for (columns, matrix, grad), (*_, inputs) in zip(self.tensors, self.shapes, strict=True):
+            for (columns, matrix, grad, transposed), (*_, inputs) in zip(self.tensors, self.shapes, strict=True):
                 columns @ matrix
                 columns.T @ grad
                 if inputs:
-                    grad @ matrix.T
+                    grad @ transposed
 
 
 STEPPERS = {"lockstep": Lockstep, "loop": Loop, "loops": Loop, "bound": Products}

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import torch
 from cca_dynamics.runtime.threads import keep_memory
+from threadpoolctl import threadpool_limits
 from torch import multiprocessing
 
 
@@ -52,6 +53,7 @@ def in_turns(ways: dict[str, Way], device: str, rounds: int) -> dict[str, list[f
 
 def _work(make: Callable, threads: int, device: str, start, end) -> None:
     torch.set_num_threads(threads)
+    threadpool_limits(threads, user_api="blas")
     keep_memory(large_blocks=True)  # as training jobs do
     step = make()
     while True:
