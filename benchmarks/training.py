@@ -81,7 +81,7 @@ class Lockstep:
     def __init__(self, network, count: int, device: str):
         stacked = network.initialise(np.random.default_rng(i) for i in range(count))
         tensors = {name: tensor.to(device) for name, tensor in stacked.items()}
-        self.network, self.parameters = network, stack_parameters(network, tensors)
+        self.network, self.parameters = network, stack_parameters(network, tensors, BATCH)
         self.optimizer = SGD(self.parameters.values, Training(momentum=MOMENTUM))
         self.rates, self.map_passes = torch.full((count, 1), RATE, device=device), recorded_on(device, network)
 

@@ -159,7 +159,7 @@ def test_graphs_compute_what_plain_passes_do():
     results = []
     for map_passes in (map, CudaGraphs()):
         initial = network.initialise(np.random.default_rng(i) for i in range(3))
-        parameters = classifiers.stack_parameters(network, {k: v.cuda() for k, v in initial.items()})
+        parameters = classifiers.stack_parameters(network, {k: v.cuda() for k, v in initial.items()}, 16)
         generator = torch.Generator().manual_seed(0)
         for step in range(5):
             batch = torch.randint(64, (3, 16), generator=generator).cuda()
@@ -190,7 +190,7 @@ def test_images_train_as_graphs_as_they_do_by_plain_passes(mixed):
     results = []
     for map_passes in (map, CudaGraphs()):
         initial = network.initialise(np.random.default_rng(i) for i in range(3))
-        parameters = classifiers.stack_parameters(network, {k: v.cuda() for k, v in initial.items()})
+        parameters = classifiers.stack_parameters(network, {k: v.cuda() for k, v in initial.items()}, 16)
         for step in range(5):
             batch = torch.randint(64, (3, 16), generator=torch.Generator().manual_seed(step)).cuda()
             losses, gradients = classifiers.batch_gradients(network, parameters, x, y, batch, map_passes=map_passes)

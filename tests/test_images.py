@@ -188,7 +188,7 @@ def test_networks_read_each_batch_bit_for_bit_as_if_all_images_had_been_normalis
     changes = None if augment is None else changes.expand(2, -1, -1)
     x = convolutional.channels_last(data.train_x)
     classifiers.batch_gradients(
-        network, classifiers.stack_parameters(network, state), x, data.train_y, batch, augment, changes
+        network, classifiers.stack_parameters(network, state, 16), x, data.train_y, batch, augment, changes
     )
     inputs = expected["train"][batch]
     if augment is not None:

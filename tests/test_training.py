@@ -315,7 +315,7 @@ def test_each_network_has_its_own_learning_rate(tmp_path, data_file):
 def test_a_network_stops_at_its_loss_and_stays_as_it_is(tmp_path, data_file, lockstep, monkeypatch):
     """Stopped networks are those of runs that end there, running statistics included; the others train on."""
     if not lockstep:
-        monkeypatch.setattr(classifiers, "TOGETHER_ON_CPU", 1)
+        monkeypatch.setattr(classifiers, "OUTPUTS_OF_A_PASS", 1)
     options = {"learning_rate": (0.05, 0.0005, 0.03), "schedule": "constant", "weight_decay": 0.0}
     recipe = classifier_recipe(epochs=25, stop_at_loss=0.4, **options)
     state, history, lines = train_classifiers(recipe, data_file, tmp_path / "stopping")

@@ -261,7 +261,8 @@ def training_memory(
     optimizer = (OPTIMIZERS | AVERAGING)[training.optimizer](values, training)
     per_parameter = 3 + sum(tensor.shape == values.shape for tensor in optimizer.tensors.values())
     lockstep = not isinstance(architecture, LanguageModel) and architecture.lockstep(device, mixed)
-    together = networks_per_pass(networks, device, lockstep)
+    outputs = training.batch_size * architecture.activations if lockstep else 0
+    together = networks_per_pass(networks, device, lockstep, outputs)
     how = {"per_parameter": per_parameter, "bytes_per_number": 2 if mixed else 4}
     return counts.training_memory(architecture, training, networks, lockstep=lockstep, together=together, **how)
 
@@ -304,7 +305,8 @@ def _time_classifiers(step: TrainingStep, device: str, seconds: float) -> tuple[
     networks = build(step.network, inputs.in_channels, inputs.space, inputs.classes, device, step.mixed)
     count = 8 if networks.lockstep else 1
     initial = networks.initialise(np.random.default_rng(i) for i in range(count))
-    parameters = stack_parameters(networks, {name: tensor.to(device) for name, tensor in initial.items()})
+    initial = {name: tensor.to(device) for name, tensor in initial.items()}
+    parameters = stack_parameters(networks, initial, step.batch_size)
     optimizer = Adam(parameters.values, Training())
     x = torch.randn(max(step.batch_size, points), inputs.in_channels, *inputs.space, device=device)
     y, x_channels_last = torch.randint(inputs.classes, (len(x),), device=device), channels_last(x)

@@ -164,17 +164,20 @@ class Networks:
         return {layer: torch.cat(means_of_batches, dim=1) for layer, means_of_batches in batches.items()}
 
     @torch.no_grad()
-    def evaluate(self, state: dict[str, Tensor], x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    def evaluate(
+        self, state: dict[str, Tensor], x: Tensor, y: Tensor, batch_size: int | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Mean cross-entropy (nats) and accuracy of each network in evaluation mode.
 
         Args:
             state: stacked parameters, N networks.
             x, y: (n, channels, *space) and (n,) class indices.
+            batch_size: data points at a time; None: as many as are quick.
 
         Returns:
             Two (N,) tensors.
         """
-        loss, correct, batch_size = 0, 0, self._quick_batch_size(state)
+        loss, correct, batch_size = 0, 0, batch_size or self._quick_batch_size(state)
         for inputs, labels in zip(self._batches(x, batch_size), y.split(batch_size), strict=True):
             logits = self._evaluate(state, inputs)
             likelihoods = logits.log_softmax(-1)[:, torch.arange(len(labels), device=labels.device), labels]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -25,9 +26,9 @@ from cca_dynamics.training.randomness import AUGMENTATION, ORDER, WEIGHTS, gener
 from cca_dynamics.training.resume import MINUTES
 from cca_dynamics.training.run import training_run
 
-TOGETHER_ON_CPU = 16
-"""Networks that share a pass on a CPU: few passes, but what they compute should still be in the cache when it is read
-again."""
+OUTPUTS_OF_A_PASS = 2**22
+"""About how many numbers the layers of networks that share a pass on a CPU give: few passes, but what they compute
+should still be in the cache when it is read again."""
 
 
 def train(
@@ -71,7 +72,8 @@ def train(
     mixed = options.precision == "mixed" and has_bfloat16(device)
     network = build(recipe.network, x.shape[1], x.shape[2:], dataset.classes, device, mixed, normalise)
     initial = network.initialise(generator(recipe.seed, recipe.cohort, i, WEIGHTS) for i in networks)
-    parameters = stack_parameters(network, {name: tensor.to(device) for name, tensor in initial.items()})
+    initial = {name: tensor.to(device) for name, tensor in initial.items()}
+    parameters = stack_parameters(network, initial, options.batch_size)
     optimizer = OPTIMIZERS[options.optimizer](parameters.values, options)
     schedule, augment = SCHEDULES[options.schedule], AUGMENTATIONS[options.augmentation]
     rates = torch.tensor(options.learning_rate, dtype=torch.float32, device=device).expand(len(networks))[:, None]
@@ -138,18 +140,29 @@ def _draw_changes(recipe: ClassifierRecipe, epoch: int, examples: int) -> Tensor
     return torch.from_numpy(np.stack([draw_changes(rng, examples) for rng in generators]))
 
 
-def stack_parameters(network: Networks, state: dict[str, Tensor]) -> StackedParameters:
+def stack_parameters(network: Networks, state: dict[str, Tensor], batch_size: int) -> StackedParameters:
     """What `batch_gradients` takes, of the parameters that `Networks.initialise` returns."""
     tensor = next(iter(state.values()))
-    together = networks_per_pass(len(tensor), tensor.device.type, network.lockstep)
+    outputs = batch_size * network.architecture.activations if network.lockstep else 0
+    together = networks_per_pass(len(tensor), tensor.device.type, network.lockstep, outputs)
     return StackedParameters(state, network.shapes(), together, outputs_last=network.lockstep)
 
 
-def networks_per_pass(networks: int, device: str, lockstep: bool) -> int:
-    """How many of a job's networks share a forward and backward pass."""
+def networks_per_pass(networks: int, device: str, lockstep: bool, outputs: int) -> int:
+    """How many of a job's networks share a forward and backward pass.
+
+    Args:
+        networks: of the job.
+        device: "cpu" or "cuda".
+        lockstep: whether they are computed in lockstep.
+        outputs: numbers that the layers of one network give for a batch.
+    """
     if not lockstep:
         return 1
-    return networks if device == "cuda" else min(networks, TOGETHER_ON_CPU)
+    if device == "cuda":
+        return networks
+    passes = math.ceil(networks / max(OUTPUTS_OF_A_PASS // outputs, 1))
+    return math.ceil(networks / passes)
 
 
 def batch_gradients(
