@@ -425,6 +425,21 @@ def test_fold_is_the_transpose_of_unfold(shape, kernel, stride):
     torch.testing.assert_close((columns * other).sum(), (x * _fold(other, shape, kernel, stride)).sum())
 
 
+@pytest.mark.parametrize("kernel", [1, 3, 5])
+@pytest.mark.parametrize("stride", [1, 2, 3])
+def test_unfolded_inputs_times_weights_are_a_convolution(kernel, stride):
+    """Signals shorter than the filter among them, and one that is a part of another in memory."""
+    random = torch.Generator().manual_seed(0)
+    weight = torch.randn(2, 4, 3, kernel, dtype=torch.float64, generator=random)
+    for length in range(1, 9):
+        x = torch.randn(2, 5, length + 1, 3, dtype=torch.float64, generator=random)[:, :, 1:]
+        columns, shape = _unfold(x, kernel, stride)
+        y = (columns @ _as_matrix(weight)).view(*shape, 4)
+        for network in range(2):
+            expected = functional.conv1d(x[network].mT, weight[network], None, stride, kernel // 2)
+            torch.testing.assert_close(y[network].mT, expected)
+
+
 def threads_of_numpy() -> set[int]:
     return {library["num_threads"] for library in threadpool_info() if library["user_api"] == "blas"}
 
