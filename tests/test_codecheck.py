@@ -61,16 +61,17 @@ def test_rounding_is_not_a_difference_however_narrow_the_interval(tmp_path):
     assert agreement.compare(here, published)["agreement"].iloc[0] == "within"
 
 
-def test_any_two_seeds_differ_more_than_two_processors_may(tmp_path):
-    """What `agreement.MOST_DIFFERING` rests on."""
+def test_two_seeds_differ_more_than_two_processors_may_in_19_of_20_pairs(tmp_path):
+    """What `agreement.MOST_DIFFERING` tells apart, and what it does not."""
     replicates = pd.read_csv(ROOT / "figures/reference/mnist1d/replicates.csv")
     template = claims.read(ROOT / "figures/reference/mnist1d/claims.csv").set_index("claim")
     for seed, of_seed in replicates.groupby("seed"):
         columns = ["value", "ci_low", "ci_high", "p_value", "verdict"]
         table = template.assign(**of_seed.set_index("claim")[columns]).reset_index()
         table[claims.COLUMNS].to_csv(tmp_path / f"{seed}.csv", index=False)
-    for one, other in permutations(tmp_path.glob("*.csv"), 2):
-        assert not agreement.agrees_as_a_whole(agreement.compare(one, other))
+    pairs = list(permutations(tmp_path.glob("*.csv"), 2))
+    assert len(pairs) == 20
+    assert sum(agreement.agrees_as_a_whole(agreement.compare(one, other)) for one, other in pairs) == 1
 
 
 def test_several_runs_stand_side_by_side(tmp_path, capsys):
