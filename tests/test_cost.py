@@ -6,11 +6,13 @@ import re
 
 import pandas as pd
 import pytest
+import torch
 from cca_dynamics import cost
 from cca_dynamics.config.cohorts import LanguageNetwork
 from cca_dynamics.config.models import ConvNetOptions, Training
 from cca_dynamics.data import corpora
 from cca_dynamics.study import Study, read_config
+from threadpoolctl import threadpool_info, threadpool_limits
 
 from tests.builders import ROOT
 
@@ -157,3 +159,22 @@ def test_command_and_target_print_the_table(capsys, monkeypatch, quick):
     assert cli.main(["plan", "--config", json.dumps({"sede": 1}), "--device", "cpu"]) == 1
     assert cli.main(["plan", "--configfile", "studies/nowhere.yaml", "--device", "cpu"]) == 1
     assert "studies/nowhere.yaml cannot be read" in capsys.readouterr().err
+
+
+def test_steps_are_timed_in_one_thread_as_jobs_are(quick, monkeypatch):
+    """Those of NumPy's products among them."""
+    seen = []
+
+    def threads() -> set[int]:
+        numpy = {library["num_threads"] for library in threadpool_info() if library["user_api"] == "blas"}
+        return numpy | {torch.get_num_threads()}
+
+    monkeypatch.setattr(cost, "_time_classifiers", lambda *_: seen.append(threads()) or (1.0, 1.0))
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        with threadpool_limits(2, user_api="blas"):
+            cost.measure("cpu", [step(ConvNetOptions(channels=(4,), strides=(1,)))], 10)
+            assert seen == [{1}] and threads() == {2}
+    finally:
+        torch.set_num_threads(before)

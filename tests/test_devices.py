@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from cca_dynamics.errors import ConfigError
-from cca_dynamics.runtime import gpus
+from cca_dynamics.runtime import gpus, machine
 
 JOB = """
 import sys
@@ -93,3 +93,19 @@ def test_training_asks_the_system_for_a_large_block_once():
         for how in ("kept", "given back")
     )
     assert 10 * kept < given_back
+
+
+def test_a_machine_without_a_gpu_is_described_without_pytorch():
+    code = "import sys; from cca_dynamics.runtime import machine; machine.GPU_DRIVERS = (); print(machine.hardware())"
+    command = [sys.executable, "-c", f"{code}; assert 'torch' not in sys.modules"]
+    said = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    assert " cores" in said
+
+
+@pytest.mark.parametrize("works", [True, False])
+def test_a_machine_is_described_with_its_gpu(works, tmp_path, monkeypatch):
+    (tmp_path / "driver").touch()
+    monkeypatch.setattr(machine, "GPU_DRIVERS", (tmp_path / "missing", tmp_path / "driver"))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: works)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "a GPU")
+    assert machine.hardware().endswith(", a GPU") == works

@@ -17,13 +17,13 @@ from cca_dynamics.errors import DamagedFile, UserError
 from cca_dynamics.networks.architectures import describe
 from cca_dynamics.networks.convolutional import (
     Networks,
-    _as_matrix,
     _fold,
     _product,
     _temporary,
     _train_alone,
     _train_in_lockstep,
     _unfold,
+    as_matrix,
     build,
     channels_last,
 )
@@ -428,16 +428,32 @@ def test_fold_is_the_transpose_of_unfold(shape, kernel, stride):
 @pytest.mark.parametrize("kernel", [1, 3, 5])
 @pytest.mark.parametrize("stride", [1, 2, 3])
 def test_unfolded_inputs_times_weights_are_a_convolution(kernel, stride):
-    """Signals shorter than the filter among them, and one that is a part of another in memory."""
+    """Signals shorter than the filter among them, parts of others in memory, with channels first, and shared ones."""
     random = torch.Generator().manual_seed(0)
     weight = torch.randn(2, 4, 3, kernel, dtype=torch.float64, generator=random)
     for length in range(1, 9):
-        x = torch.randn(2, 5, length + 1, 3, dtype=torch.float64, generator=random)[:, :, 1:]
-        columns, shape = _unfold(x, kernel, stride)
-        y = (columns @ _as_matrix(weight)).view(*shape, 4)
-        for network in range(2):
-            expected = functional.conv1d(x[network].mT, weight[network], None, stride, kernel // 2)
-            torch.testing.assert_close(y[network].mT, expected)
+        part = torch.randn(2, 5, length + 1, 3, dtype=torch.float64, generator=random)[:, :, 1:]
+        for x in (part, part.mT.contiguous().mT, part[:1].expand(2, -1, -1, -1)):
+            columns, shape = _unfold(x, kernel, stride)
+            y = (columns @ as_matrix(weight)).view(*shape, 4)
+            for network in range(2):
+                expected = functional.conv1d(x[network].mT, weight[network], None, stride, kernel // 2)
+                torch.testing.assert_close(y[network].mT, expected)
+
+
+@pytest.mark.parametrize("relu", [True, False])
+@pytest.mark.parametrize("batch_norm", [True, False])
+def test_a_backward_pass_leaves_the_gradient_that_it_is_given(relu, batch_norm):
+    """A shortcut reads the same one."""
+    networks = build(ConvNetOptions(channels=(4,), strides=(1,), batch_norm=batch_norm), 2, (7,), 3)
+    state = networks.initialise(np.random.default_rng(i) for i in range(2))
+    (convolution,) = networks.architecture.convolutions
+    x = torch.randn(2, 5, 7, 2, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    y = _train_in_lockstep(convolution, state, x, relu)
+    grad = torch.randn(y.shape, generator=torch.Generator().manual_seed(1))
+    before = grad.clone()
+    torch.autograd.grad(y, x, grad)
+    assert torch.equal(grad, before)
 
 
 def threads_of_numpy() -> set[int]:
@@ -492,7 +508,7 @@ def test_weights_lie_in_memory_as_they_are_multiplied(together):
     for name, tensor in state.items():
         assert torch.equal(tensor, plain.tensors[name]) and torch.equal(tensor, ordered.tensors[name])
     weight = ordered.tensors["conv2.weight"]
-    assert _as_matrix(weight).data_ptr() == weight.data_ptr()
+    assert as_matrix(weight).data_ptr() == weight.data_ptr()
     some = torch.tensor([0, 3])
     for parameters in (plain, ordered):
         for indices, tensors in parameters.passes_of(some):

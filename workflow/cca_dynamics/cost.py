@@ -18,6 +18,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 import torch
+from threadpoolctl import threadpool_limits
 
 from cca_dynamics import counts
 from cca_dynamics.config.cohorts import Cohort, LanguageNetwork
@@ -261,8 +262,7 @@ def training_memory(
     optimizer = (OPTIMIZERS | AVERAGING)[training.optimizer](values, training)
     per_parameter = 3 + sum(tensor.shape == values.shape for tensor in optimizer.tensors.values())
     lockstep = not isinstance(architecture, LanguageModel) and architecture.lockstep(device, mixed)
-    outputs = training.batch_size * architecture.activations if lockstep else 0
-    together = networks_per_pass(networks, device, lockstep, outputs)
+    together = networks_per_pass(networks, device, architecture, training.batch_size, lockstep=lockstep)
     how = {"per_parameter": per_parameter, "bytes_per_number": 2 if mixed else 4}
     return counts.training_memory(architecture, training, networks, lockstep=lockstep, together=together, **how)
 
@@ -283,18 +283,19 @@ def measure(device: str, steps: Iterable[TrainingStep], neurons: int) -> Machine
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # as the jobs of the workflow
     try:
-        for step in steps:
-            kind = type(step.architecture), step.mixed
-            smaller = [known for known in speeds if (type(known.architecture), known.mixed) == kind]
-            if smaller and step.operations > FIRST_GUESS[device] * seconds / 2:
-                known = smaller[-1]
-                factor = step.architecture.training_operations / known.architecture.training_operations
-                speeds[step] = tuple(factor * speed for speed in speeds[known])
-            elif isinstance(step.architecture, LanguageModel):
-                speeds[step] = _time_language_model(step, device, seconds)
-            else:
-                speeds[step] = _time_classifiers(step, device, seconds)
-        return Machine(device, *starts, speeds, _time_comparison(min(128, neurons), device, seconds))
+        with threadpool_limits(1, user_api="blas"):
+            for step in steps:
+                kind = type(step.architecture), step.mixed
+                smaller = [known for known in speeds if (type(known.architecture), known.mixed) == kind]
+                if smaller and step.operations > FIRST_GUESS[device] * seconds / 2:
+                    known = smaller[-1]
+                    factor = step.architecture.training_operations / known.architecture.training_operations
+                    speeds[step] = tuple(factor * speed for speed in speeds[known])
+                elif isinstance(step.architecture, LanguageModel):
+                    speeds[step] = _time_language_model(step, device, seconds)
+                else:
+                    speeds[step] = _time_classifiers(step, device, seconds)
+            return Machine(device, *starts, speeds, _time_comparison(min(128, neurons), device, seconds))
     finally:
         torch.set_num_threads(threads)
 

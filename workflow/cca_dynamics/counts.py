@@ -126,11 +126,11 @@ def training_memory(
     """
     if isinstance(architecture, LanguageModel):  # gates, cells and states; logits and their gradient
         together, numbers = 1, training.window * (16 * sum(architecture.sizes) + 3 * architecture.vocabulary)
-    else:  # what convolutions and batch norms return, gradients, and a convolution's inputs with margins, side by side
+    else:  # what convolutions and batch norms return, gradients, and the inputs of a convolution, side by side
         numbers = 3 * architecture.activations
         if lockstep:
-            side_by_side = (math.prod(c.space) * c.inputs * c.kernel ** len(c.space) for c in architecture.convolutions)
-            numbers += architecture.activations + max(side_by_side)
+            side_by_side = max(convolution.inputs_side_by_side for convolution in architecture.convolutions)
+            numbers += architecture.activations + side_by_side
     in_pass = together * training.batch_size * numbers * bytes_per_number
     return networks * architecture.parameters * 4 * per_parameter + in_pass
 
@@ -142,8 +142,8 @@ def evaluation_memory(architecture: ConvolutionalArchitecture, networks: int, lo
     """
 
     def numbers(c) -> int:
-        side_by_side = c.inputs * c.kernel ** len(c.space) if lockstep else c.inputs
-        return math.prod(c.space) * (3 * c.outputs + side_by_side)
+        read = c.inputs_side_by_side if lockstep else math.prod(c.space) * c.inputs
+        return 3 * math.prod(c.space) * c.outputs + read
 
     return networks * EVALUATED * 4 * max(map(numbers, architecture.convolutions))
 

@@ -51,6 +51,11 @@ class Convolution:
         """Floating-point operations for one example, a multiply-add counted as two."""
         return 2 * prod(self.shape) * prod(self.space)
 
+    @property
+    def inputs_side_by_side(self) -> int:
+        """Numbers of one example if the inputs of each output position lie side by side."""
+        return prod(self.space) * prod(self.shape[1:])
+
 
 class Architecture:
     """What all architectures have.

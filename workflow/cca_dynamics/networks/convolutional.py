@@ -219,8 +219,7 @@ class Networks:
         weight = state["head.weight"]
         if not self.lockstep or weight.is_cuda:
             return BATCH
-        convolutions = self.architecture.convolutions
-        largest = max(prod(c.space) * c.inputs * c.kernel ** len(c.space) for c in convolutions)  # inputs side by side
+        largest = max(convolution.inputs_side_by_side for convolution in self.architecture.convolutions)
         return min(max(IN_CACHE // (len(weight) * largest), 1), BATCH)
 
     def _batches(self, x: Tensor, batch_size: int) -> Iterator[Tensor]:
@@ -234,7 +233,7 @@ class Networks:
             weight, bias = self._folded(convolution, state)
             if self.lockstep:
                 columns, shape = _unfold(x, convolution.kernel, convolution.stride)
-                x = torch.baddbmm(bias[:, None], columns, _as_matrix(weight)).view(*shape, -1)
+                x = torch.baddbmm(bias[:, None], columns, as_matrix(weight)).view(*shape, -1)
             else:
                 x = torch.stack([_convolved(x[i], weight[i], bias[i], convolution.stride) for i in range(len(x))])
             return x.relu_() if relu else x
@@ -437,13 +436,13 @@ def channels_last(x: Tensor) -> Tensor:
     return x.movedim(1, -1).contiguous()
 
 
-def _as_matrix(weight: Tensor) -> Tensor:
+def as_matrix(weight: Tensor) -> Tensor:
     """(N, out, in, *kernel) → (N, kernel·in, out), the order in which `_unfold` lays inputs side by side."""
     return weight.movedim((1, 2), (-1, -2)).flatten(1, -2)
 
 
-def _as_weight(matrix: Tensor, shape: Sequence[int]) -> Tensor:
-    """The inverse of `_as_matrix`, for a weight of the given shape."""
+def as_weight(matrix: Tensor, shape: Sequence[int]) -> Tensor:
+    """The inverse of `as_matrix`, for a weight of the given shape."""
     _, _, incoming, *kernel = shape
     return matrix.unflatten(1, (*kernel, incoming)).movedim((-1, -2), (1, 2))
 
@@ -461,7 +460,6 @@ def _unfold(x: Tensor, kernel: int, stride: int) -> tuple[Tensor, tuple[int, ...
     networks, batch, *space, channels = x.shape
     margin = kernel // 2
     out = tuple((size + 2 * margin - kernel) // stride + 1 for size in space)
-    x = x.contiguous()
     first, behind, begin = 0, out[0], 0  # the outputs whose inputs all lie inside, and where those of the first begin
     if margin and len(space) == 1:
         first = min(-(-margin // stride), out[0])
@@ -472,7 +470,7 @@ def _unfold(x: Tensor, kernel: int, stride: int) -> tuple[Tensor, tuple[int, ...
     columns = _temporary((networks, batch, *out, *(kernel,) * len(space), channels), x)
     if first < behind:
         inside, s = columns[:, :, first:behind], x.stride()
-        steps = (s[0], s[1], *(stride * step for step in s[2:-1]), *s[2:-1], 1)
+        steps = (s[0], s[1], *(stride * step for step in s[2:-1]), *s[2:])
         inside.copy_(x.as_strided(inside.shape, steps, x.storage_offset() + begin * s[2]))
     for position in (*range(first), *range(behind, out[0])):
         begin = position * stride - margin
@@ -516,7 +514,7 @@ class _Conv(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, weight, bias, stride, relu):
         columns, shape = _unfold(x, weight.shape[3], stride)
-        y, flat = _product(columns, _as_matrix(weight)), ChannelsFlattened(shape)
+        y, flat = _product(columns, as_matrix(weight)), ChannelsFlattened(shape)
         flat.view(y).add_(flat.repeat(bias[:, None]))
         if relu:
             y.relu_()
@@ -534,9 +532,9 @@ class _Conv(torch.autograd.Function):
         matrix_grad = _product(columns.transpose(1, 2), grad)
         x_grad = None
         if ctx.needs_input_grad[0]:
-            columns_grad = _columns_gradient(grad, _as_matrix(weight))
+            columns_grad = _columns_gradient(grad, as_matrix(weight))
             x_grad = _fold(columns_grad, x.shape, weight.shape[3], ctx.conv_stride)
-        return x_grad, _as_weight(matrix_grad, weight.shape), grad.sum(dim=1), None, None
+        return x_grad, as_weight(matrix_grad, weight.shape), grad.sum(dim=1), None, None
 
 
 class _ConvNorm(torch.autograd.Function):
@@ -548,7 +546,7 @@ class _ConvNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, weight, gain, bias, running_mean, running_var, stride, relu):
         columns, shape = _unfold(x, weight.shape[3], stride)
-        z = _product(columns, _as_matrix(weight))
+        z = _product(columns, as_matrix(weight))
         flat = ChannelsFlattened(shape)
         mean = _mean_of_rows(z)
         flat.view(z).sub_(flat.repeat(mean))
@@ -581,9 +579,9 @@ class _ConvNorm(torch.autograd.Function):
         matrix_grad = _product(columns.transpose(1, 2), z_grad) * scale
         x_grad = None
         if ctx.needs_input_grad[0]:
-            columns_grad = _columns_gradient(z_grad, _as_matrix(weight) * scale)
+            columns_grad = _columns_gradient(z_grad, as_matrix(weight) * scale)
             x_grad = _fold(columns_grad, x.shape, weight.shape[3], ctx.conv_stride)
-        return x_grad, _as_weight(matrix_grad, weight.shape), gain_grad, bias_grad, None, None, None, None
+        return x_grad, as_weight(matrix_grad, weight.shape), gain_grad, bias_grad, None, None, None, None
 
 
 class ChannelsFlattened:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 import platform
 import re
-import shutil
 import subprocess
 from pathlib import Path
+
+GPU_DRIVERS = Path("/dev/nvidiactl"), Path("/dev/dxg"), Path("/dev/kfd")
+"""Where there is none of these, there is no GPU that PyTorch computes on: NVIDIA's, Windows's for Linux, AMD's."""
 
 
 def hardware() -> str:
@@ -19,7 +21,7 @@ def hardware() -> str:
     words = [processor, f"{os.cpu_count()} cores"]
     if hasattr(os, "sysconf"):
         words.append(f"{os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / 2**30:.0f} GiB")
-    if shutil.which("nvidia-smi"):
+    if any(driver.exists() for driver in GPU_DRIVERS):
         import torch  # takes a second
 
         if torch.cuda.is_available():

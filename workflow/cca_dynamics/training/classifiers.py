@@ -16,6 +16,7 @@ from torch.nn import functional
 
 from cca_dynamics.config.cohorts import ClassifierRecipe
 from cca_dynamics.data import datasets
+from cca_dynamics.networks.architectures import Architecture
 from cca_dynamics.networks.convolutional import Networks, build, channels_last
 from cca_dynamics.runtime.threads import has_bfloat16
 from cca_dynamics.training.augmentation import AUGMENTATIONS, draw_changes
@@ -143,25 +144,30 @@ def _draw_changes(recipe: ClassifierRecipe, epoch: int, examples: int) -> Tensor
 def stack_parameters(network: Networks, state: dict[str, Tensor], batch_size: int) -> StackedParameters:
     """What `batch_gradients` takes, of the parameters that `Networks.initialise` returns."""
     tensor = next(iter(state.values()))
-    outputs = batch_size * network.architecture.activations if network.lockstep else 0
-    together = networks_per_pass(len(tensor), tensor.device.type, network.lockstep, outputs)
+    together = networks_per_pass(
+        len(tensor), tensor.device.type, network.architecture, batch_size, lockstep=network.lockstep
+    )
     return StackedParameters(state, network.shapes(), together, outputs_last=network.lockstep)
 
 
-def networks_per_pass(networks: int, device: str, lockstep: bool, outputs: int) -> int:
+def networks_per_pass(
+    networks: int, device: str, architecture: Architecture, batch_size: int, *, lockstep: bool
+) -> int:
     """How many of a job's networks share a forward and backward pass.
 
     Args:
         networks: of the job.
         device: "cpu" or "cuda".
+        architecture: of each.
+        batch_size: examples of each in a pass.
         lockstep: whether they are computed in lockstep.
-        outputs: numbers that the layers of one network give for a batch.
     """
     if not lockstep:
         return 1
     if device == "cuda":
         return networks
-    passes = math.ceil(networks / max(OUTPUTS_OF_A_PASS // outputs, 1))
+    most = max(OUTPUTS_OF_A_PASS // (batch_size * architecture.activations), 1)
+    passes = math.ceil(networks / most)
     return math.ceil(networks / passes)
 
 

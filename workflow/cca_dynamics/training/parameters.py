@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from cca_dynamics.networks.convolutional import as_matrix, as_weight
+
 ALIGNMENT = {"cpu": 1, "cuda": 64}
 """Numbers to whose multiples the parameters of a network begin: a GPU reads several at a time, from whole addresses."""
 
@@ -109,13 +111,10 @@ class StackedParameters:
 
     def _flat(self, x: Tensor) -> Tensor:
         """(N, *shape) → (N, numbers), in the order in which they lie in memory."""
-        if self._outputs_last and x.ndim > 3:
-            x = x.movedim((1, 2), (-1, -2))
-        return x.reshape(len(x), -1)
+        return (as_matrix(x) if self._outputs_last and x.ndim > 3 else x).reshape(len(x), -1)
 
     def _shaped(self, flat: Tensor, shape: torch.Size) -> Tensor:
         """The inverse of `_flat`, a view."""
         if self._outputs_last and len(shape) > 2:
-            outgoing, incoming, *kernel = shape
-            return flat.unflatten(1, (*kernel, incoming, outgoing)).movedim((-1, -2), (1, 2))
+            return as_weight(flat.unflatten(1, (-1, shape[0])), (len(flat), *shape))
         return flat.unflatten(1, shape)
