@@ -155,6 +155,7 @@ def test_command_and_target_print_the_table(capsys, monkeypatch, quick):
     text = capsys.readouterr().out
     for rule in ("dataset", "train", "activations", "ablation", "compute", "the whole run"):
         assert re.search(rf"^{rule} ", text, re.MULTILINE)
+    assert "Networks of clusters and grounding may stop early (stop_at_loss)" in text
     assert "2 jobs side by side" in text and re.search(r"^Disk: .+ all of which is kept", text, re.MULTILINE)
     assert cli.main(["plan", "--config", json.dumps({"sede": 1}), "--device", "cpu"]) == 1
     assert cli.main(["plan", "--configfile", "studies/nowhere.yaml", "--device", "cpu"]) == 1

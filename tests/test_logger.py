@@ -319,7 +319,7 @@ def test_live_display_fits_the_screen_and_ends_with_the_run(handler):
 def test_jobs_that_are_silent_for_long_are_reported(handler, capsys, monkeypatch, tmp_path):
     monkeypatch.setattr(plugin, "REMIND", 5.0)
     log = tmp_path / "a.log"
-    log.write_text("epoch 12/30 · loss 0.831 · 41 s left\n")
+    log.write_text("epoch 12/30 · loss 0.831 · 3041 s left\n")
     one = handler()
     one.emit(job_info(1, log=[str(log)]))
     one.emit(job_info(2, rule_msg="compute width", log=[str(tmp_path / "missing.log")]))
@@ -331,7 +331,7 @@ def test_jobs_that_are_silent_for_long_are_reported(handler, capsys, monkeypatch
     one._remind()
     one._remind()  # not yet due again
     said = [re.sub(STAMP, "", line) for line in capsys.readouterr().err.splitlines()]
-    assert said[2:] == ["runs   train a: loss 0.831 · 41 s left", "runs   compute width: 1 min 5 s"]
+    assert said[2:] == ["runs   train a: loss 0.831 · 50 min 41 s left", "runs   compute width: 1 min 5 s"]
 
 
 def test_quiet_hides_jobs_but_not_failures(handler, capsys):
@@ -366,6 +366,8 @@ def test_progress_is_the_last_line_that_tells_it(tmp_path):
     assert job.progress() == (0, "", "")  # no log yet
     log.write_bytes(b"epoch 3/4 \xc2\xb7 loss 0.8 \xc2\xb7 train 0.7 \xc2\xb7 1 min 4 s left\n\xff\x1b[1mwarning\n\n")
     assert job.progress() == (0.75, "1 min 4 s left", "loss 0.8 · train 0.7")
+    log.write_text("epoch 3/4 · loss 0.8 · 7500 s left\n")  # as `train` says it
+    assert job.progress() == (0.75, "2 h 05 min left", "loss 0.8")
     log.write_text("pair 1/9 · conv1\rpair 2/9 · conv2\r")
     assert job.progress() == (pytest.approx(2 / 9), "", "conv2")
     log.write_text("reading checkpoints\n")

@@ -192,7 +192,7 @@ def archive(options: argparse.Namespace) -> None:
 
 def plan(options: argparse.Namespace) -> None:
     """Print what a study will compute and what that takes on this machine, after measuring it for 20 seconds."""
-    device = _device(options)
+    device = _device(options, repeats=True)
     from cca_dynamics import cost
     from cca_dynamics.study import Study, read_config
 

@@ -412,12 +412,19 @@ def show(study: Study, device: str, parallel: int) -> None:
     side_by_side = f"{parallel} jobs side by side" if parallel > 1 else "one job after the other"
     time_of_run = duration(wall_clock(works, parallel))
     print(f"About {time_of_run} on {hardware()}, {side_by_side}. Good within a factor of two.")
+    if stopping := [result for result in study.targets if _stops_early(study.cohorts_of(result))]:
+        print(f"Networks of {' and '.join(stopping)} may stop early (stop_at_loss); all their epochs are counted.")
     print(disk_use(works, study.config.keep_activations))
     if "train" in works.index:
         train = works.loc["train"]
         print(f"Training: {train['operations'] / train['seconds'] / 1e9:,.0f} GFLOP/s per job.")
     if device == "cpu":
         print("Memory is without the 0.6 GB of Python with PyTorch.")
+
+
+def _stops_early(cohorts: Iterable[Cohort]) -> bool:
+    """Whether networks may stop before the last epoch."""
+    return any(getattr(cohort.training, "stop_at_loss", None) is not None for cohort in cohorts)
 
 
 def disk_use(works: pd.DataFrame, keep_activations: bool) -> str:

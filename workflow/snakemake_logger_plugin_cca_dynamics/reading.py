@@ -7,7 +7,8 @@ import time
 from contextlib import suppress
 from dataclasses import dataclass, field
 
-PROGRESS = re.compile(r"\w+ (\d+)/(\d+) · (.+)")  # e.g. epoch 12/30 · loss 0.831 · train 0.712 · 41 s left
+PROGRESS = re.compile(r"\w+ (\d+)/(\d+) · (.+)")  # e.g. epoch 12/30 · loss 0.831 · train 0.712 · 3041 s left
+LEFT = re.compile(r"(\d+) s left")
 CONTROL = re.compile(r"\x1b\[[0-9;?]*[ -/]*[@-~]|[\x00-\x1f\x7f-\x9f]")
 ERROR_HEAD = re.compile(r'(\w+)(?: in rule (\S+?))?(?: in file "(.+)", line (\d+))?[:.]')
 TRACEBACK_LINE = re.compile(r'Traceback:|\s+File ".*", line \d+, in ')
@@ -126,6 +127,7 @@ class Job:
                 for found in filter(None, map(PROGRESS.fullmatch, reversed(lines))):
                     done, total, parts = int(found[1]), int(found[2]), found[3].split(" · ")
                     left = parts.pop() if parts[-1].endswith(" left") else ""
+                    left = LEFT.sub(lambda seconds: f"{duration(int(seconds[1]))} left", left)
                     return min(1.0, done / max(1, total)), left, " · ".join(parts)
                 return 0.0, "", lines[-1].strip() if lines else ""
         return 0.0, "", ""
