@@ -287,8 +287,8 @@ def test_a_reading_that_changes_nothing_is_left_out(tmp_path):
 def test_the_last_words_of_a_claim_s_name_are_a_reading_too(collected):
     of_claim = multiverse.by_claim(collected)
     assert list(of_claim) == ["toy_noise.svcca_over_pwcca", "width.fitted", "width.raw_miss_it_cosine"]
-    found = {(choices["points"], choices["claim"]) for choices in of_claim["toy_noise.svcca_over_pwcca"]["choices"]}
-    assert found == {(points, words) for points in ("200", "300") for words in ("deviation", "variance")}
+    found = [(choices["points"], choices["claim"]) for choices in of_claim["toy_noise.svcca_over_pwcca"]["choices"]]
+    assert sorted(found) == [([points], [words]) for points in ("200", "300") for words in ("deviation", "variance")]
     assert all("claim" not in choices for choices in of_claim["width.fitted"]["choices"])
 
 
@@ -303,6 +303,30 @@ def test_the_summary_counts_readings_that_could_be_tested():
     (row,) = multiverse.summary(pd.DataFrame(rows, columns=multiverse.COLUMNS)).to_dict("records")
     assert (row["holds"], row["readings"], row["own"], row["lowest"], row["highest"]) == (2, 3, 1.0, -1.0, 3.0)
     assert multiverse.share_in_words(row) == "2 of 3"
+
+
+def test_readings_with_the_same_numbers_count_once():
+    def row(claim, variant, value, **choices):
+        return claim, variant, json.dumps(choices), value, value - 1, value + 1, 0.01, REPRODUCED
+
+    rows = [
+        row("x.y", "", 1.0, a="1", b="1"),
+        row("x.y", "readings/a", 1.0, a="2", b="1"),  # a does not enter it
+        row("x.y", "readings/b", 2.0, a="1", b="2"),
+        row("x.y", "readings/ab", 2.0, a="2", b="2"),
+        row("x.z", "", 1.0, a="1", b="1"),
+        row("x.z", "readings/b", 1.0, a="1", b="2"),
+    ]
+    table = pd.DataFrame(rows, columns=multiverse.COLUMNS)
+    of_claim = multiverse.by_claim(table)
+    assert list(of_claim["x.y"]["choices"]) == [{"a": ["1", "2"], "b": ["1"]}, {"a": ["1", "2"], "b": ["2"]}]
+    assert list(of_claim["x.y"]["variant"]) == ["", "readings/b"] and len(of_claim["x.z"]) == 1
+    one, other = multiverse.summary(table).to_dict("records")
+    assert (one["holds"], one["readings"]) == (2, 2) and (other["holds"], other["readings"]) == (1, 1)
+    assert multiverse.tally_in_words(multiverse.summary(table)) == (
+        "1 of 2 claims have other numbers under other readings: 1 are reproduced in every reading that can test them, "
+        "0 in some, 0 in none"
+    )
 
 
 def test_curves_show_every_reading_in_order_and_what_it_chooses(collected):

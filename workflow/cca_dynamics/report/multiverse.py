@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -52,6 +52,8 @@ SMALL = 6.5
 """Points of the letters."""
 LONGEST_LABEL = 26
 """Letters of a value that fit beside its row, and of a line of a claim's name above its curve."""
+NUMBERS = ["value", "ci_low", "ci_high", "p_value", "verdict"]
+"""What two readings that are one for a claim have in common."""
 ROUNDING = 1e-9
 """Values whose spread is below this are one value."""
 
@@ -131,12 +133,15 @@ def read_if_made(study: str, root: Path = Path()) -> pd.DataFrame | None:
 def by_claim(table: pd.DataFrame) -> dict[str, pd.DataFrame]:
     """The rows of each claim, under the name that it has without readings, with their choices spelled out.
 
+    A claim about a recurrent network does not depend on how the convolutional one is read. Readings that give a claim
+    the same numbers are therefore one row, so that nothing is counted as support that could not have spoken against it.
+
     Args:
         table: as `read` returns it.
 
     Returns:
-        Claim → its rows, which have a column `choices`, key → value in words; names that end with a reading have it
-        under the key `WITHIN`.
+        Claim → its rows, which have a column `choices`, key → the values in words that give these numbers; names that
+        end with a reading have it under the key `WITHIN`.
     """
     names, choices = [], []
     for claim, reading in zip(table["claim"], table["reading"], strict=True):
@@ -144,7 +149,25 @@ def by_claim(table: pd.DataFrame) -> dict[str, pd.DataFrame]:
         names.append(f"{result}.{name}")
         words = within.rstrip(".").replace("_", " ")
         choices.append(json.loads(reading) | ({WITHIN: words} if words else {}))
-    return dict(iter(table.assign(choices=choices).groupby(np.array(names), sort=False)))
+    spelled_out = table.assign(choices=choices).groupby(np.array(names), sort=False)
+    return {claim: _merged(rows) for claim, rows in spelled_out}
+
+
+def _merged(rows: pd.DataFrame) -> pd.DataFrame:
+    """One row for all readings of a claim with the same numbers: the first, with the choices of all of them."""
+    alike = rows.groupby(["claim", *NUMBERS], dropna=False, sort=False)
+    merged = rows.drop_duplicates(["claim", *NUMBERS])
+    return merged.assign(choices=[_united(of_numbers["choices"]) for _, of_numbers in alike])
+
+
+def _united(choices: Iterable[Mapping[str, str]]) -> dict[str, list[str]]:
+    """Key → the values of several choices, each once, in their order."""
+    united: dict[str, list[str]] = {}
+    for of_reading in choices:
+        for key, value in of_reading.items():
+            if value not in (values := united.setdefault(key, [])):
+                values.append(value)
+    return united
 
 
 def summary(table: pd.DataFrame) -> pd.DataFrame:
@@ -155,7 +178,7 @@ def summary(table: pd.DataFrame) -> pd.DataFrame:
 
     Returns:
         One row per claim, in the table's order: claim, holds (readings in which it is reproduced), readings (in which
-        it could be tested), own (value under the study's own reading, the mean of several), lowest and highest (value
+        it could be tested; those with the same numbers count once, see `by_claim`), own (value under the study's own reading, the mean of several), lowest and highest (value
         over all readings; nan if there is none), and one column for each of `VERDICTS`, how many readings have it.
     """
     rows = []
@@ -180,8 +203,21 @@ def share_in_words(row: Mapping[str, object]) -> str:
     return f"{row['holds']} of {row['readings']}" if row["readings"] else "–"
 
 
+def tally_in_words(rows: pd.DataFrame) -> str:
+    """In how many readings the claims of a summary hold, those that several readings give different numbers."""
+    read = rows[rows[list(VERDICTS)].sum(axis=1) > 1]
+    tested = read[read["readings"] > 0]
+    every, none = (tested["holds"] == tested["readings"]).sum(), (tested["holds"] == 0).sum()
+    untested = len(read) - len(tested)
+    text = (
+        f"{len(read)} of {len(rows)} claims have other numbers under other readings: {every} are reproduced in every "
+        f"reading that can test them, {len(tested) - every - none} in some, {none} in none"
+    )
+    return text + f"; {untested} cannot be tested" * bool(untested)
+
+
 def draw_overview(table: pd.DataFrame):
-    """The claims with more than one reading: how many readings have which verdict, and the range of the value.
+    """The claims with numbers that depend on the reading: how many readings have which verdict, and the value's range.
 
     Args:
         table: as `read` returns it.
@@ -286,10 +322,9 @@ def _levels(shown: dict[str, pd.DataFrame]) -> dict[str, list[str]]:
     levels: dict[str, list[str]] = {}
     for rows in shown.values():
         for choices in rows["choices"]:
-            for key, value in choices.items():
+            for key, values in choices.items():
                 known = levels.setdefault(key, [])
-                if value not in known:
-                    known.append(value)
+                known += [value for value in values if value not in known]
     return {key: values for key, values in levels.items() if len(values) > 1}
 
 
@@ -336,7 +371,7 @@ def _draw_matrix(axis, rows: pd.DataFrame, levels: dict[str, list[str]]) -> None
     colours = np.array([STYLES[verdict][0] for verdict in rows["verdict"]])
     size = float(np.clip(70 / len(rows), 1.8, 3.2)) ** 2
     for number, (key, value) in enumerate(lines):
-        chosen = np.array([choices.get(key) == value for choices in rows["choices"]])
+        chosen = np.array([value in choices.get(key, ()) for choices in rows["choices"]])
         axis.scatter(places[chosen], np.full(chosen.sum(), number), s=size, c=colours[chosen], marker="s", linewidths=0)
         if number and lines[number - 1][0] != key:
             axis.axhline(number - 0.5, color="#cccccc", linewidth=0.4)

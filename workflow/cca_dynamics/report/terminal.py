@@ -116,11 +116,13 @@ def _show_readings(study: str, path: Path) -> None:
     table.add_column("Claim", ratio=1)
     for heading in ("Reproduced in", "This study", "Lowest", "Highest"):
         table.add_column(heading, no_wrap=True, justify="right")
-    for row in multiverse.summary(multiverse.read(path)).to_dict("records"):
+    rows = multiverse.summary(multiverse.read(path))
+    for row in rows.to_dict("records"):
         numbers = (multiverse.number_in_words(row[column]) for column in ("own", "lowest", "highest"))
         table.add_row(row["claim"], multiverse.share_in_words(row), *numbers)
     console = _console()
     console.print(table)
+    console.print(multiverse.tally_in_words(rows))
     folder = Path("figures", study, "multiverse")
     for figure in (folder.with_suffix(".png"), *sorted(folder.glob("*.png"))):
         console.print(f"  {figure}", soft_wrap=True)
