@@ -157,7 +157,13 @@ def test_command_and_target_print_the_table(capsys, monkeypatch, quick):
         assert re.search(rf"^{rule} ", text, re.MULTILINE)
     assert "Networks of clusters and grounding may stop early (stop_at_loss)" in text
     assert "2 jobs side by side" in text and re.search(r"^Disk: .+ all of which is kept", text, re.MULTILINE)
-    assert cli.main(["plan", "--config", json.dumps({"sede": 1}), "--device", "cpu"]) == 1
+    assert cli.main(["plan", "--whole-config", json.dumps({"sede": 1}), "--device", "cpu"]) == 1
+    assert "sede" in capsys.readouterr().err
+    smoke = ["plan", "--configfile", "studies/smoke.yaml", "--device", "cpu"]
+    assert cli.main([*smoke, "--config", "networks_per_job=1", "targets=[width]"]) == 0
+    assert re.search(r"^train +(\d+) +\1 ", capsys.readouterr().out, re.MULTILINE)  # as many jobs as networks
+    assert cli.main([*smoke, "--config", "networks_per_job"]) == 1
+    assert "--config networks_per_job is not KEY=VALUE" in capsys.readouterr().err
     assert cli.main(["plan", "--configfile", "studies/nowhere.yaml", "--device", "cpu"]) == 1
     assert "studies/nowhere.yaml cannot be read" in capsys.readouterr().err
 

@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 from cca_dynamics.errors import DamagedFile
 from cca_dynamics.report import publish, verification
+from cca_dynamics.report.captions import caption_of
 from cca_dynamics.report.summary import (
     difference_in_words,
     family_in_words,
@@ -100,6 +101,7 @@ def test_publish_keeps_figures_claims_and_what_the_run_took(finished):
     assert (out / "width.png").read_bytes() == b"picture of width"
     assert (out / "claims.csv").read_bytes() == (finished / "results/small/claims.csv").read_bytes()
     text = (out / "README.md").read_text()
+    assert f"## width\n\n![width](width.png)\n\n{caption_of('width').strip()}" in text
     assert "`snakemake`" in text and "A note." in text and hardware() in text
     assert "| 4 | Wider is closer. | ρ \\| n = 5 | -0.9 [-1, -0.8] | 0.008 |  |  | **reproduced** |" in text
     assert "| 0.4 | -0.96 | +1.06 [+0.76, +1.26] | **inconclusive** |" in text
@@ -116,7 +118,8 @@ def test_publish_updates_the_marked_tables_of_the_readme_only(finished):
         "between",
         "after",
     ]
-    assert "| `width` | [figure](figures/reference/small/width.png) | 4 | 1 reproduced, 1 inconclusive |" in readme
+    figure = "[figure](figures/reference/small/README.md#width)"
+    assert f"| `width` | {figure} | 4 | 1 reproduced, 1 inconclusive |" in readme
     again = readme
     publish.publish("small", "snakemake")
     assert (finished / "README.md").read_text() == again

@@ -196,7 +196,9 @@ def plan(options: argparse.Namespace) -> None:
     from cca_dynamics import cost
     from cca_dynamics.study import Study, read_config
 
-    config = options.config if options.config is not None else read_config(options.configfile)
+    config = options.whole_config
+    if config is None:
+        config = read_config(options.configfile, entries=options.config)
     cost.show(Study(config), device, cost.parallel_jobs(device, options.cores))
 
 
@@ -206,7 +208,7 @@ def protocol(options: argparse.Namespace) -> None:
     from cca_dynamics.study import Study, read_config
     from cca_dynamics.variants import fresh_seeds
 
-    config = read_config(options.configfile)
+    config = read_config(options.configfile, entries=options.config)
     study = Study(config)
     if study.protocol is None:
         raise UserError(f"the study {study.name} has no protocol; name one under the config key protocol")
@@ -391,13 +393,16 @@ def _report(line: str) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="cca-dynamics", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog="cca-dynamics", description=__doc__.splitlines()[0], allow_abbrev=False)
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     def add(run: Callable, *, device: bool = False, resumes: bool = False) -> Callable:
         command = commands.add_parser(
-            run.__name__.replace("_", "-"), help=run.__doc__.splitlines()[0], description=run.__doc__
+            run.__name__.replace("_", "-"),
+            help=run.__doc__.splitlines()[0],
+            description=run.__doc__,
+            allow_abbrev=False,
         )
         command.set_defaults(run=run)
         if device:
@@ -537,13 +542,15 @@ def _parser() -> argparse.ArgumentParser:
     argument("--out", type=Path, metavar="FILE.zip", help="the archive; default: STUDY.zip")
     argument("--networks", action="store_true", help="with the trained networks")
 
-    argument = add(plan, device=True)
-    argument("--configfile", type=Path, nargs="*", default=[], help="overlays on config.yaml, in order")
-    argument("--config", type=json.loads, metavar="JSON", help="a whole config instead")
+    def add_config(argument: Callable) -> None:
+        argument("--configfile", type=Path, nargs="*", default=[], help="overlays on config.yaml, in order")
+        argument("--config", nargs="*", default=[], metavar="KEY=VALUE", help="keys on top of them, as of snakemake")
+
+    add_config(argument := add(plan, device=True))
+    argument("--whole-config", type=json.loads, metavar="JSON", help="a whole config instead")
     argument("--cores", type=int, help="jobs side by side on a CPU; default: all cores")
 
-    argument = add(protocol)
-    argument("--configfile", type=Path, nargs="*", default=[], help="overlays on config.yaml, in order")
+    add_config(argument := add(protocol))
     argument("--renew", action="store_true", help="write the config's checksum into the file")
 
     argument = add(schema)

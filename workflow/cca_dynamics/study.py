@@ -296,12 +296,20 @@ def on_top_of(defaults: dict[str, Any], changes: Mapping[str, Any]) -> dict[str,
     return result
 
 
-def read_config(overlays: Sequence[Path], base: Path = Path("config.yaml")) -> dict[str, Any]:
+def read_config(
+    overlays: Sequence[Path], base: Path = Path("config.yaml"), entries: Sequence[str] = ()
+) -> dict[str, Any]:
     """config.yaml with overlays on top, merged key by key as Snakemake merges them.
 
+    Args:
+        overlays: files, in order.
+        base: the file below them.
+        entries: KEY=VALUE, on top of all files, as Snakemake reads those after `--config`.
+
     Raises:
-        UserError: a file is missing or not YAML.
+        UserError: a file is missing or not YAML, or an entry is not KEY=VALUE.
     """
+    from snakemake.cli import parse_config
     from snakemake.utils import update_config
 
     config: dict[str, Any] = {}
@@ -312,6 +320,10 @@ def read_config(overlays: Sequence[Path], base: Path = Path("config.yaml")) -> d
             raise UserError(
                 f"{path} cannot be read ({' '.join(str(problem).split())}); correct the path or the file"
             ) from None
+    try:
+        update_config(config, parse_config(entries))
+    except ValueError:
+        raise UserError(f"--config {' '.join(entries)} is not KEY=VALUE; correct it") from None
     return config
 
 

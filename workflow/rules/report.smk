@@ -97,7 +97,7 @@ rule plan:
     message:
         "plan"
     shell:
-        "{resources.program} plan --config {params.config:q} --cores {params.cores} --device {params.device} 2> {log:q}"
+        "{resources.program} plan --whole-config {params.config:q} --cores {params.cores} --device {params.device} 2> {log:q}"
 
 
 onsuccess:

@@ -8,7 +8,7 @@ FOLDER = Path(__file__).parent / "captions"
 
 
 def caption_of(result: str) -> str:
-    """The caption below the figure of a result, as reStructuredText.
+    """The caption below the figure of a result: reStructuredText that is Markdown, too.
 
     Raises:
         OSError: the result has no caption.

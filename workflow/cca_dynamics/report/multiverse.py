@@ -178,8 +178,9 @@ def summary(table: pd.DataFrame) -> pd.DataFrame:
 
     Returns:
         One row per claim, in the table's order: claim, holds (readings in which it is reproduced), readings (in which
-        it could be tested; those with the same numbers count once, see `by_claim`), own (value under the study's own reading, the mean of several), lowest and highest (value
-        over all readings; nan if there is none), and one column for each of `VERDICTS`, how many readings have it.
+        it could be tested; those with the same numbers count once, see `by_claim`), own (value under the study's own
+        reading, the mean of several), lowest and highest (value over all readings; nan if there is none), and one
+        column for each of `VERDICTS`, how many readings have it.
     """
     rows = []
     for claim, of_claim in by_claim(table).items():

@@ -16,6 +16,7 @@ import pandas as pd
 
 from cca_dynamics.errors import DamagedFile
 from cca_dynamics.report import replicates, verification
+from cca_dynamics.report.captions import caption_of
 from cca_dynamics.report.summary import (
     WHOLE_RUN,
     claims_of,
@@ -67,7 +68,10 @@ def publish(study: str, command: str, note: str = "") -> Path:
     machine = f"{run.hardware}, Python {run.python}"
     origin = f"`{command}`, {run.commit}, {run.date}, on {machine}. {note}".strip()
     text = [f"# {study}", origin, claims_table(table, of_seeds), "## Time and memory", runtime]
-    images = [f"## {figure.stem}\n\n![{figure.stem}]({figure.name})" for figure in figures]
+    images = [
+        f"## {figure.stem}\n\n![{figure.stem}]({figure.name})\n\n{caption_of(figure.stem).strip()}"
+        for figure in figures
+    ]
     with replacing(out / "README.md") as temporary:
         temporary.write_text("\n\n".join([*text, *images]) + "\n", encoding="utf-8")
     blocks = {
@@ -150,7 +154,7 @@ def results_table(study: str, table: pd.DataFrame, of_seeds: pd.DataFrame | None
         claims_of_result = claims_of(result, table)
         if claims_of_result.empty:
             continue
-        figure = f"[figure](figures/reference/{study}/{result}.png)"
+        figure = f"[figure](figures/reference/{study}/README.md#{result})"
         papers = figures_in_words(claims_of_result["figure"])
         row = [title_of(result), f"`{result}`", figure, papers, verdicts_in_words(claims_of_result)]
         if of_seeds is not None:

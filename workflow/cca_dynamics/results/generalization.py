@@ -505,7 +505,7 @@ def _closer_again(distances: Distances, options: StageOptions, per_group: str) -
     if "mean_cca" in options.measures:
         unweighted = fall("mean_cca")
         difference = weighted - unweighted
-        verdict = exceeds(0, difference.interval())
+        verdict, (low, high) = exceeds(0, difference.interval()), unweighted.interval()
         if verdict == REPRODUCED:  # unless mean CCA sees a fall, if a smaller one, or may see one
             of_unweighted = exceeds(0, unweighted.interval())
             verdict = {REPRODUCED: NOT_REPRODUCED, INCONCLUSIVE: INCONCLUSIVE}.get(of_unweighted, REPRODUCED)
@@ -516,8 +516,9 @@ def _closer_again(distances: Distances, options: StageOptions, per_group: str) -
                     claim="generalization.mean_cca_misses_it",
                     figure="A9",
                     statement="The unweighted mean of the correlations misses that the last layers come closer.",
-                    statistic=f"fall under PWCCA minus fall under mean CCA, {contrast}, where mean CCA sees none: the "
-                    f"whole interval of its fall, {unweighted.value:.3f}, is at most 0; {per_group}, jackknife",
+                    statistic=f"fall under PWCCA minus fall under mean CCA, {contrast}; it misses the fall if "
+                    f"the whole interval of its own, {unweighted.value:.3f} [{low:.3f}, {high:.3f}], is at most 0; "
+                    f"{per_group}, jackknife",
                     value=difference.value,
                     interval=difference.interval(),
                     verdict=verdict,

@@ -505,7 +505,7 @@ def _claims_about_convergence(table: pd.DataFrame, options: StageOptions, name_o
         _claim(
             kind,
             "lag",
-            f"The representation converges later than {kind.performance}",
+            f"On the way to the end of training the representation lags behind {kind.performance}",
             "area between the progress of performance and that of the mean correlation with the end, each from 0 to 1, "
             f"as a share of training (95 % are reached at epochs {reached[0]:g} and {reached[1]:g}{not_before})",
             progress.lags(),
