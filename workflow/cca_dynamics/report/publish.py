@@ -124,7 +124,7 @@ def claims_table(table: pd.DataFrame, of_seeds: pd.DataFrame | None = None) -> s
     rows = [
         [
             figures_in_words([row.figure]),
-            row.statement,
+            f"{row.statement} `{row.claim}`",
             row.statistic,
             value_in_words(row, ".3g"),
             "" if isnan(row.p_value) else f"{row.p_value:.2g}",
