@@ -103,7 +103,9 @@ def test_publish_keeps_figures_claims_and_what_the_run_took(finished):
     text = (out / "README.md").read_text()
     assert f"## width\n\n![width](width.png)\n\n{caption_of('width').strip()}" in text
     assert "`snakemake`" in text and "A note." in text and hardware() in text
-    assert "| 4 | Wider is closer. `width.trend` | ρ \\| n = 5 | -0.9 [-1, -0.8] | 0.008 |  |  | **reproduced** |" in text
+    assert (
+        "| 4 | Wider is closer. `width.trend` | ρ \\| n = 5 | -0.9 [-1, -0.8] | 0.008 |  |  | **reproduced** |" in text
+    )
     assert "| 0.4 | -0.96 | +1.06 [+0.76, +1.26] | **inconclusive** |" in text
     assert "| `train` | 2 | 1 min 50 s | 300 MB |" in text
     assert "| **the whole run** | 3 | 1 min 35 s | 300 MB |" in text  # from 1000 to 1090, and 5 s
