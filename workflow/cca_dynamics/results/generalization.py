@@ -479,7 +479,7 @@ def _at_the_softmax(distances: Distances, rows: pd.DataFrame, options: StageOpti
 
 
 def _closer_again(distances: Distances, options: StageOptions, per_group: str) -> list[Claim]:
-    """Do generalizing networks come closer again in the last layers, and does the unweighted mean see it?
+    """Do generalizing networks come closer again in the last layers, and does mean CCA see it?
 
     The paper's layer 8 against the mean of layers 9 and 10: here the first of the late layers against the rest.
     """
@@ -515,7 +515,7 @@ def _closer_again(distances: Distances, options: StageOptions, per_group: str) -
                 Claim(
                     claim="generalization.mean_cca_misses_it",
                     figure="A9",
-                    statement="The unweighted mean of the correlations misses that the last layers come closer.",
+                    statement="Mean CCA misses that the last layers come closer.",
                     statistic=f"fall under PWCCA minus fall under mean CCA, {contrast}; it misses the fall if "
                     f"the whole interval of its own, {unweighted.value:.3f} [{low:.3f}, {high:.3f}], is at most 0; "
                     f"{per_group}, jackknife",

@@ -217,7 +217,7 @@ def claims(table: pd.DataFrame, options: StageOptions) -> list[Claim]:
     ]
     result += [_bottom_up(curves[models[0], measure], models[0], measure, "", seed) for measure in controls]
     blurred = [
-        ("mean_cca", "unweighted_blurs", "6", "The unweighted mean of the correlations blurs the order of layers")
+        ("mean_cca", "unweighted_blurs", "6", "Mean CCA blurs the order of layers")
     ]
     noisier = [
         (

@@ -1,4 +1,4 @@
-"""Figure 2: projection weighting finds the signal that layers share where the plain mean drowns it in noise.
+"""Figure 2: projection weighting finds the signal that layers share where mean CCA drowns it in noise.
 
 Protocol (Morcos et al. 2018, section 2.2 and A.4). Two layers of 200 neurons on 2,000 data points: k neurons carry
 signal, which the second layer holds after a random orthonormal transform; the other 200 - k are noise, drawn anew for
@@ -59,7 +59,7 @@ class Options(ResultOptions):
     )
     draws: Integer = option(10, "compute", "claims", ge=2, le=1000, description="Random draws of the layers.")
     robust: Number = option(
-        0.5, "claims", gt=0, lt=1, description="Robust: PWCCA is below this share of the unweighted mean's distance."
+        0.5, "claims", gt=0, lt=1, description="Robust: PWCCA is below this share of the distance of mean CCA."
     )
     measures: Measures = option(
         ("mean_cca", "svcca", "pwcca"), "compute", "claims", "plot", description=MEASURES_DESCRIPTION
@@ -131,7 +131,7 @@ def layers(
     return np.hstack([shared, noise[0]]), np.hstack([shared @ rotation, noise[1]])
 
 
-NAMES = {"mean_cca": "the unweighted mean", "svcca": "SVCCA", "pwcca": "PWCCA"}
+NAMES = {"mean_cca": "mean CCA", "svcca": "SVCCA", "pwcca": "PWCCA"}
 PAIRS = (("mean_cca", "svcca"), ("svcca", "pwcca"), ("mean_cca", "pwcca"))
 """(overestimates more, less)."""
 
@@ -189,7 +189,7 @@ def _robust_claim(by_draw: pd.DataFrame, reading: str, options: StageOptions) ->
         figure="2",
         source="section 2.2",
         statement=f"PWCCA is largely robust to noise, whatever the share of signal (noise read by its {reading}).",
-        statistic=f"largest PWCCA distance as a share of the unweighted mean's (below {options.robust:g}), at k = "
+        statistic=f"largest PWCCA distance as a share of that of mean CCA (below {options.robust:g}), at k = "
         f"{largest} of {options.neurons} signal neurons; {_where(verdicts)}; noise of {reading} 0.1; n = "
         f"{options.draws} draws, t test at each k, Holm",
         value=share[largest].value,
