@@ -686,10 +686,9 @@ def _draw_sizes(axis, table: pd.DataFrame, layers: Sequence[str]) -> None:
         bars = np.abs(np.array([gap.interval() for gap in gaps]).T - values)
         axis.errorbar(per_unit, values, yerr=bars, color=colour, marker=marker, capsize=2, elinewidth=0.9, label=layer)
     paper = [_paper_difference(GROUPS[1], "inter", [layer])["paper_value"] for layer in LATE]
-    name = f"paper, layers {LATE[0]}–{LATE[-1]}"
-    figures.published_points(axis, [EXAMPLES_PER_UNIT] * len(paper), paper, figures.GREY, "o", name, 20)
+    figures.published_points(axis, [EXAMPLES_PER_UNIT] * len(paper), paper, figures.GREY, "o", "paper", 20)
     axis.axhline(0, **figures.THRESHOLD)
     axis.set_xscale("log", base=2)
     axis.xaxis.set_major_formatter("{x:g}")
     axis.set(xlabel="Training examples per unit", ylabel="Between groups\n− memorizing")
-    axis.legend(loc="lower right", bbox_to_anchor=(1, 1), borderaxespad=0.2, ncols=len(layers) + 1)
+    axis.legend(loc="lower right", bbox_to_anchor=(1, 1), borderaxespad=0.2, ncols=len(layers) + 1, columnspacing=1.4)
