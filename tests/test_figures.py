@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from cca_dynamics.config.models import StageOptions
-from cca_dynamics.results import clustering, figures
+from cca_dynamics.results import clustering, figures, recurrent_sequence
 from cca_dynamics.results.claims import COLUMNS
 from cca_dynamics.results.registry import RESULTS
 from cca_dynamics.similarity import MEASURES
@@ -227,6 +227,38 @@ def test_measures_have_names_without_pytorch():
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert run.stdout == "Linear CKA, Angular shape, Of my own, False\n"
     assert set(figures.LABELS) < set(MEASURES)
+
+
+def test_measures_can_be_told_apart_in_every_figure():
+    styles = figures.measure_styles([*MEASURES, "of_my_own"])
+    assert set(MEASURES) == set(figures.MEASURES) and len(set(styles.values())) == len(styles)
+    cca = [styles[measure][0] for measure in ("pwcca", "svcca", "mean_cca")]
+    assert len(set(cca)) == 3
+
+
+def test_a_legend_in_rows_reads_from_left_to_right():
+    figure, (axis,) = figures.panels(1, 1, height=2)
+    first, second = ({label: axis.plot([0, 1], [0, 1])[0] for label in labels} for labels in ("abc", "d"))
+    figures.legend_in_rows(figure, {"text:": None, **first}, {"repeats:": None, **second})
+    figure.draw_without_rendering()
+    places = {
+        text.get_text(): text.get_window_extent() for text in figure.legends[0].get_texts() if text.get_text().strip()
+    }
+    assert sorted(places, key=lambda label: (-round(places[label].y0), places[label].x0)) == [
+        *("text:", *"abc", "repeats:", "d")
+    ]
+    plt.close(figure)
+
+
+@pytest.mark.parametrize(("apart", "coincide"), [(0.01, True), (0.1, False)])
+def test_a_panel_says_when_the_curves_of_all_starts_coincide(apart, coincide):
+    options, table = options_and_table("recurrent_sequence")
+    values = table["position"].rsub(options.positions) / options.positions
+    later = np.isclose(table["start"], max(options.starts))
+    figure = drawn(recurrent_sequence, table.assign(value=values + apart * later), options)
+    titles = [axis.get_title() for axis in figure.axes]
+    assert [title.endswith("all starts coincide") for title in titles] == [False] * 3 + [coincide] * 3
+    plt.close(figure)
 
 
 def test_letters_that_the_font_lacks_come_from_another_or_are_named_once(tmp_path, capsys, monkeypatch, recwarn):

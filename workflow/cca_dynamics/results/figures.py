@@ -22,11 +22,12 @@ from cca_dynamics.runtime.storage import replacing
 
 # Okabe & Ito (2008): distinguishable with any colour vision. Markers differ as well, for print in grey.
 BLUE, ORANGE, GREEN, PURPLE, GREY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#6b6b6b"
+SKY, AMBER = "#56B4E9", "#E69F00"
 
 SERIES = ((BLUE, "o"), (ORANGE, "s"), (GREEN, "^"), (PURPLE, "D"), (GREY, "v"))
 """Colour and marker of the curves of a panel."""
-SEEN, UNSEEN = SERIES[2], SERIES[3]
-"""Colour and marker of performance on training and on held-out data."""
+SEEN, UNSEEN = (AMBER, "P"), (SKY, "X")
+"""Colour and marker of performance on training and on held-out data; no curves of `SERIES` look like them."""
 FLOOR = {"color": GREY, "linewidth": 0.8, "linestyle": ":"}
 """Line of the distance expected of unrelated Gaussian layers."""
 THRESHOLD = {"color": GREY, "linewidth": 0.7, "linestyle": ":"}
@@ -71,6 +72,28 @@ LABELS = {
 }
 """Measures whose names on axes are not their keys: key of `similarity.MEASURES` → name."""
 
+MEASURES = {
+    "pwcca": (BLUE, "o"),
+    "svcca": (SKY, "s"),
+    "mean_cca": (PURPLE, "^"),
+    "linear_cka": (ORANGE, "D"),
+    "linear_cka_debiased": (AMBER, "v"),
+    "procrustes": (GREEN, "P"),
+    "cosine": (GREY, "X"),
+    "pwcca_squared": (BLUE, "<"),
+    "pwcca_thresholded": (BLUE, ">"),
+    "bartlett": (BLUE, "*"),
+    "rbf_cka": (ORANGE, "p"),
+    "angular_shape": (GREEN, "h"),
+    "rsa": (GREEN, "<"),
+    "mutual_neighbours": (GREEN, ">"),
+    "linear_predictivity": (GREEN, "d"),
+    "euclidean": (GREY, "8"),
+}
+"""Colour and marker of measures, the same in all figures; those compared most often have a colour of their own."""
+OTHER_MEASURES = "H123"
+"""Markers of other measures, a user's own, in grey."""
+
 
 def measure_label(measure: str) -> str:
     """How a measure is called on axes and in tables, e.g. "Linear CKA".
@@ -82,6 +105,13 @@ def measure_label(measure: str) -> str:
         measure: key of `similarity.MEASURES`; one without an entry in `LABELS` is called after its key.
     """
     return LABELS.get(measure, measure[:1].upper() + measure[1:].replace("_", " "))
+
+
+def measure_styles(measures: Sequence[str]) -> dict[str, tuple[str, str]]:
+    """Colour and marker of each of some measures."""
+    others = [measure for measure in measures if measure not in MEASURES]
+    own = {measure: (GREY, OTHER_MEASURES[i % len(OTHER_MEASURES)]) for i, measure in enumerate(others)}
+    return {measure: (MEASURES | own)[measure] for measure in measures}
 
 
 def panels(rows: int, columns: int, height: float, ratios: Sequence[float] | None = None):
@@ -133,6 +163,8 @@ def epoch_bar(figure, axis, epochs: Sequence[float]):
     bar = figure.colorbar(plt.cm.ScalarMappable(scale, "viridis_r"), ax=axis, label="Epoch", pad=0.02)
     bar.ax.set_ylim(0, max(epochs))
     bar.outline.set_visible(False)
+    if max(epochs) >= 4:
+        bar.ax.yaxis.get_major_locator().set_params(integer=True)
     return lambda epoch: plt.get_cmap("viridis_r")(scale(epoch))
 
 
@@ -147,6 +179,12 @@ def sequential(count: int) -> list:
 def many_series() -> list:
     """Colours and markers for a dozen kinds of points: the five of SERIES, then other pairings of them."""
     return [(SERIES[i % 5][0], SERIES[(i + i // 5) % 5][1]) for i in range(15)]
+
+
+def further_series(count: int) -> list:
+    """Colours and markers of so many curves in a panel beside others that have the first three of SERIES."""
+    colours, marks = (PURPLE, AMBER, SKY, GREY), "DvPX*"
+    return [(colours[i % len(colours)], marks[i % len(marks)]) for i in range(count)]
 
 
 def mean_with_bars(axis, rows: pd.DataFrame, x: str, colour: str, marker: str, label: str) -> None:
@@ -180,8 +218,8 @@ def published_points(axis, x: Sequence, y: Sequence, colour: str, marker: str, l
     """Values of the paper, as hollow markers of so many square points, rimmed in white, on top of everything else."""
     from matplotlib.patheffects import withStroke
 
-    style = {"facecolors": "none", "edgecolors": colour, "marker": marker, "linewidths": 1.1, "zorder": 6}
-    axis.scatter(x, y, s=size, label=label, path_effects=[withStroke(linewidth=2.6, foreground="white")], **style)
+    style = {"facecolors": "none", "edgecolors": colour, "marker": marker, "linewidths": 1.0, "zorder": 6}
+    axis.scatter(x, y, s=size, label=label, path_effects=[withStroke(linewidth=2.0, foreground="white")], **style)
 
 
 def note(axis, text: str, at: tuple[float, float], offset: tuple[float, float], **style: object) -> None:
@@ -194,6 +232,28 @@ def legend_outside(
 ) -> None:
     """One legend for all panels, in one row above ("upper") or below ("lower") them."""
     figure.legend(handles, labels, loc=f"outside {side} center", ncols=len(labels), title=title)
+
+
+def legend_in_rows(figure, *rows: dict[str, object | None]) -> None:
+    """One legend for all panels, above them, in several rows.
+
+    Args:
+        figure: gets the legend.
+        rows: label → handle, from left to right; None: a heading.
+    """
+    from matplotlib.lines import Line2D
+
+    columns, nothing = max(map(len, rows)), Line2D([], [], linestyle="none")
+    padded = [[*row.items(), *[("", None)] * (columns - len(row))] for row in rows]
+    entries = [row[column] for column in range(columns) for row in padded]  # legends are filled column by column
+    labels, handles = zip(*entries, strict=True)
+    handles = [nothing if handle is None else handle for handle in handles]
+    figure.legend(handles, labels, loc="outside upper center", ncols=columns, columnspacing=1.4)
+
+
+def handles_of(*axes) -> dict[str, object]:
+    """What the legend of some panels says, each label once: label → handle."""
+    return {label: handle for axis in axes for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)}
 
 
 NOTE_WIDTH = 20

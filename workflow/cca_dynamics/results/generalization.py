@@ -645,7 +645,7 @@ def plot(table: pd.DataFrame, claims: pd.DataFrame, options: StageOptions):
     styles = {
         "generalizing": (figures.BLUE, "o", "Generalizing"),
         "memorizing": (figures.ORANGE, "s", "Memorizing"),
-        "inter": (figures.GREEN, "^", "Inter"),
+        "inter": (figures.GREEN, "^", "Between the groups"),
     }
     names = list(rows.sort_values("layer_index")["layer"].unique())
     for axis, (measure, split) in zip(axes, panels, strict=False):
@@ -668,24 +668,28 @@ def plot(table: pd.DataFrame, claims: pd.DataFrame, options: StageOptions):
 
 
 def _draw_published(axis, layers: int, styles: dict[str, tuple[str, str, str]]) -> None:
-    """The paper's values, its layers squeezed onto ours by relative depth, and its softmax at ours."""
-    for group, (colour, marker, _) in styles.items():
+    """The paper's values, its layers squeezed onto ours by relative depth, and its softmax at ours.
+
+    The values of a layer are drawn side by side, because many of them are equal.
+    """
+    step = (layers - 1) / SOFTMAX
+    for (group, (colour, marker, _)), aside in zip(styles.items(), (-0.28, 0, 0.28), strict=True):
         rows = published("3", group)
         label = "paper (CIFAR-10)" if group == "generalizing" else None
-        figures.published_points(axis, rows["x"] / SOFTMAX * (layers - 1), rows["value"], colour, marker, label, 30)
+        figures.published_points(axis, step * (rows["x"] + aside), rows["value"], colour, marker, label, 16)
 
 
 def _draw_sizes(axis, table: pd.DataFrame, layers: Sequence[str]) -> None:
     """Inter minus memorizing distance against the training examples per unit, one curve per layer."""
-    for (colour, marker), layer in zip(figures.many_series(), layers, strict=False):
+    for (colour, marker), layer in zip(figures.further_series(len(layers)), layers, strict=True):
         per_unit, gaps = gaps_by_size(table, layer)
         values = np.array([gap.value for gap in gaps])
         bars = np.abs(np.array([gap.interval() for gap in gaps]).T - values)
         axis.errorbar(per_unit, values, yerr=bars, color=colour, marker=marker, capsize=2, elinewidth=0.9, label=layer)
-    paper = _paper_difference(GROUPS[1], "inter", LATE)["paper_value"]
-    figures.published_points(axis, [EXAMPLES_PER_UNIT], [paper], figures.GREY, "o", "paper", 45)
+    paper = [_paper_difference(GROUPS[1], "inter", [layer])["paper_value"] for layer in LATE]
+    figures.published_points(axis, [EXAMPLES_PER_UNIT] * len(paper), paper, figures.GREY, "o", "paper", 20)
     axis.axhline(0, **figures.THRESHOLD)
     axis.set_xscale("log", base=2)
     axis.xaxis.set_major_formatter("{x:g}")
-    axis.set(xlabel="Training examples per unit", ylabel="Inter − memorizing")
-    axis.legend(loc="lower right", bbox_to_anchor=(1, 1), borderaxespad=0.2, ncols=len(layers) + 1)
+    axis.set(xlabel="Training examples per unit", ylabel="Between groups\n− memorizing")
+    axis.legend(loc="lower right", bbox_to_anchor=(1, 1), borderaxespad=0.2, ncols=len(layers) + 1, columnspacing=1.4)

@@ -559,7 +559,9 @@ def _draw_example(axis, table: pd.DataFrame, measures: list[str]) -> None:
     layer = [name for name in rows["layer"].unique() if name != "softmax"][-1]
     rows = select(rows, layer=layer)
     shown = [measure for measure in (ALL_DIRECTIONS, "pwcca", "linear_cka") if measure in measures]
-    for measure, (colour, marker) in zip(shown, figures.SERIES, strict=False):
+    styles = figures.measure_styles(["pwcca", "linear_cka"]) | {ALL_DIRECTIONS: (figures.GREEN, "^")}
+    for measure in shown:
+        colour, marker = styles[measure]
         of_measure = select(rows, measure=measure)
         style = {"color": colour, "marker": marker, "s": 12, "linewidths": 0, "alpha": 0.8}
         axis.scatter(of_measure["value"], 100 * of_measure["difference"], label=_label(measure), **style)
@@ -574,13 +576,13 @@ def _draw_correlations(axis, points: Points, measures: list[str], published: dic
     values, places = np.array([estimate.value for estimate in estimates]), np.arange(len(shown))
     low, high = np.clip([estimate.interval() for estimate in estimates], -1, 1).T
     bars = np.nan_to_num([values - low, high - values]).clip(min=0)
-    style = {"color": figures.BLUE, "marker": "o", "linestyle": "", "capsize": 2, "elinewidth": 0.9}
+    style = {"color": figures.GREY, "marker": "o", "linestyle": "", "capsize": 2, "elinewidth": 0.9}
     axis.axvline(0, **figures.THRESHOLD)
     axis.errorbar(values, places, xerr=bars, label="b–d: this study", **style)
     known = [index for index, measure in enumerate(shown) if measure in published]
     if known:
         values = [published[shown[index]] for index in known]
-        style = {"colour": figures.ORANGE, "marker": "D", "label": "b, c: Ding et al. (BERT)", "size": 20}
+        style = {"colour": figures.GREY, "marker": "D", "label": "b, c: Ding et al. (BERT)", "size": 20}
         figures.published_points(axis, values, np.array(known) + BESIDE, **style)
     axis.set_yticks(places, [_label(measure).replace(", ", ",\n") for measure in shown])
     axis.set_ylim(len(shown) - 0.3, -0.6)

@@ -533,30 +533,16 @@ def plot(table: pd.DataFrame, claims: pd.DataFrame, options: StageOptions):
     return figure
 
 
-MARKERS = "os^DvPX<>p*hd8H"
 DASHES = ("-", "--", "-.")
 
 
 def _styles(measures: tuple[str, ...]) -> list[dict[str, object]]:
-    """How the line of each measure looks: its colour names the family, its marker and dashes the measure."""
-    from cca_dynamics.similarity import MEASURES
-
-    def colour(measure: str) -> str:
-        if MEASURES[measure].canonical:
-            return figures.BLUE
-        if MEASURES[measure].neuron_by_neuron:
-            return figures.GREY
-        return figures.ORANGE if "cka" in measure else figures.GREEN
-
-    sizes = np.linspace(6, 2.5, len(measures))
+    """How the line of each measure looks: as in all figures, with markers that show beneath those drawn later."""
+    styles = figures.measure_styles(measures).values()
+    sizes = np.linspace(7.5, 2.5, len(measures))
     return [
-        {
-            "color": colour(measure),
-            "marker": MARKERS[index % len(MARKERS)],
-            "markersize": size,
-            "linestyle": DASHES[index % len(DASHES)],
-        }
-        for index, (measure, size) in enumerate(zip(measures, sizes, strict=True))
+        {"color": colour, "marker": marker, "markersize": size, "linestyle": DASHES[index % len(DASHES)]}
+        for index, ((colour, marker), size) in enumerate(zip(styles, sizes, strict=True))
     ]
 
 

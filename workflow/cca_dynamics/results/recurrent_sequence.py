@@ -255,6 +255,7 @@ def plot(table: pd.DataFrame, claims: pd.DataFrame, options: StageOptions):
             label = f"layer {layer.removeprefix('lstm')}"
             figures.network_curves(above, select(rows, input="text", layer=layer), "position", *style, label)
         repeats = select(rows, input="repeat", layer_index=last)
+        coincide = "\nall starts coincide" if _coincide(repeats) else ""
         for start, style in {**styles, NONE: (figures.GREY, "X")}.items():
             label = "no repeat" if start == NONE else f"after {start:.0%}"
             figures.network_curves(beneath, repeats[np.isclose(repeats["start"], start)], "position", *style, label)
@@ -263,14 +264,32 @@ def plot(table: pd.DataFrame, claims: pd.DataFrame, options: StageOptions):
             top = max(top, float(rows["floor"].max()))
             floor = select(rows, input="text")["floor"].mean()
             for axis in (above, beneath):
-                axis.axhline(floor, label="unrelated (Gaussian)", **figures.FLOOR)
-        for axis, title in ((above, "text"), (beneath, f"repeats, layer {last + 1}")):
+                axis.axhline(floor, label=UNRELATED, **figures.FLOOR)
+        for axis, title in ((above, "text"), (beneath, f"repeats, layer {last + 1}{coincide}")):
             axis.set(ylabel=f"{figures.measure_label(measure)} distance", ylim=(0, 1.1 * top))
             axis.set_title(title, loc="center")
             axis.xaxis.get_major_locator().set_params(integer=True)
         beneath.set_xlabel("Position in the sequence")
-    for panels, side in ((axes[: len(measures)], "upper"), (axes[len(measures) :], "lower")):
-        legends = (axis.get_legend_handles_labels() for axis in panels)
-        figures.legend_outside(figure, *max(legends, key=lambda legend: len(legend[0])), side)
+    of_text, of_repeats = (figures.handles_of(*panels) for panels in (axes[: len(measures)], axes[len(measures) :]))
+    of_repeats.pop(UNRELATED, None)  # it says so above
+    figures.legend_in_rows(figure, {"text:": None, **of_text}, {"repeats:": None, **of_repeats})
     figures.letters(*axes)
     return figure
+
+
+UNRELATED = "unrelated (Gaussian)"
+"""What the legend calls the distance expected of unrelated layers."""
+COINCIDE = 0.03
+"""Curves coincide that are nowhere farther apart than this share of the largest distance in their panel."""
+
+
+def _coincide(repeats: pd.DataFrame) -> bool:
+    """Whether the mean curves of all starts of repeats look like one.
+
+    Args:
+        repeats: rows of one measure and one layer, among them those without repeats.
+    """
+    means = repeats.pivot_table(index="start", columns="position", values="value")
+    of_starts = means[~np.isclose(means.index, NONE)]
+    apart = (of_starts.max() - of_starts.min()).max()
+    return len(of_starts) > 1 and bool(apart < COINCIDE * means.max(axis=None))

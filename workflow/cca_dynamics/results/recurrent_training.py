@@ -313,15 +313,28 @@ def plot(table: pd.DataFrame, claims: pd.DataFrame, options: StageOptions):
         panels[0].set_ylabel(f"{rows['layer_index'].nunique()} layers\nDistance to the end")
         _draw_perplexity(panels[-1], select(table, cohort=cohort))
         for axis in panels:
-            axis.set_xscale("function", functions=(np.sqrt, np.square))  # most checkpoints are in the first epoch
-            axis.set(xlabel="Epoch", xlim=(0, distances["epoch"].max()))
+            axis.set_xscale("function", functions=(_signed_root, _signed_square))  # most checkpoints are in epoch 1
+            axis.set(xlabel="Epoch", xlim=_with_margins(distances["epoch"].max()))
             axis.set_xticks(_few_epochs(int(distances["epoch"].max())))
-    by_label = {}
-    for axis in (axes[-columns], axes[0], axes[-1]):  # more layers, the paper's values, perplexity
-        by_label |= {label: handle for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)}
+    by_label = figures.handles_of(axes[-columns], axes[0])  # more layers, and the paper's values
     figures.legend_outside(figure, by_label.values(), by_label.keys())
     figures.letters(*axes)
     return figure
+
+
+def _signed_root(values: np.ndarray) -> np.ndarray:
+    """The square root, and of what is left of 0 its mirror image, which leaves room for markers at 0."""
+    return np.sign(values) * np.sqrt(np.abs(values))
+
+
+def _signed_square(values: np.ndarray) -> np.ndarray:
+    """The inverse of `_signed_root`."""
+    return np.sign(values) * np.square(values)
+
+
+def _with_margins(last: float, share: float = 0.07) -> tuple[float, float]:
+    """Limits of an axis of square roots from 0 to the last epoch, with room for whole markers at both ends."""
+    return -last * share**2, last * (1 + share) ** 2
 
 
 def _draw_published(axis, styles: list, last: float) -> None:
@@ -330,7 +343,7 @@ def _draw_published(axis, styles: list, last: float) -> None:
     for index, style in enumerate(styles[:3]):
         rows = select(of_paper, curve=f"layer {index + 1}")
         label = "paper (Penn Treebank)" if index == 0 else None
-        figures.published_points(axis, last * rows["x"], rows["value"], *style, label, 20)
+        figures.published_points(axis, last * rows["x"], rows["value"], *style, label, 13)
 
 
 def _few_epochs(last: int) -> list[int]:
@@ -348,3 +361,5 @@ def _draw_perplexity(axis, table: pd.DataFrame) -> None:
     axis.set_yticks([tick for tick in ticks if low <= tick <= high], minor=False)
     axis.yaxis.set_major_formatter("{x:g}")
     axis.yaxis.set_minor_formatter("")
+    axis.set_ylim(low, high * (high / low) ** 0.4)  # room for the legend
+    axis.legend(loc="upper right", borderaxespad=0, handlelength=1.4)

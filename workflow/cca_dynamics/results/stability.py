@@ -619,6 +619,17 @@ def _claims_about_the_probe(table: pd.DataFrame, kind: Kind) -> list[Claim]:
     ]
 
 
+ROWS = {"convolutional": "the classifier", "recurrent": "the language model"}
+"""What figures call the network of each of the `KINDS`."""
+AT_HALF = {**figures.THRESHOLD, "linestyle": "-."}
+CONVERGED = {**figures.THRESHOLD, "linestyle": "--"}
+"""Lines at T/2 and where performance has converged."""
+MEAN, HAS_CONVERGED = "mean ρ", "performance has converged"
+"""What the legend calls the mean correlation, and the latter line."""
+SEEN, UNSEEN = (figures.SEEN, "performance (train)"), (figures.UNSEEN, "performance (held out)")
+"""How curves of performance on training and on held-out data look, and what legends call them."""
+
+
 def plot(table: pd.DataFrame, claims: pd.DataFrame, options: StageOptions):
     """One row of panels per kind of network: correlations with the end, sets, progress, and probe or loss."""
     followed = kinds(options)
@@ -630,9 +641,17 @@ def plot(table: pd.DataFrame, claims: pd.DataFrame, options: StageOptions):
         _draw_sets(sets, rows, options_of_kind.directions)
         _draw_progress(progress, rows, options_of_kind.converged_within, KINDS[kind])
         (_draw_probe if KINDS[kind].has_decisions else _draw_loss)(last, rows)
-    figures.legend_outside(figure, *axes[1].get_legend_handles_labels())
+        correlations.set_ylabel(f"{options_of_kind.layer} of {ROWS[kind]}\nCorrelation with the end")
+    everything, of_sets = figures.handles_of(*axes), figures.handles_of(axes[1])
+    others = (MEAN, *(label for _, label in (SEEN, UNSEEN)), HAS_CONVERGED, _threshold(options.unconverged_below))
+    figures.legend_in_rows(figure, of_sets, {label: everything[label] for label in others})
     figures.letters(*axes)
     return figure
+
+
+def _threshold(unconverged_below: float) -> str:
+    """What the legend calls the line at the correlation from which a direction counts as converged."""
+    return f"ρ = {unconverged_below:g}"
 
 
 def _draw_correlations(
@@ -648,9 +667,10 @@ def _draw_correlations(
         dashed = epoch == judged_at
         style = {"linewidth": 2.2, "linestyle": "--"} if dashed else {"linewidth": 1.2}
         axis.plot(curve.index, curve, color=colour_of(epoch), **style)
-    axis.axhline(unconverged_below, **figures.THRESHOLD)
-    axis.set(xlabel=f"Direction of {options.layer} (sorted)", ylabel="Correlation with the end", ylim=(-0.02, 1.03))
-    axis.set_title(f"dashed: epoch {judged_at:.3g}", loc="right", fontsize=7)
+    axis.axhline(unconverged_below, label=_threshold(unconverged_below), **figures.THRESHOLD)
+    axis.set(xlabel=f"Direction of {options.layer} (sorted)", ylim=(-0.02, 1.03))
+    the_end = " (end)" if judged_at == epochs[-1] else ""
+    axis.set_title(f"dashed: epoch {judged_at:.3g}{the_end}", loc="right", fontsize=7)
 
 
 def _draw_sets(axis, table: pd.DataFrame, directions: int) -> None:
@@ -658,22 +678,31 @@ def _draw_sets(axis, table: pd.DataFrame, directions: int) -> None:
     for (name, words), style in zip(SETS.items(), figures.SERIES, strict=False):
         curves = distances[name]
         figures.mean_and_std(axis, curves.columns, curves.to_numpy(), *style, words)
-    axis.axvline(_half(table), label="T/2", **figures.THRESHOLD)
-    axis.set(xlabel="Epoch", ylabel=f"Distance of {directions} directions", xlim=(0, None), ylim=(-0.02, 1.03))
+    axis.axvline(_half(table), label="T/2", **AT_HALF)
+    _draw_epochs(axis)
+    axis.set(ylabel=f"Distance of {directions} directions", ylim=(-0.02, 1.03))
+
+
+def _draw_epochs(axis) -> None:
+    """The axis of epochs, from 0, with whole numbers."""
+    axis.set(xlabel="Epoch", xlim=(0, None))
+    axis.xaxis.get_major_locator().set_params(integer=True, nbins=4)
 
 
 def _draw_progress(axis, table: pd.DataFrame, within: float, kind: Kind) -> None:
     """How far performance and representation have come; accuracy as it is, loss from its first to its last value."""
     progress = Progress.of(table, kind.held_out)
-    figures.mean_and_std(axis, progress.epochs, progress.representation, *figures.SERIES[0], "mean ρ")
+    figures.mean_and_std(axis, progress.epochs, progress.representation, *figures.SERIES[4], MEAN)
     if kind.has_decisions:
-        for quantity, style, label in ((kind.train, figures.SEEN, "train"), (kind.held_out, figures.UNSEEN, "test")):
-            figures.network_curves(axis, select(table, quantity=quantity), "epoch", *style, f"{label} accuracy")
+        for quantity, style, label in ((kind.train, *SEEN), (kind.held_out, *UNSEEN)):
+            figures.network_curves(axis, select(table, quantity=quantity), "epoch", *style, label)
     else:
-        figures.mean_and_std(axis, progress.epochs, progress.performance, *figures.UNSEEN, "held-out loss")
-    axis.axvline(convergence_epoch(table, within, kind.held_out), **{**figures.THRESHOLD, "linestyle": "--"})
-    axis.set(xlabel="Epoch", ylabel="Progress to the end", xlim=(0, None), ylim=(-0.02, 1.03))
-    axis.legend(loc="lower left", bbox_to_anchor=(0.1, 1.0), borderaxespad=0.2)
+        style, label = UNSEEN
+        figures.mean_and_std(axis, progress.epochs, progress.performance, *style, label)
+    epoch = convergence_epoch(table, within, kind.held_out)
+    axis.axvline(epoch, label=HAS_CONVERGED, **CONVERGED)
+    _draw_epochs(axis)
+    axis.set(ylabel="Progress to the end", ylim=(-0.02, 1.03))
 
 
 def _draw_probe(axis, table: pd.DataFrame) -> None:
@@ -689,10 +718,10 @@ def _draw_probe(axis, table: pd.DataFrame) -> None:
 
 
 def _draw_loss(axis, table: pd.DataFrame) -> None:
-    for quantity, style, label in (("loss", figures.SEEN, "train"), ("valid_loss", figures.UNSEEN, "held out")):
+    for quantity, style, label in (("loss", *SEEN), ("valid_loss", *UNSEEN)):
         figures.network_curves(axis, select(table, quantity=quantity).dropna(subset="value"), "epoch", *style, label)
-    axis.set(xlabel="Epoch", ylabel="Loss (nats per token)", xlim=(0, None), ylim=(0, None))
-    axis.legend(loc="lower left", bbox_to_anchor=(0.1, 1.0), borderaxespad=0.2)
+    _draw_epochs(axis)
+    axis.set(ylabel="Loss (nats per token)", ylim=(0, None))
 
 
 def _half(table: pd.DataFrame) -> float:

@@ -218,7 +218,7 @@ def plot(table: pd.DataFrame, claims: pd.DataFrame, options: StageOptions):
     figure, axes = figures.panels(1, len(READINGS), height=2.6)
     rows = table.assign(share=100 * table["signal"] / options.neurons)
     for axis, reading in zip(axes, READINGS, strict=True):
-        for measure, style in zip(options.measures, figures.SERIES, strict=False):
+        for measure, style in figures.measure_styles(options.measures).items():
             shown = select(rows, reading=reading, measure=measure)
             figures.mean_with_bars(axis, shown, "share", *style, figures.measure_label(measure))
         axis.set(xlabel="Signal neurons (%)", ylabel="Distance", title=f"noise of {reading} 0.1", xlim=(0, 103))
