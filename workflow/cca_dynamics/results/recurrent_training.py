@@ -216,9 +216,7 @@ def claims(table: pd.DataFrame, options: StageOptions) -> list[Claim]:
         _bottom_up(curves[cohort, "pwcca"], cohort, "pwcca", suffix, seed) for cohort in models for suffix in READINGS
     ]
     result += [_bottom_up(curves[models[0], measure], models[0], measure, "", seed) for measure in controls]
-    blurred = [
-        ("mean_cca", "unweighted_blurs", "6", "Mean CCA blurs the order of layers")
-    ]
+    blurred = [("mean_cca", "unweighted_blurs", "6", "Mean CCA blurs the order of layers")]
     noisier = [
         (
             measure,
