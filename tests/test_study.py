@@ -7,6 +7,7 @@ import time
 
 import pytest
 import yaml
+from cca_dynamics.config import files
 from cca_dynamics.config.base import as_argument, as_json
 from cca_dynamics.config.models import ARCHITECTURES, option
 from cca_dynamics.data.corpora import CORPORA
@@ -268,6 +269,7 @@ def test_every_key_of_the_default_study_is_in_the_schema_and_explained(default_c
 @pytest.mark.parametrize("overlay", sorted(path.stem for path in (ROOT / "studies").glob("*.yaml")))
 def test_overlays_are_valid(default_config, overlay):
     """Alone, or on top of the one they are named after; read as Snakemake reads them."""
+    from jsonschema import Draft202012Validator
     from snakemake.utils import update_config
 
     others = [path.stem for path in (ROOT / "studies").glob("*.yaml")]
@@ -275,6 +277,8 @@ def test_overlays_are_valid(default_config, overlay):
     paths = [ROOT / "studies" / f"{name}.yaml" for name in dict.fromkeys([base, overlay])]
     for path in paths:
         update_config(default_config, yaml.safe_load(path.read_text()))
+    assert not list(Draft202012Validator(json_schema()).iter_errors(default_config))
+    default_config.pop(files.ON_TOP_OF, None)
     assert Study(default_config).name == (base if overlay.endswith("-folder") else overlay)
     assert read_config(paths, ROOT / "config.yaml") == default_config
 

@@ -15,10 +15,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import Field, create_model
 
-from cca_dynamics.config import models, protocol
+from cca_dynamics.config import files, models, protocol
 from cca_dynamics.config.base import as_argument, as_json, registry_entries, validate
 from cca_dynamics.config.cohorts import Cohort, merged
 from cca_dynamics.config.models import NetworkOptions, StudyConfig, Training, option
@@ -307,19 +306,17 @@ def read_config(
         entries: KEY=VALUE, on top of all files, as Snakemake reads those after `--config`.
 
     Raises:
-        UserError: a file is missing or not YAML, or an entry is not KEY=VALUE.
+        UserError: a file cannot be read or lacks the one that it rests on (see `config.files.check`), or an entry is
+            not KEY=VALUE.
     """
     from snakemake.cli import parse_config
     from snakemake.utils import update_config
 
     config: dict[str, Any] = {}
+    files.check([base, *overlays])
     for path in (base, *overlays):
-        try:
-            update_config(config, yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {})
-        except (OSError, UnicodeDecodeError, AttributeError, yaml.YAMLError) as problem:
-            raise UserError(
-                f"{path} cannot be read ({' '.join(str(problem).split())}); correct the path or the file"
-            ) from None
+        update_config(config, files.read(path))
+    config.pop(files.ON_TOP_OF, None)
     try:
         update_config(config, parse_config(entries))
     except ValueError:
@@ -358,8 +355,8 @@ def check_file_times(names: Sequence[str], root: Path = Path()) -> None:
     """
     folders = [root / kind / name for name in names for kind in ("results", "figures")]
     patterns = ("*.*", "data/*", "claims/*", "ablation/*/*", "*/*/*/.snakemake_timestamp")  # the last: of whole folders
-    files = (path for folder in folders if folder.exists() for pattern in patterns for path in folder.glob(pattern))
-    times = {path: path.lstat().st_mtime for path in files}
+    outputs = (path for folder in folders if folder.exists() for pattern in patterns for path in folder.glob(pattern))
+    times = {path: path.lstat().st_mtime for path in outputs}
     last = max(times, key=times.get, default=None)
     if last is not None and times[last] > time.time() + 60:
         date = datetime.fromtimestamp(times[last]).strftime("%Y-%m-%d %H:%M")
@@ -372,7 +369,12 @@ def check_file_times(names: Sequence[str], root: Path = Path()) -> None:
 
 def json_schema() -> dict[str, Any]:
     """The JSON schema of a config, which editors and the documentation read."""
-    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **_without_titles(Config.model_json_schema())}
+    schema = _without_titles(Config.model_json_schema())
+    schema["properties"][files.ON_TOP_OF] = {
+        "description": "Of an overlay: the file that must come before it, or several of which one must.",
+        "anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}],
+    }
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
 
 
 def _without_titles(schema: Any) -> Any:

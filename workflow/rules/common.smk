@@ -13,6 +13,7 @@ from pathlib import Path
 
 from snakemake.resources import Resource
 
+from cca_dynamics.config import files
 from cca_dynamics.config.base import as_argument
 from cca_dynamics.config.cohorts import abbreviated
 from cca_dynamics.counts import Requests
@@ -24,7 +25,9 @@ from cca_dynamics.study import Study, check_file_times, check_output_folders
 from cca_dynamics.variants import Family, Job, fresh_seeds, replicates
 
 try:
-    study = Study(config)
+    if workflow.is_main_process:
+        files.check(workflow.configfiles)
+    study = Study({key: value for key, value in config.items() if key != files.ON_TOP_OF})
     check_output_folders(study)
     fresh = fresh_seeds(study)
     readings_of = readings(study)

@@ -24,7 +24,18 @@ from rich.text import Text
 from snakemake_interface_logger_plugins.base import LogHandlerBase
 from snakemake_interface_logger_plugins.common import LogEvent
 
-from .reading import CHATTER, Job, clean, count_jobs, duration, explain, how_it_ended, last_lines, short_reasons
+from .reading import (
+    CHATTER,
+    Job,
+    clean,
+    count_jobs,
+    duration,
+    explain,
+    how_it_ended,
+    last_lines,
+    problem_of_configs,
+    short_reasons,
+)
 
 REFRESH = 0.5  # seconds between two looks at the logs
 REMIND = 30.0  # seconds between two progress lines of one job, where there is no terminal
@@ -144,7 +155,7 @@ class LogHandler(LogHandlerBase):
         if not CHATTER.match(text):
             if job := re.search(r"Job (\d+) +completed successfully, but", text):  # no job-error record comes
                 self._headline(self._leave(int(job[1]), failed=True), "failed", "bold red")
-            what, where = explain(text)
+            what, where = explain(problem_of_configs(text, sys.argv) or text)
             self._say(f"error: {what}", "bold red")
             if where:
                 self._say(f"  {where}", "dim")

@@ -6,6 +6,7 @@ import re
 import time
 from contextlib import suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 
 PROGRESS = re.compile(r"\w+ (\d+)/(\d+) · (.+)")  # e.g. epoch 12/30 · loss 0.831 · train 0.712 · 3041 s left
 LEFT = re.compile(r"(\d+) s left")
@@ -94,6 +95,40 @@ def explain(message: str) -> tuple[str, str]:
         return what, ""
     where = ", ".join([f"rule {rule}"] * bool(rule) + [f"{file}, line {number}"] * bool(file))
     return what if kind == "RuleException" else f"{kind}: {what}", where
+
+
+def problem_of_configs(message: str, arguments: list[str]) -> str:
+    """What is wrong with a config file or key of the command line, if that is what Snakemake's message is about.
+
+    Snakemake reads them before the workflow, and names neither the file nor the line, often in a traceback.
+    """
+    if "Invalid config definition" in message:
+        return "--config takes KEY=VALUE; correct it"
+    if "load_configfile" not in message and not re.match("(WorkflowError:\n)?Config file", message):
+        return ""
+    from cca_dynamics.config import files
+    from cca_dynamics.errors import UserError
+
+    for path in map(Path, _values(arguments, ("--configfile", "--configfiles"))):
+        try:
+            files.read(path)
+        except UserError as problem:
+            return str(problem)
+    return ""
+
+
+def _values(arguments: list[str], options: tuple[str, ...]) -> list[str]:
+    """What follows some options on a command line, up to the next option."""
+    values, among = [], False
+    for argument in arguments:
+        name, _, value = argument.partition("=")
+        if name in options:
+            among, argument = True, value
+        elif argument.startswith("-"):
+            among = False
+        if among and argument:
+            values.append(argument)
+    return values
 
 
 @dataclass
