@@ -197,8 +197,44 @@ def test_a_damaged_crate_is_named(study, content):
 
 def test_the_crate_of_another_study_is_not_used(study):
     shutil.copytree(study / "results/s", study / "results/t")
-    with pytest.raises(DamagedFile, match=r"results/t/.* it is the crate of the study 's'|the study 's'"):
+    with pytest.raises(UserError, match=r"^results/t/ro-crate-metadata\.json is the crate of the study 's'; call res"):
         verification.verify("t")
+
+
+@pytest.mark.parametrize("name", ["s/", "results/s", "results/s/"])
+def test_a_shell_completes_the_name_of_a_study(study, capsys, name):
+    """The crate is intact, and must not be called damaged."""
+    assert cli.main(["verify", name]) == 0 and "results/s and figures/s are as in the crate" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("command", [["verdicts", "2026-11"], ["publish", "2026-11", "--command", "x"]])
+def test_a_study_called_like_a_part_of_a_cohort_keeps_its_networks(tmp_path, monkeypatch, capsys, command):
+    """Its folder holds all networks; the damaged file alone may go."""
+    monkeypatch.chdir(tmp_path)
+    path = Path("results/2026-11/claims.csv")
+    path.parent.mkdir(parents=True)
+    path.write_text("claim,fig")
+    assert cli.main(command) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"error: {path} is missing or damaged (") and line.endswith(
+        "); delete it and run snakemake again to remake it"
+    )
+
+
+@pytest.mark.parametrize(
+    ("path", "deleted"),
+    [
+        ("results/2026-11/ro-crate-metadata.json", "it"),
+        ("results/2026-11/networks/c/0-1/recipe.json", "results/2026-11/networks/c/0-1"),
+        ("results/s/replicates/seed-1000/activations/c/2-3/train/step-000004.safetensors", None),
+        ("/home/networks/theses/2026-11/results/s/claims.csv", "it"),
+        ("/home/results/2025/networks/my/2026-11/results/s/claims.csv", "it"),
+        ("2026-11/claims.csv", "it"),
+    ],
+)
+def test_only_what_the_workflow_remakes_is_to_be_deleted(path, deleted):
+    deleted = deleted or str(Path(path).parents[1])
+    assert f"; delete {deleted} and run snakemake again" in str(DamagedFile(Path(path), "cut off"))
 
 
 def test_a_study_of_an_older_version_is_told_how_to_renew_its_description(study, capsys):

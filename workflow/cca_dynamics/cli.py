@@ -353,6 +353,11 @@ def _decoded(kind: object, text: str) -> object:
     return decode(kind, text)
 
 
+def _study_name(text: str) -> str:
+    """The name of a study; a shell completes it to the folder below results/."""
+    return text.rstrip("/").removeprefix("results/") if not text.endswith(".csv") else text
+
+
 def _stage_options(options: argparse.Namespace):
     """The options of a result as the stage that is running reads them."""
     from cca_dynamics.config.models import StageOptions
@@ -519,7 +524,7 @@ def _parser() -> argparse.ArgumentParser:
     argument("--curves", **out("a folder with the curves of each result"))
 
     argument = add(verdicts)
-    argument("study", help="name of a finished study, or the path of its claims.csv")
+    argument("study", type=_study_name, help="name of a finished study, or the path of its claims.csv")
     argument("--since", type=float, help="only what was made after this time, in seconds since the epoch")
     argument("--note", nargs="*", default=[], metavar="LINE", help="lines to print below the verdicts")
     argument("--note-of-replicates", nargs="*", default=[], metavar="LINE", help="and below those of the replicates")
@@ -535,10 +540,10 @@ def _parser() -> argparse.ArgumentParser:
     argument("--out", **out("HTML"))
 
     argument = add(verify)
-    argument("study", help="name of a finished study")
+    argument("study", type=_study_name, help="name of a finished study")
 
     argument = add(archive)
-    argument("study", help="name of a finished study")
+    argument("study", type=_study_name, help="name of a finished study")
     argument("--out", type=Path, metavar="FILE.zip", help="the archive; default: STUDY.zip")
     argument("--networks", action="store_true", help="with the trained networks")
 
@@ -557,7 +562,7 @@ def _parser() -> argparse.ArgumentParser:
     argument("--out", **out("YAML"))
 
     argument = add(publish)
-    argument("study", help="name of a finished study")
+    argument("study", type=_study_name, help="name of a finished study")
     argument("--command", required=True, help="the command that made it")
     argument("--note", default="", help="a sentence about the run")
 

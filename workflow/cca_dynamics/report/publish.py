@@ -58,7 +58,7 @@ def publish(study: str, command: str, note: str = "") -> Path:
     of_seeds = replicates.read_if_made(study)
     figures = sorted(Path("figures", study).glob("*.png"))
     if not figures:
-        raise DamagedFile(Path("figures", study), "there is no figure")
+        raise DamagedFile(Path("figures", study), "there is no figure", "run snakemake again to draw them")
     runtime, run = runtime_table(study), _run_of(study)
     out = Path("figures/reference", study)
     out.mkdir(parents=True, exist_ok=True)

@@ -120,7 +120,7 @@ def read(study: str, root: Path = Path()) -> Run:
         root: the folder that holds results/ and figures/.
 
     Raises:
-        UserError: the study was described by an older version.
+        UserError: the study was described by an older version, or the crate is that of another study.
         DamagedFile: there is no crate of this study, or it cannot be read.
     """
     content = read_json(study, root)
@@ -160,7 +160,10 @@ def _run(content: dict, study: str) -> Run:
         is_json = value.get("encodingFormat") == "application/json"
         config[parameter["name"]] = json.loads(value["value"]) if is_json else value["value"]
     if config["study"] != study:
-        raise ValueError(f"it is the crate of the study {config['study']!r}")
+        folder = f"results/{study}"
+        raise UserError(
+            f"{folder}/{NAME} is the crate of the study {config['study']!r}; call {folder} and figures/{study} so again"
+        )
     files = {
         posixpath.normpath(posixpath.join("results", study, unquote(entity["@id"]))): entity["sha256"]
         for entity in entities.values()
