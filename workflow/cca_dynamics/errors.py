@@ -8,7 +8,7 @@ from __future__ import annotations
 import errno
 import re
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -81,6 +81,21 @@ def check_suffix(out: Path, *suffixes: str) -> None:
     if out.suffix not in suffixes:
         one, two, more = f"not {suffixes[0]}", f"neither {' nor '.join(suffixes)}", f"none of {', '.join(suffixes)}"
         raise UserError(f"{out}: its suffix is {[one, two, more][min(len(suffixes), 3) - 1]}; choose another name")
+
+
+def check_not_an_input(out: Path, inputs: Iterable[Path]) -> None:
+    """Refuse a file or folder to be written that is one of those to be read, perhaps under another name.
+
+    Args:
+        out: what is to be written.
+        inputs: what is to be read.
+
+    Raises:
+        UserError: it is one of them.
+    """
+    for path in inputs:
+        if out.exists() and path.exists() and out.samefile(path):
+            raise UserError(f"{out} is an input, which the output of that name would replace; choose another name")
 
 
 REMEDIES = {
