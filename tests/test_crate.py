@@ -322,6 +322,46 @@ def references(value: object):
             yield from references(item)
 
 
+def moved(folder: Path, elsewhere: Path) -> None:
+    """Move a folder to another disk, and leave a link in its place."""
+    elsewhere.parent.mkdir(exist_ok=True)
+    shutil.move(folder, elsewhere)
+    folder.symlink_to(elsewhere, target_is_directory=True)
+
+
+@pytest.mark.parametrize(
+    "name", ["results/s/networks", "results/s/networks/c/0-1", "results/s", "results", "figures/s"]
+)
+def test_folders_may_be_links_to_another_disk(study, name):
+    moved(study / name, study / "scratch/there")
+    assert verification.verify("s") == []
+    before = verification.read("s").files
+    crate.write({"study": "s", "seed": 3}, WORKFLOW, study / "results/s" / CRATE)
+    assert verification.read("s").files == before
+
+
+def test_networks_on_a_disk_that_is_not_mounted_are_not_trained_again(study, capsys):
+    moved(study / "results/s/networks", study / "scratch/there")
+    (study / "scratch/there").rename(study / "scratch/away")
+    with pytest.raises(UserError, match="differences"):
+        verification.show_differences("s")
+    printed = capsys.readouterr().out
+    assert f"/recipe.json: missing, as results/s/networks is a link to {study}/scratch/there, which is not" in printed
+    assert "to mend" not in printed
+
+
+def test_a_link_to_the_folder_around_it_is_not_followed(study):
+    (study / "results/s/again").symlink_to(study / "results/s")
+    assert verification.verify("s") == []
+
+
+@pytest.mark.parametrize("name", ["results", "results/w", "results/w/networks", "figures/w"])
+def test_a_study_behind_a_link_is_packed_whole(whole, name):
+    expected = archive.write("w", whole / "before.zip", networks=True).read_bytes()
+    moved(whole / name, whole / "scratch/there")
+    assert archive.write("w", Path("after.zip"), networks=True, root=Path()).read_bytes() == expected
+
+
 def test_what_is_written_is_read(whole):
     run = verification.read("w")
     assert run.config == as_json(Study(CONFIG).config)

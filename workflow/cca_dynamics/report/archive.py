@@ -58,7 +58,7 @@ def write(study: str, out: Path, networks: bool = False, root: Path = Path()) ->
     sources = {}  # path in the archive → file
     for entity in content["@graph"]:
         if is_file(entity) and _is_packed(name := unquote(entity["@id"]), networks):
-            sources[_packed_name(name, study)] = folder / name
+            sources[_packed_name(name, study)] = root / posixpath.normpath(posixpath.join("results", study, name))
     description = _readme(run, sorted(sources), networks)
     texts = {
         README: description,

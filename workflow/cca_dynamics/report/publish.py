@@ -31,7 +31,7 @@ from cca_dynamics.report.summary import (
 from cca_dynamics.results import claims
 from cca_dynamics.results.registry import RESULTS
 from cca_dynamics.runtime.machine import commit, hardware
-from cca_dynamics.runtime.storage import replacing
+from cca_dynamics.runtime.storage import files_below, replacing
 from cca_dynamics.variants import KINDS
 
 PAGES = (Path("README.md"), Path("docs/findings.md"))
@@ -171,7 +171,7 @@ def runtime_table(study: str) -> str:
     """What each rule took, as Markdown; see `runtime_rows`."""
     rows = [[f"**{name}**" if name == WHOLE_RUN else f"`{name}`", *rest] for name, *rest in runtime_rows(study)]
     folder = Path("results", study)
-    files = [path for path in folder.rglob("*") if path.is_file() and path.relative_to(folder).parts[0] not in KINDS]
+    files = [path for path in files_below(folder) if path.relative_to(folder).parts[0] not in KINDS]
     megabytes = sum(path.stat().st_size for path in files) / 1e6
     table = _markdown(["Rule", "Jobs", "Time", "Peak memory of a job"], rows)
     if not any(path.relative_to(folder).parts[0] == "networks" for path in files):

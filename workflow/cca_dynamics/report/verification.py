@@ -16,7 +16,7 @@ from urllib.parse import unquote
 from cca_dynamics.errors import DamagedFile, UserError
 from cca_dynamics.results.inputs import extracted_from
 from cca_dynamics.runtime.fingerprints import PACKAGE
-from cca_dynamics.runtime.storage import missing_files
+from cca_dynamics.runtime.storage import files_below, missing_files
 from cca_dynamics.variants import KINDS
 
 NAME = "ro-crate-metadata.json"
@@ -198,7 +198,10 @@ def _differences_of_files(study: str, root: Path, checksums: dict[str, str]) -> 
     """Files that are missing, additional, changed, or made from other files, given path → checksum in the crate."""
     names = set(outputs(root, study))
     for name in sorted({*checksums, *_missing_from_folders(root, study)} - names):
-        yield Difference(f"{name}: missing", output_of(name, study))
+        if link := _broken_link(root / name):
+            yield Difference(f"{name}: missing, as {link} is a link to {link.readlink()}, which is not there")
+        else:
+            yield Difference(f"{name}: missing", output_of(name, study))
     for name in sorted(names - set(checksums)):
         yield Difference(f"{name}: not in the crate")
     for name in sorted(names & set(checksums)):
@@ -214,6 +217,11 @@ def _differences_of_files(study: str, root: Path, checksums: dict[str, str]) -> 
                 yield Difference(line, output_of(name, study))
         except DamagedFile:
             continue  # one of the two is missing or damaged, which its checksum has told
+
+
+def _broken_link(path: Path) -> Path | None:
+    """The file, or the folder around it, that is a link to nothing, such as a disk that is not mounted."""
+    return next((part for part in (path, *path.parents) if part.is_symlink() and not part.exists()), None)
 
 
 def output_of(name: str, study: str) -> str:
@@ -232,11 +240,11 @@ def output_of(name: str, study: str) -> str:
 def outputs(root: Path, study: str) -> Iterator[str]:
     """Files of a study, relative to root, without unfinished ones (hidden), benchmarks, crate, report, variants."""
     for folder in (root / "results" / study, root / "figures" / study):
-        for path in sorted(folder.rglob("*")):
+        for path in files_below(folder):
             inside = path.relative_to(folder).parts
             hidden = any(part.startswith(".") for part in inside)
             of_variants = inside[0].partition(".")[0] in KINDS
-            if path.is_file() and not (hidden or of_variants) and inside[0] not in UNCHECKED:
+            if not (hidden or of_variants) and inside[0] not in UNCHECKED:
                 yield path.relative_to(root).as_posix()
 
 
