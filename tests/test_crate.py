@@ -255,6 +255,17 @@ def test_a_changed_copy_of_the_workflow_is_remade_as_a_whole(study, capsys):
     assert "to mend: rm -rf results/s/workflow && snakemake -- results/s/workflow all" in capsys.readouterr().out
 
 
+def test_copies_of_the_workflow_are_complete_or_as_they_were(study, monkeypatch):
+    copies = study / "results/s/workflow"
+    paths = [copies / "Snakefile", *sorted((copies / "rules").iterdir())]
+    texts = {path: path.read_text() for path in paths}
+    crate.write({"study": "s", "seed": 3}, paths, study / "results/s" / CRATE)  # the copies themselves
+    assert {path: path.read_text() for path in paths} == texts
+    with pytest.raises(FileNotFoundError):
+        crate.write({"study": "s", "seed": 3}, [*WORKFLOW, study / "lost.smk"], study / "results/s" / CRATE)
+    assert {path: path.read_text() for path in paths} == texts and verification.verify("s") == []
+
+
 def test_without_a_snakefile_there_is_no_crate(tmp_path):
     with pytest.raises(UserError, match="lack its Snakefile"):
         crate.write({"study": "s"}, WORKFLOW[1:], tmp_path / "results/s" / CRATE)
