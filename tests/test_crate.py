@@ -565,6 +565,44 @@ def test_a_study_that_differs_is_not_packed(whole, capsys):
     assert not Path("w.zip").exists()
 
 
+def lose_a_part(graph: dict) -> None:
+    graph["./"]["hasPart"][3] = {}
+
+
+def name_a_part_that_is_not_described(graph: dict) -> None:
+    graph["./"]["hasPart"][3]["@id"] = "nowhere.csv"
+
+
+def number_an_identifier(graph: dict) -> None:
+    graph["#step/train"]["@id"] = 5
+
+
+def list_an_identifier(graph: dict) -> None:
+    graph["#run"]["result"][0]["@id"] = ["a.csv"]
+
+
+@pytest.mark.parametrize(
+    ("damage", "verified"),
+    [
+        (lose_a_part, 1),
+        (name_a_part_that_is_not_described, 1),
+        (number_an_identifier, 0),
+        (list_an_identifier, 0),
+    ],
+)
+def test_a_study_whose_crate_has_a_damaged_entry_is_not_packed(whole, capsys, damage, verified):
+    path = whole / "results/w" / CRATE
+    content = json.loads(path.read_text(encoding="utf-8"))
+    damage({entity["@id"]: entity for entity in content["@graph"]})
+    path.write_text(json.dumps(content))
+    assert cli.main(["verify", "w"]) == verified
+    capsys.readouterr()
+    assert cli.main(["archive", "w"]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"error: results/w/{CRATE} is missing or damaged (") and "; delete it and run" in line
+    assert not Path("w.zip").exists() and not list(whole.glob(".*tmp*"))
+
+
 @pytest.mark.parametrize("out", ["results/w/w.zip", "figures/w/sub/w.zip"])
 def test_an_archive_does_not_pack_itself(whole, capsys, out):
     assert cli.main(["archive", "w", "--out", out]) == 1

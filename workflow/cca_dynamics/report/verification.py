@@ -7,6 +7,7 @@ import json
 import posixpath
 import shlex
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -124,9 +125,21 @@ def read(study: str, root: Path = Path()) -> Run:
         DamagedFile: there is no crate of this study, or it cannot be read.
     """
     content = read_json(study, root)
-    try:
+    with damage_is_named(study, root):
         return _run(content, study)
+
+
+@contextmanager
+def damage_is_named(study: str, root: Path = Path()) -> Iterator[None]:
+    """Take from the crate of a study what one that is intact has.
+
+    Raises:
+        DamagedFile: the code inside did not find it.
+    """
+    try:
+        yield
     except (ValueError, KeyError, TypeError, AttributeError) as problem:
+        problem = f"it lacks {problem}" if isinstance(problem, KeyError) else problem
         raise DamagedFile(root / "results" / study / NAME, problem) from None
 
 
@@ -153,6 +166,9 @@ def read_json(study: str, root: Path = Path()) -> dict:
 def _run(content: dict, study: str) -> Run:
     """What a crate says; an error of Python's if it is none."""
     entities = {entity["@id"]: entity for entity in content["@graph"]}
+    for part in entities["./"]["hasPart"]:
+        if part["@id"] not in entities:
+            raise ValueError(f"it does not describe its part {part['@id']}")
     parameters = [entity for entity in entities.values() if str(entity["@id"]).startswith("#parameter/")]
     config = {}
     for parameter in parameters:
