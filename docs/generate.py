@@ -276,7 +276,7 @@ def command_page() -> str:
 def _accepts(action: argparse.Action) -> str:
     if action.choices:
         return ", ".join(f"`{choice}`" for choice in action.choices)
-    kind = action.metavar or {"Path": "path", "int": "integer", "float": "number"}.get(
+    kind = action.metavar or {"Path": "path", "OutputPath": "path", "int": "integer", "float": "number"}.get(
         getattr(action.type, "__name__", ""), "text"
     )
     return {"*": f"{kind}, any number", "+": f"{kind}, one or more"}.get(action.nargs, kind)

@@ -96,6 +96,22 @@ def test_several_runs_stand_side_by_side(tmp_path, capsys):
     assert "table.txt: its suffix is not .csv" in capsys.readouterr().err and not (tmp_path / "table.txt").exists()
 
 
+@pytest.mark.parametrize("name", ["2026-11/claims.csv", "colleague.csv"])
+@pytest.mark.parametrize("there", [True, False])
+def test_a_file_that_the_user_names_is_not_to_be_deleted(tmp_path, monkeypatch, capsys, name, there):
+    """It may be a colleague's, or a published one, and no run here would make it again."""
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path / "published.csv")
+    if there:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("claim,fig")
+    for command in (["agreement", name, "published.csv"], ["agreement", "published.csv", name], ["verdicts", name]):
+        assert cli.main(command) == 1
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.startswith(f"error: {name} is missing or damaged (")
+        assert line.endswith("); check the path, or copy it again")
+
+
 def test_claims_of_one_run_alone_are_named(tmp_path, capsys):
     published = write(tmp_path / "published.csv")
     pd.read_csv(published).iloc[1:].to_csv(tmp_path / "here.csv", index=False)

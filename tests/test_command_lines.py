@@ -55,6 +55,40 @@ def test_a_table_of_a_thousand_parts_has_a_short_command(monkeypatch):
     assert ablations == []
 
 
+COMMANDS = {
+    "capture": "capture nets:base --weights x.safetensors --array a.npy --layers l --out link.safetensors",
+    "capture, an index": "capture nets:base --weights x.json --array a.npy --layers l --out x.safetensors",
+    "agreement": "agreement a.csv b.csv --table a.csv",
+    "agreement, the published": "agreement a.csv b.csv --table ./b.csv",
+    "compare": "compare x.safetensors link.csv --table link.csv",
+    "compare-networks, a text": "compare-networks nets:a nets:b --text a.csv --layers l --table a.csv",
+    "compare-networks, an image": "compare-networks nets:a nets:b --images images --layers l --out images/new.png",
+    "merge": "merge a.csv b.csv --out b.csv",
+    "train": "train --data x.safetensors --recipe {} --out x.safetensors",
+    "one output for two": "dataset --options {} --seed 0 --tensors c.csv --datasheet c.csv",
+}
+
+
+@pytest.mark.parametrize("command", COMMANDS.values(), ids=COMMANDS)
+def test_an_output_replaces_no_input(command, tmp_path, monkeypatch, capsys):
+    """It is refused before anything is read, so that the contents here do not matter."""
+    monkeypatch.chdir(tmp_path)
+    contents = {"x.safetensors": "1", "a.csv": "2", "b.csv": "3", "x.json": '{"weight_map": {"w": "x.safetensors"}}'}
+    for name, content in contents.items():
+        Path(name).write_text(content)
+    Path("link.safetensors").symlink_to("x.safetensors")
+    Path("link.csv").symlink_to("a.csv")
+    Path("images").mkdir()
+    monkeypatch.setattr("cca_dynamics.cli._device", lambda options, **how: "cpu")
+    monkeypatch.setattr("cca_dynamics.compare.inputs.array", lambda path, points: None)
+    assert cli.main(command.split()) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    refusals = ("is an input, which", "lies in images, whose", "is the name of two outputs")
+    assert any(refusal in line for refusal in refusals) and "; choose another " in line
+    assert {name: Path(name).read_text() for name in contents} == contents
+    assert not any(Path("images").iterdir())
+
+
 def test_every_path_in_a_command_is_quoted():
     """A prefix of paths, of a storage or of a workflow that uses this one as a module, may have spaces."""
     commands = {path.name: path.read_text() for path in (ROOT / "workflow/rules").glob("*.smk")}

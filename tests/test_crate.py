@@ -197,8 +197,44 @@ def test_a_damaged_crate_is_named(study, content):
 
 def test_the_crate_of_another_study_is_not_used(study):
     shutil.copytree(study / "results/s", study / "results/t")
-    with pytest.raises(DamagedFile, match=r"results/t/.* it is the crate of the study 's'|the study 's'"):
+    with pytest.raises(UserError, match=r"^results/t/ro-crate-metadata\.json is the crate of the study 's'; call res"):
         verification.verify("t")
+
+
+@pytest.mark.parametrize("name", ["s/", "results/s", "results/s/"])
+def test_a_shell_completes_the_name_of_a_study(study, capsys, name):
+    """The crate is intact, and must not be called damaged."""
+    assert cli.main(["verify", name]) == 0 and "results/s and figures/s are as in the crate" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("command", [["verdicts", "2026-11"], ["publish", "2026-11", "--command", "x"]])
+def test_a_study_called_like_a_part_of_a_cohort_keeps_its_networks(tmp_path, monkeypatch, capsys, command):
+    """Its folder holds all networks; the damaged file alone may go."""
+    monkeypatch.chdir(tmp_path)
+    path = Path("results/2026-11/claims.csv")
+    path.parent.mkdir(parents=True)
+    path.write_text("claim,fig")
+    assert cli.main(command) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"error: {path} is missing or damaged (") and line.endswith(
+        "); delete it and run snakemake again to remake it"
+    )
+
+
+@pytest.mark.parametrize(
+    ("path", "deleted"),
+    [
+        ("results/2026-11/ro-crate-metadata.json", "it"),
+        ("results/2026-11/networks/c/0-1/recipe.json", "results/2026-11/networks/c/0-1"),
+        ("results/s/replicates/seed-1000/activations/c/2-3/train/step-000004.safetensors", None),
+        ("/home/networks/theses/2026-11/results/s/claims.csv", "it"),
+        ("/home/results/2025/networks/my/2026-11/results/s/claims.csv", "it"),
+        ("2026-11/claims.csv", "it"),
+    ],
+)
+def test_only_what_the_workflow_remakes_is_to_be_deleted(path, deleted):
+    deleted = deleted or str(Path(path).parents[1])
+    assert f"; delete {deleted} and run snakemake again" in str(DamagedFile(Path(path), "cut off"))
 
 
 def test_a_study_of_an_older_version_is_told_how_to_renew_its_description(study, capsys):
@@ -217,6 +253,17 @@ def test_a_changed_copy_of_the_workflow_is_remade_as_a_whole(study, capsys):
     (study / "results/s/workflow/rules/train.smk").write_text("")
     assert cli.main(["verify", "s"]) == 1
     assert "to mend: rm -rf results/s/workflow && snakemake -- results/s/workflow all" in capsys.readouterr().out
+
+
+def test_copies_of_the_workflow_are_complete_or_as_they_were(study, monkeypatch):
+    copies = study / "results/s/workflow"
+    paths = [copies / "Snakefile", *sorted((copies / "rules").iterdir())]
+    texts = {path: path.read_text() for path in paths}
+    crate.write({"study": "s", "seed": 3}, paths, study / "results/s" / CRATE)  # the copies themselves
+    assert {path: path.read_text() for path in paths} == texts
+    with pytest.raises(FileNotFoundError):
+        crate.write({"study": "s", "seed": 3}, [*WORKFLOW, study / "lost.smk"], study / "results/s" / CRATE)
+    assert {path: path.read_text() for path in paths} == texts and verification.verify("s") == []
 
 
 def test_without_a_snakefile_there_is_no_crate(tmp_path):
@@ -284,6 +331,46 @@ def references(value: object):
     elif isinstance(value, list):
         for item in value:
             yield from references(item)
+
+
+def moved(folder: Path, elsewhere: Path) -> None:
+    """Move a folder to another disk, and leave a link in its place."""
+    elsewhere.parent.mkdir(exist_ok=True)
+    shutil.move(folder, elsewhere)
+    folder.symlink_to(elsewhere, target_is_directory=True)
+
+
+@pytest.mark.parametrize(
+    "name", ["results/s/networks", "results/s/networks/c/0-1", "results/s", "results", "figures/s"]
+)
+def test_folders_may_be_links_to_another_disk(study, name):
+    moved(study / name, study / "scratch/there")
+    assert verification.verify("s") == []
+    before = verification.read("s").files
+    crate.write({"study": "s", "seed": 3}, WORKFLOW, study / "results/s" / CRATE)
+    assert verification.read("s").files == before
+
+
+def test_networks_on_a_disk_that_is_not_mounted_are_not_trained_again(study, capsys):
+    moved(study / "results/s/networks", study / "scratch/there")
+    (study / "scratch/there").rename(study / "scratch/away")
+    with pytest.raises(UserError, match="differences"):
+        verification.show_differences("s")
+    printed = capsys.readouterr().out
+    assert f"/recipe.json: missing, as results/s/networks is a link to {study}/scratch/there, which is not" in printed
+    assert "to mend" not in printed
+
+
+def test_a_link_to_the_folder_around_it_is_not_followed(study):
+    (study / "results/s/again").symlink_to(study / "results/s")
+    assert verification.verify("s") == []
+
+
+@pytest.mark.parametrize("name", ["results", "results/w", "results/w/networks", "figures/w"])
+def test_a_study_behind_a_link_is_packed_whole(whole, name):
+    expected = archive.write("w", whole / "before.zip", networks=True).read_bytes()
+    moved(whole / name, whole / "scratch/there")
+    assert archive.write("w", Path("after.zip"), networks=True, root=Path()).read_bytes() == expected
 
 
 def test_what_is_written_is_read(whole):
@@ -476,6 +563,44 @@ def test_a_study_that_differs_is_not_packed(whole, capsys):
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("error: results/w has 1 difference from its crate") and "`cca-dynamics verify w`" in line
     assert not Path("w.zip").exists()
+
+
+def lose_a_part(graph: dict) -> None:
+    graph["./"]["hasPart"][3] = {}
+
+
+def name_a_part_that_is_not_described(graph: dict) -> None:
+    graph["./"]["hasPart"][3]["@id"] = "nowhere.csv"
+
+
+def number_an_identifier(graph: dict) -> None:
+    graph["#step/train"]["@id"] = 5
+
+
+def list_an_identifier(graph: dict) -> None:
+    graph["#run"]["result"][0]["@id"] = ["a.csv"]
+
+
+@pytest.mark.parametrize(
+    ("damage", "verified"),
+    [
+        (lose_a_part, 1),
+        (name_a_part_that_is_not_described, 1),
+        (number_an_identifier, 0),
+        (list_an_identifier, 0),
+    ],
+)
+def test_a_study_whose_crate_has_a_damaged_entry_is_not_packed(whole, capsys, damage, verified):
+    path = whole / "results/w" / CRATE
+    content = json.loads(path.read_text(encoding="utf-8"))
+    damage({entity["@id"]: entity for entity in content["@graph"]})
+    path.write_text(json.dumps(content))
+    assert cli.main(["verify", "w"]) == verified
+    capsys.readouterr()
+    assert cli.main(["archive", "w"]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"error: results/w/{CRATE} is missing or damaged (") and "; delete it and run" in line
+    assert not Path("w.zip").exists() and not list(whole.glob(".*tmp*"))
 
 
 @pytest.mark.parametrize("out", ["results/w/w.zip", "figures/w/sub/w.zip"])

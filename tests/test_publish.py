@@ -1,11 +1,13 @@
 """A finished run is kept with what it took, and the README's tables follow it."""
 
+import errno
 import os
 from math import nan
 from types import SimpleNamespace
 
 import pandas as pd
 import pytest
+from cca_dynamics import cli
 from cca_dynamics.errors import DamagedFile
 from cca_dynamics.report import publish, verification
 from cca_dynamics.report.captions import caption_of
@@ -127,10 +129,36 @@ def test_publish_updates_the_marked_tables_of_the_readme_only(finished):
     assert (finished / "README.md").read_text() == again
 
 
+def test_a_full_disk_leaves_what_was_published_before(finished, monkeypatch, capsys):
+    """Neither half a figure nor figures of two runs."""
+    publish.publish("small", "snakemake")
+
+    def contents():
+        return {
+            path: path.read_bytes() for path in finished.rglob("*") if path.is_file() and "results" not in path.parts
+        }
+
+    for figure in (finished / "figures/small").iterdir():
+        figure.write_bytes(b"another picture")
+    before, copied = contents(), []
+
+    def copyfile(source, target):
+        target.write_bytes(b"anoth")
+        copied.append(target)
+        if len(copied) == 3:
+            raise OSError(errno.ENOSPC, "No space left on device", str(target))
+
+    monkeypatch.setattr(publish.shutil, "copyfile", copyfile)
+    assert cli.main(["publish", "small", "--command", "snakemake"]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "No space left on device" in line and line.endswith("; free disk space and run again")
+    assert len(copied) == 3 and contents() == before
+
+
 def test_what_is_missing_is_named(finished):
     for figure in (finished / "figures/small").iterdir():
         figure.unlink()
-    with pytest.raises(DamagedFile, match="figures/small is missing or damaged"):
+    with pytest.raises(DamagedFile, match=r"figures/small is missing or damaged .*; run snakemake again to draw"):
         publish.publish("small", "snakemake")
     assert not (finished / "figures/reference").exists()
 

@@ -18,10 +18,14 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from cca_dynamics import __version__
-from cca_dynamics.errors import Interrupted, UserError, check_suffix, operating_system_errors
+from cca_dynamics.errors import Interrupted, UserError, check_not_an_input, check_suffix, operating_system_errors
 
 INTERRUPTED = 75
 """Exit status of a job that was interrupted and saved its state; EX_TEMPFAIL, "try again", of sysexits.h."""
+
+
+class OutputPath(type(Path())):
+    """A file or folder that a subcommand writes; options of the type Path are those that it reads."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -37,6 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     try:
         with interruptible(), operating_system_errors():
+            _check_outputs(options)
             options.run(options)
     except Interrupted:
         print("interrupted; nothing is half-written, and the same command resumes from the last save", file=sys.stderr)
@@ -303,9 +308,25 @@ def compare_networks(options: argparse.Namespace) -> None:
     side_by_side.run(tuple(sides), _inputs(options), options.measure, options.out, options.table, **how)
 
 
+def _check_outputs(options: argparse.Namespace) -> None:
+    """Refuse outputs that would replace an input or each other, before anything is computed.
+
+    Raises:
+        UserError: an output is an input, or two outputs are the same.
+    """
+    values = [value for given in vars(options).values() for value in (given if isinstance(given, list) else [given])]
+    outputs = [value for value in values if isinstance(value, OutputPath)]
+    inputs = [value for value in values if isinstance(value, Path) and not isinstance(value, OutputPath)]
+    for number, out in enumerate(outputs):
+        check_not_an_input(out, inputs)
+        if out.resolve() in [other.resolve() for other in outputs[:number]]:
+            raise UserError(f"{out} is the name of two outputs; choose another for one of them")
+
+
 def _inputs(options: argparse.Namespace, listing: bool = False):
     """The inputs of networks that the options name; to list layers, none have to be named."""
     from cca_dynamics.compare import inputs
+    from cca_dynamics.data import image_files
 
     for name, number, least in (
         ("batch", options.batch, 1),
@@ -317,6 +338,11 @@ def _inputs(options: argparse.Namespace, listing: bool = False):
     named = [name for name in ("images", "array", "text", "data") if getattr(options, name) is not None]
     mean, std = (values and tuple(values) for values in (options.mean, options.std))
     pixels = inputs.Pixels(options.size, options.channels, mean, std)
+    drawn = (
+        options.images is not None and options.out is not None and options.out.suffix.lower() in image_files.SUFFIXES
+    )
+    if drawn and options.out.resolve().is_relative_to(options.images.resolve()):
+        raise UserError(f"{options.out} lies in {options.images}, whose images are inputs; choose another folder")
     if options.data is not None and options.points is not None:
         raise UserError("--points does not choose from --data; yield fewer inputs")
     if len(named) > 1:
@@ -351,6 +377,11 @@ def _decoded(kind: object, text: str) -> object:
     from cca_dynamics.config.base import decode
 
     return decode(kind, text)
+
+
+def _study_name(text: str) -> str:
+    """The name of a study; a shell completes it to the folder below results/."""
+    return text.rstrip("/").removeprefix("results/") if not text.endswith(".csv") else text
 
 
 def _stage_options(options: argparse.Namespace):
@@ -445,7 +476,7 @@ def _parser() -> argparse.ArgumentParser:
     config = {"type": json.loads, "required": True, "metavar": "JSON", "help": "the whole validated config"}
 
     def out(what: str) -> dict:
-        return {"type": Path, "required": True, "help": f"output, {what}"}
+        return {"type": OutputPath, "required": True, "help": f"output, {what}"}
 
     argument = add(dataset)
     argument("--options", **options)
@@ -499,7 +530,7 @@ def _parser() -> argparse.ArgumentParser:
     argument("--options", **options)
     argument("--table", **table)
     argument("--claims", type=Path, required=True, help="the result's claims")
-    argument("--out", type=Path, nargs="+", required=True, help="outputs, .png .pdf .svg")
+    argument("--out", type=OutputPath, nargs="+", required=True, help="outputs, .png .pdf .svg")
 
     argument = add(merge)
     argument("tables", type=Path, nargs="+", help="claims of single results")
@@ -509,17 +540,17 @@ def _parser() -> argparse.ArgumentParser:
     argument("tables", type=Path, nargs="+", help="claims of each replicate")
     argument("--seeds", type=int, nargs="+", required=True, help="of the replicates, in the same order")
     argument("--table", **out("CSV"))
-    argument("--out", type=Path, nargs="+", required=True, help="outputs, .png .pdf .svg")
+    argument("--out", type=OutputPath, nargs="+", required=True, help="outputs, .png .pdf .svg")
 
     argument = add(multiverse)
     argument("tables", type=Path, nargs="+", help="claims of one result under each reading, in their order")
     argument("--config", **config)
     argument("--table", **out("CSV"))
-    argument("--out", type=Path, nargs="+", required=True, help="outputs, .png .pdf .svg, of the overview")
+    argument("--out", type=OutputPath, nargs="+", required=True, help="outputs, .png .pdf .svg, of the overview")
     argument("--curves", **out("a folder with the curves of each result"))
 
     argument = add(verdicts)
-    argument("study", help="name of a finished study, or the path of its claims.csv")
+    argument("study", type=_study_name, help="name of a finished study, or the path of its claims.csv")
     argument("--since", type=float, help="only what was made after this time, in seconds since the epoch")
     argument("--note", nargs="*", default=[], metavar="LINE", help="lines to print below the verdicts")
     argument("--note-of-replicates", nargs="*", default=[], metavar="LINE", help="and below those of the replicates")
@@ -535,11 +566,11 @@ def _parser() -> argparse.ArgumentParser:
     argument("--out", **out("HTML"))
 
     argument = add(verify)
-    argument("study", help="name of a finished study")
+    argument("study", type=_study_name, help="name of a finished study")
 
     argument = add(archive)
-    argument("study", help="name of a finished study")
-    argument("--out", type=Path, metavar="FILE.zip", help="the archive; default: STUDY.zip")
+    argument("study", type=_study_name, help="name of a finished study")
+    argument("--out", type=OutputPath, metavar="FILE.zip", help="the archive; default: STUDY.zip")
     argument("--networks", action="store_true", help="with the trained networks")
 
     def add_config(argument: Callable) -> None:
@@ -557,20 +588,22 @@ def _parser() -> argparse.ArgumentParser:
     argument("--out", **out("YAML"))
 
     argument = add(publish)
-    argument("study", help="name of a finished study")
+    argument("study", type=_study_name, help="name of a finished study")
     argument("--command", required=True, help="the command that made it")
     argument("--note", default="", help="a sentence about the run")
 
     argument = add(agreement)
     argument("claims", type=Path, nargs="+", help="claims.csv of a run, or of several under different names")
     argument("published", type=Path, help="claims.csv of another, such as figures/reference/mnist1d/claims.csv")
-    argument("--table", type=Path, help="also write values, verdicts and the largest difference of every claim, .csv")
+    argument(
+        "--table", type=OutputPath, help="also write values, verdicts and the largest difference of every claim, .csv"
+    )
 
     argument = add(compare, device=True)
     argument("files", type=Path, nargs="+", metavar="FILE", help=".npy .npz .safetensors .pt .pth")
     argument("--measure", nargs="+", default=["pwcca"], help="pwcca (the default), svcca, linear_cka, ...")
-    argument("--out", type=Path, default=Path("heatmap.png"), help="the heatmap, .png .pdf .svg")
-    argument("--table", type=Path, help="also write a, b, measure, distance, floor, ... of every pair, .csv")
+    argument("--out", type=OutputPath, default=OutputPath("heatmap.png"), help="the heatmap, .png .pdf .svg")
+    argument("--table", type=OutputPath, help="also write a, b, measure, distance, floor, ... of every pair, .csv")
     argument("--permutations", type=int, default=0, metavar="K", help="test distances against K permutations, e.g. 200")
     argument(
         "--paired", action="store_true", help="compare row by row, though captured images have other names or contents"
@@ -581,7 +614,7 @@ def _parser() -> argparse.ArgumentParser:
     argument("model", metavar="MODEL", help="a name of torchvision.models, or module:function of your own")
     argument("--list", action="store_true", help="only print the layers and the shapes of their outputs")
     add_inputs(argument)
-    argument("--out", type=Path, help="output, .safetensors or .npz")
+    argument("--out", type=OutputPath, help="output, .safetensors or .npz")
     weights = "none (the default): initialised; default: torchvision's, downloaded; or a file, .pt .ckpt .safetensors"
     entry = "of a file with several sets of weights, e.g. ema"
     argument("--weights", default="none", help=weights)
@@ -597,8 +630,8 @@ def _parser() -> argparse.ArgumentParser:
     argument("--entry", nargs="+", help=entry)
     argument("--seed", type=int, nargs="+", default=[0], help="of the initialisation of both, or of A and of B")
     argument("--measure", nargs="+", default=["pwcca"], help="pwcca (the default), svcca, linear_cka, ...")
-    argument("--out", type=Path, default=Path("networks.png"), help="the heatmap, .png .pdf .svg")
-    argument("--table", type=Path, help="also write a, b, measure, distance, floor of every pair of layers, .csv")
+    argument("--out", type=OutputPath, default=OutputPath("networks.png"), help="the heatmap, .png .pdf .svg")
+    argument("--table", type=OutputPath, help="also write a, b, measure, distance, floor of every pair of layers, .csv")
     return parser
 
 

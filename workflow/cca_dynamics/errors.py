@@ -8,7 +8,7 @@ from __future__ import annotations
 import errno
 import re
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -26,13 +26,42 @@ class ConfigError(UserError):
 
 
 class DamagedFile(UserError):
-    """A stored file cannot be read: one line that names it and the remedy."""
+    """A stored file cannot be read: one line that names it and the remedy.
 
-    def __init__(self, path: Path, problem: object):
-        reason = str(problem).strip().splitlines()[0] if str(problem).strip() else type(problem).__name__
-        # A part of a cohort is one output of the workflow: Snakemake remakes the folder, not a file in it.
-        part = next((str(folder) for folder in path.parents if re.fullmatch(r"\d+-\d+", folder.name)), "it")
-        super().__init__(f"{path} is missing or damaged ({reason}); delete {part} and run snakemake again to remake it")
+    Args:
+        path: the file.
+        problem: why it cannot be read.
+        remedy: what to do about it; default: to delete it, or the folder of `PART` that it lies in, and to remake that.
+
+    Attributes:
+        path: the file.
+        reason: why it cannot be read, in one line.
+    """
+
+    def __init__(self, path: Path, problem: object, remedy: str = ""):
+        self.path = path
+        self.reason = str(problem).strip().splitlines()[0] if str(problem).strip() else type(problem).__name__
+        part = PART.fullmatch(path.as_posix())
+        remedy = remedy or f"delete {part[1] if part else 'it'} and run snakemake again to remake it"
+        super().__init__(f"{path} is missing or damaged ({self.reason}); {remedy}")
+
+
+PART = re.compile(r"((?:.*/)?results/.+/(?:networks|activations)/[^/]+/\d+-\d+)(?:/[^/]+){1,2}")
+"""Path of a file in the networks or activations of a part of a cohort; the part is one output of the workflow, so that
+Snakemake remakes the folder, not a file in it."""
+
+
+@contextmanager
+def named_by_the_user() -> Iterator[None]:
+    """Read files that the user has named, which may be anybody's: a damaged one is not to be deleted.
+
+    Raises:
+        DamagedFile: the code inside raised it; its remedy is to check the path, or to copy the file again.
+    """
+    try:
+        yield
+    except DamagedFile as damaged:
+        raise DamagedFile(damaged.path, damaged.reason, "check the path, or copy it again") from None
 
 
 class Interrupted(BaseException):
@@ -52,6 +81,21 @@ def check_suffix(out: Path, *suffixes: str) -> None:
     if out.suffix not in suffixes:
         one, two, more = f"not {suffixes[0]}", f"neither {' nor '.join(suffixes)}", f"none of {', '.join(suffixes)}"
         raise UserError(f"{out}: its suffix is {[one, two, more][min(len(suffixes), 3) - 1]}; choose another name")
+
+
+def check_not_an_input(out: Path, inputs: Iterable[Path]) -> None:
+    """Refuse a file or folder to be written that is one of those to be read, perhaps under another name.
+
+    Args:
+        out: what is to be written.
+        inputs: what is to be read.
+
+    Raises:
+        UserError: it is one of them.
+    """
+    for path in inputs:
+        if out.exists() and path.exists() and out.samefile(path):
+            raise UserError(f"{out} is an input, which the output of that name would replace; choose another name")
 
 
 REMEDIES = {

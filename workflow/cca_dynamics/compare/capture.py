@@ -23,7 +23,7 @@ from cca_dynamics.compare import inputs, outputs, weights
 from cca_dynamics.compare.inputs import FEWEST, Batch, Source
 from cca_dynamics.compare.outputs import Layout, Reading
 from cca_dynamics.compare.readers import DESCRIPTION, printable
-from cca_dynamics.errors import UserError, as_user_error, check_suffix
+from cca_dynamics.errors import UserError, as_user_error, check_not_an_input, check_suffix
 from cca_dynamics.networks.hooks import forward_hooks, import_module
 from cca_dynamics.runtime.storage import replacing, write_tensors
 
@@ -390,6 +390,8 @@ def run(
         if not value:
             raise UserError(f"{name} is missing; it is needed, unless you ask for --list")
     check_suffix(out, ".safetensors", ".npz")
+    if origin.weights not in ("none", "default"):
+        check_not_an_input(out, weights.files(Path(origin.weights)))
     out = Path(os.path.abspath(out))  # code of the user may change the current folder
     network = build(origin, source).to(device)
     facts = {"model": origin.model, "weights": origin.weights, "seed": origin.seed, "torch": torch.__version__}

@@ -19,6 +19,7 @@ from torch import Tensor
 from cca_dynamics.data import image_files
 from cca_dynamics.errors import UserError, as_user_error
 from cca_dynamics.networks.hooks import import_module
+from cca_dynamics.runtime.storage import files_below
 
 FEWEST = 3
 """Data points that a comparison needs at least."""
@@ -239,7 +240,7 @@ def text(path: Path, points: int | None, tokenizer: str | None, tokens: int) -> 
     Raises:
         UserError: there is no text, too little of it, it is not UTF-8, or the tokenizer fails.
     """
-    every = sorted(each for each in path.rglob("*") if each.is_file()) if path.is_dir() else [path]
+    every = files_below(path) if path.is_dir() else [path]
     files = [each for each in every if each.suffix.lower() == ".txt"] if path.is_dir() else every
     if len(files) < len(every):
         print(f"note: {path}: {len(every) - len(files)} files are no .txt files and are left out", file=sys.stderr)

@@ -98,6 +98,17 @@ def _misfit(path: Path, model: str, candidates: list[Candidate]) -> str:
     return f"{path}: its weights are not those of {model} ({first}{where}{more}); save {model}'s state_dict()"
 
 
+def files(path: Path) -> list[Path]:
+    """The file, and those that it names if it is an index.
+
+    Raises:
+        UserError: it is no index of weights, or names a file outside its folder.
+    """
+    if path.suffix != ".json" or not path.is_file():
+        return [path]
+    return [path, *(path.parent / name for name in sorted({*_places(path).values()}))]
+
+
 def _content(path: Path) -> Mapping:
     """Everything in a file, or in all files that an index names."""
     refuse_pointer(path)
@@ -110,20 +121,31 @@ def _content(path: Path) -> Mapping:
 
 def _shards(path: Path) -> dict[str, Tensor]:
     """The tensors of all files that an index of Hugging Face's kind names."""
-    with as_user_error(f"{path}: not an index of weights", "give model.safetensors.index.json, or a file of weights"):
-        places = dict(json.loads(path.read_text(encoding="utf-8"))["weight_map"])
     tensors: dict[str, Tensor] = {}
-    for name in sorted({str(place) for place in places.values()}):
-        shard = path.parent / name
-        if shard.parent != path.parent:
-            raise UserError(f"{path}: it names a file outside its folder, {name}; put all files beside it")
+    for shard in files(path)[1:]:
         if not shard.is_file():
-            raise UserError(f"{path}: it names {name}, which is not beside it; copy all files of the weights")
+            raise UserError(f"{path}: it names {shard.name}, which is not beside it; copy all files of the weights")
         tensors |= dict(_content(shard))
-    missing = sorted(set(places) - set(tensors))
+    missing = sorted(set(_places(path)) - set(tensors))
     if missing:
         raise UserError(f"{path}: the files beside it lack {missing[0]}; copy all files of the weights again")
     return tensors
+
+
+def _places(path: Path) -> dict[str, str]:
+    """Name of a tensor → name of the file beside an index of Hugging Face's kind that holds it.
+
+    Raises:
+        UserError: it is no such index, or names a file outside its folder.
+    """
+    with as_user_error(f"{path}: not an index of weights", "give model.safetensors.index.json, or a file of weights"):
+        places = {
+            name: str(file) for name, file in dict(json.loads(path.read_text(encoding="utf-8"))["weight_map"]).items()
+        }
+    for name in places.values():
+        if (path.parent / name).parent != path.parent:
+            raise UserError(f"{path}: it names a file outside its folder, {name}; put all files beside it")
+    return places
 
 
 def _sets(content: Mapping, entry: str, depth: int) -> Iterator[tuple[str, dict[str, Tensor]]]:

@@ -311,6 +311,8 @@ def _remedy(error: dict, kind: Any, parts: list) -> str:
             return f"{value!r} repeats an entry; give each once"
         case "lacks":
             return f"{value!r} lacks {context['entry']}; add it"
+        case "taken":
+            return f"{value!r} is taken by {context['what']}; choose another name"
         case "json_invalid":
             return f"not JSON ({context['error']})"
     expected = next((name for start, name in TYPES.items() if error["type"].startswith(start)), "")

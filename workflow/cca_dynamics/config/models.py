@@ -438,6 +438,15 @@ Seeds = Annotated[
 ]
 
 
+def _not_taken(name: str) -> str:
+    if name.lower() == "reference":
+        raise PydanticCustomError("taken", "is taken", {"what": "figures/reference, where published studies are kept"})
+    if name.endswith(".csv"):
+        raise PydanticCustomError("taken", "is taken", {"what": "tables of claims, whose paths verdicts reads"})
+    return name
+
+
+StudyName = Annotated[Text, AfterValidator(_not_taken)]
 ProtocolPath = Annotated[Annotated[Text, Field(min_length=1)] | None, NULLABLE]
 DataPoints = Annotated[Annotated[Integer, Field(ge=10, le=MANY)] | None, NULLABLE]
 
@@ -445,7 +454,7 @@ DataPoints = Annotated[Annotated[Integer, Field(ge=10, le=MANY)] | None, NULLABL
 class StudyConfig(Model):
     """The whole config; `study.Config` adds the options of the results."""
 
-    study: Text = option(
+    study: StudyName = option(
         "mnist1d",
         *STAGES,
         pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$",

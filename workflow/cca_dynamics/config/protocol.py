@@ -22,6 +22,7 @@ from cca_dynamics.config.base import Model, Seed, Text, as_argument, validate
 from cca_dynamics.config.models import StudyConfig
 from cca_dynamics.errors import ConfigError, UserError
 from cca_dynamics.runtime.fingerprints import PACKAGE
+from cca_dynamics.runtime.storage import replacing
 
 KEY = "protocol"
 NOT_CHOICES = {
@@ -157,7 +158,8 @@ def renew(path: str, config: StudyConfig) -> bool:
     )
     if count != 1:
         raise UserError(f'{file} has no line of its own for config; write it as config: "{config_checksum(config)}"')
-    file.write_text(text, encoding="utf-8")
+    with replacing(file) as temporary:
+        temporary.write_text(text, encoding="utf-8")
     return True
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from cca_dynamics.errors import named_by_the_user
 from cca_dynamics.results import claims
 
 EQUAL, WITHIN, BEYOND, TURNED = "equal", "within", "beyond", "turned"
@@ -40,7 +41,8 @@ def compare(here: Path, published: Path) -> pd.DataFrame:
     Raises:
         DamagedFile: one of them cannot be read.
     """
-    tables = [claims.read(path).set_index("claim") for path in (here, published)]
+    with named_by_the_user():
+        tables = [claims.read(path).set_index("claim") for path in (here, published)]
     rows = []
     for claim in dict.fromkeys([*tables[1].index, *tables[0].index]):
         mine, theirs = (table.loc[claim] if claim in table.index else None for table in tables)

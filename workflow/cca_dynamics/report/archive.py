@@ -15,7 +15,7 @@ from pathlib import Path
 from urllib.parse import quote, unquote
 
 from cca_dynamics.errors import UserError, check_suffix
-from cca_dynamics.report.verification import NAME, Run, is_file, read, read_json, verify
+from cca_dynamics.report.verification import NAME, Run, damage_is_named, is_file, read, read_json, verify
 from cca_dynamics.runtime.storage import replacing
 
 README = "README.md"
@@ -56,15 +56,16 @@ def write(study: str, out: Path, networks: bool = False, root: Path = Path()) ->
         )
     run, content = read(study, root), read_json(study, root)
     sources = {}  # path in the archive → file
-    for entity in content["@graph"]:
-        if is_file(entity) and _is_packed(name := unquote(entity["@id"]), networks):
-            sources[_packed_name(name, study)] = folder / name
-    description = _readme(run, sorted(sources), networks)
-    texts = {
-        README: description,
-        NAME: _as_text(_packed_crate(content, study, networks, description)),
-        ZENODO: _as_text(_zenodo(run)),
-    }
+    with damage_is_named(study, root):
+        for entity in content["@graph"]:
+            if is_file(entity) and _is_packed(name := unquote(entity["@id"]), networks):
+                sources[_packed_name(name, study)] = root / posixpath.normpath(posixpath.join("results", study, name))
+        description = _readme(run, sorted(sources), networks)
+        texts = {
+            README: description,
+            NAME: _as_text(_packed_crate(content, study, networks, description)),
+            ZENODO: _as_text(_zenodo(run)),
+        }
     checksums = {
         _packed_name(posixpath.relpath(name, f"results/{study}"), study): run.files[name] for name in run.files
     }

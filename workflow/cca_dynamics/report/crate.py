@@ -73,11 +73,12 @@ def write(config: dict, workflow: Sequence[Path], out: Path, protocol: dict | No
     """
     if "Snakefile" not in [path.name for path in workflow]:
         raise UserError("the files of the workflow lack its Snakefile; name it, and those that it includes")
-    shutil.rmtree(copies := out.parent / "workflow", ignore_errors=True)
-    for path in workflow:
-        copy = copies / path.name if path.name == "Snakefile" else copies / "rules" / path.name
-        copy.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(path, copy)
+    copies = out.parent / "workflow"
+    with replacing(copies) as temporary:
+        (temporary / "rules").mkdir(parents=True)
+        for path in workflow:
+            shutil.copyfile(path, temporary / ("" if path.name == "Snakefile" else "rules") / path.name)
+        shutil.rmtree(copies, ignore_errors=True)
     with warnings.catch_warnings(), replacing(out) as temporary:
         warnings.simplefilter("ignore", DeprecationWarning)  # of packages that rocrate imports
         content = _Crate(Study(config), config, out.parent.parent.parent).content(protocol)

@@ -8,6 +8,7 @@ import datetime
 import platform
 import re
 import shutil
+from contextlib import ExitStack
 from math import isnan
 from pathlib import Path
 from typing import NamedTuple
@@ -31,7 +32,7 @@ from cca_dynamics.report.summary import (
 from cca_dynamics.results import claims
 from cca_dynamics.results.registry import RESULTS
 from cca_dynamics.runtime.machine import commit, hardware
-from cca_dynamics.runtime.storage import replacing
+from cca_dynamics.runtime.storage import files_below, replacing
 from cca_dynamics.variants import KINDS
 
 PAGES = (Path("README.md"), Path("docs/findings.md"))
@@ -52,19 +53,17 @@ def publish(study: str, command: str, note: str = "") -> Path:
 
     Raises:
         DamagedFile: the study's claims, figures or measurements are missing, or its replicates cannot be read.
+        OSError: a file cannot be written, e.g. because the disk is full; all are as they were.
     """
     results = Path("results", study)
     table = claims.read(results / "claims.csv")
     of_seeds = replicates.read_if_made(study)
     figures = sorted(Path("figures", study).glob("*.png"))
     if not figures:
-        raise DamagedFile(Path("figures", study), "there is no figure")
+        raise DamagedFile(Path("figures", study), "there is no figure", "run snakemake again to draw them")
     runtime, run = runtime_table(study), _run_of(study)
     out = Path("figures/reference", study)
-    out.mkdir(parents=True, exist_ok=True)
     tables = [results / "claims.csv"] + ([] if of_seeds is None else [results / "replicates.csv"])
-    for path in (*figures, *tables):
-        shutil.copyfile(path, out / path.name)
     machine = f"{run.hardware}, Python {run.python}"
     origin = f"`{command}`, {run.commit}, {run.date}, on {machine}. {note}".strip()
     text = [f"# {study}", origin, claims_table(table, of_seeds), "## Time and memory", runtime]
@@ -72,8 +71,7 @@ def publish(study: str, command: str, note: str = "") -> Path:
         f"## {figure.stem}\n\n![{figure.stem}]({figure.name})\n\n{caption_of(figure.stem).strip()}"
         for figure in figures
     ]
-    with replacing(out / "README.md") as temporary:
-        temporary.write_text("\n\n".join([*text, *images]) + "\n", encoding="utf-8")
+    texts = {out / "README.md": "\n\n".join([*text, *images]) + "\n"}
     blocks = {
         f"{study} results": results_table(study, table, of_seeds),
         f"{study} runtime": f"{runtime}\n\nMeasured on {run.hardware}, {run.date}.",
@@ -84,8 +82,12 @@ def publish(study: str, command: str, note: str = "") -> Path:
             content = replace_block(
                 content, name, block.replace("](figures/", f"]({'../' * (len(page.parts) - 1)}figures/")
             )
-        with replacing(page) as temporary:
-            temporary.write_text(content, encoding="utf-8")
+        texts[page] = content
+    with ExitStack() as all_or_none:  # every file is complete on the disk before the first replaces that of another run
+        for path in (*figures, *tables):
+            shutil.copyfile(path, all_or_none.enter_context(replacing(out / path.name)))
+        for path, content in texts.items():
+            all_or_none.enter_context(replacing(path)).write_text(content, encoding="utf-8")
     return out
 
 
@@ -171,7 +173,7 @@ def runtime_table(study: str) -> str:
     """What each rule took, as Markdown; see `runtime_rows`."""
     rows = [[f"**{name}**" if name == WHOLE_RUN else f"`{name}`", *rest] for name, *rest in runtime_rows(study)]
     folder = Path("results", study)
-    files = [path for path in folder.rglob("*") if path.is_file() and path.relative_to(folder).parts[0] not in KINDS]
+    files = [path for path in files_below(folder) if path.relative_to(folder).parts[0] not in KINDS]
     megabytes = sum(path.stat().st_size for path in files) / 1e6
     table = _markdown(["Rule", "Jobs", "Time", "Peak memory of a job"], rows)
     if not any(path.relative_to(folder).parts[0] == "networks" for path in files):

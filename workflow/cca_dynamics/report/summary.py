@@ -150,7 +150,7 @@ def runtime_rows(study: str, root: Path = Path()) -> list[list]:
         end = file.stat().st_mtime
         jobs.append((file.stem.partition("-")[0], measured["s"], measured["max_rss"], end - measured["s"], end))
     if not jobs:
-        raise DamagedFile(folder, "it holds no measurements")
+        raise DamagedFile(folder, "it holds no measurements", "copy it from where the study was run")
     table = pd.DataFrame(jobs, columns=["rule", "seconds", "megabytes", "start", "end"]).sort_values("start")
     rows = []
     for rule, of_rule in table.groupby("rule", sort=False):

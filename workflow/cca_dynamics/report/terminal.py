@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 
 import pandas as pd
 
+from cca_dynamics.errors import named_by_the_user
 from cca_dynamics.report import multiverse, replicates
 from cca_dynamics.report.summary import (
     MARKS,
@@ -49,7 +51,8 @@ def show(
     path = Path(study) if study.endswith(".csv") else Path("results") / study / "claims.csv"
     paths = [path] if since is None else _made_since(path, since)
     if paths:
-        _show_claims(path.parent.name, paths, notes)
+        with named_by_the_user() if study.endswith(".csv") else nullcontext():
+            _show_claims(path.parent.name, paths, notes)
     of_replicates = path.with_name("replicates.csv")
     if since is not None and _is_new(of_replicates, since):
         _show_replicates(path.parent.name, of_replicates, notes_of_replicates)

@@ -7,6 +7,7 @@ import json
 import posixpath
 import shlex
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -16,7 +17,7 @@ from urllib.parse import unquote
 from cca_dynamics.errors import DamagedFile, UserError
 from cca_dynamics.results.inputs import extracted_from
 from cca_dynamics.runtime.fingerprints import PACKAGE
-from cca_dynamics.runtime.storage import missing_files
+from cca_dynamics.runtime.storage import files_below, missing_files
 from cca_dynamics.variants import KINDS
 
 NAME = "ro-crate-metadata.json"
@@ -120,13 +121,25 @@ def read(study: str, root: Path = Path()) -> Run:
         root: the folder that holds results/ and figures/.
 
     Raises:
-        UserError: the study was described by an older version.
+        UserError: the study was described by an older version, or the crate is that of another study.
         DamagedFile: there is no crate of this study, or it cannot be read.
     """
     content = read_json(study, root)
-    try:
+    with damage_is_named(study, root):
         return _run(content, study)
+
+
+@contextmanager
+def damage_is_named(study: str, root: Path = Path()) -> Iterator[None]:
+    """Take from the crate of a study what one that is intact has.
+
+    Raises:
+        DamagedFile: the code inside did not find it.
+    """
+    try:
+        yield
     except (ValueError, KeyError, TypeError, AttributeError) as problem:
+        problem = f"it lacks {problem}" if isinstance(problem, KeyError) else problem
         raise DamagedFile(root / "results" / study / NAME, problem) from None
 
 
@@ -153,6 +166,9 @@ def read_json(study: str, root: Path = Path()) -> dict:
 def _run(content: dict, study: str) -> Run:
     """What a crate says; an error of Python's if it is none."""
     entities = {entity["@id"]: entity for entity in content["@graph"]}
+    for part in entities["./"]["hasPart"]:
+        if part["@id"] not in entities:
+            raise ValueError(f"it does not describe its part {part['@id']}")
     parameters = [entity for entity in entities.values() if str(entity["@id"]).startswith("#parameter/")]
     config = {}
     for parameter in parameters:
@@ -160,7 +176,10 @@ def _run(content: dict, study: str) -> Run:
         is_json = value.get("encodingFormat") == "application/json"
         config[parameter["name"]] = json.loads(value["value"]) if is_json else value["value"]
     if config["study"] != study:
-        raise ValueError(f"it is the crate of the study {config['study']!r}")
+        folder = f"results/{study}"
+        raise UserError(
+            f"{folder}/{NAME} is the crate of the study {config['study']!r}; call {folder} and figures/{study} so again"
+        )
     files = {
         posixpath.normpath(posixpath.join("results", study, unquote(entity["@id"]))): entity["sha256"]
         for entity in entities.values()
@@ -195,7 +214,10 @@ def _differences_of_files(study: str, root: Path, checksums: dict[str, str]) -> 
     """Files that are missing, additional, changed, or made from other files, given path → checksum in the crate."""
     names = set(outputs(root, study))
     for name in sorted({*checksums, *_missing_from_folders(root, study)} - names):
-        yield Difference(f"{name}: missing", output_of(name, study))
+        if link := _broken_link(root / name):
+            yield Difference(f"{name}: missing, as {link} is a link to {link.readlink()}, which is not there")
+        else:
+            yield Difference(f"{name}: missing", output_of(name, study))
     for name in sorted(names - set(checksums)):
         yield Difference(f"{name}: not in the crate")
     for name in sorted(names & set(checksums)):
@@ -211,6 +233,11 @@ def _differences_of_files(study: str, root: Path, checksums: dict[str, str]) -> 
                 yield Difference(line, output_of(name, study))
         except DamagedFile:
             continue  # one of the two is missing or damaged, which its checksum has told
+
+
+def _broken_link(path: Path) -> Path | None:
+    """The file, or the folder around it, that is a link to nothing, such as a disk that is not mounted."""
+    return next((part for part in (path, *path.parents) if part.is_symlink() and not part.exists()), None)
 
 
 def output_of(name: str, study: str) -> str:
@@ -229,11 +256,11 @@ def output_of(name: str, study: str) -> str:
 def outputs(root: Path, study: str) -> Iterator[str]:
     """Files of a study, relative to root, without unfinished ones (hidden), benchmarks, crate, report, variants."""
     for folder in (root / "results" / study, root / "figures" / study):
-        for path in sorted(folder.rglob("*")):
+        for path in files_below(folder):
             inside = path.relative_to(folder).parts
             hidden = any(part.startswith(".") for part in inside)
             of_variants = inside[0].partition(".")[0] in KINDS
-            if path.is_file() and not (hidden or of_variants) and inside[0] not in UNCHECKED:
+            if not (hidden or of_variants) and inside[0] not in UNCHECKED:
                 yield path.relative_to(root).as_posix()
 
 

@@ -55,6 +55,30 @@ def check_complete(folder: Path) -> None:
         raise DamagedFile(path, "it was there when its folder was made")
 
 
+def files_below(folder: Path) -> list[Path]:
+    """The files in a folder and its subfolders, sorted by path; links are followed, loops are not.
+
+    Args:
+        folder: where to look; [] if it is not there.
+
+    Raises:
+        OSError: a folder cannot be read.
+    """
+    return list(_walk(folder, ())) if folder.is_dir() else []
+
+
+def _walk(folder: Path, around: tuple[str, ...]) -> Iterator[Path]:
+    """The files below a folder, given the real paths of the folders that led to it."""
+    real = os.path.realpath(folder)
+    if real in around:  # a link to a folder that holds it
+        return
+    for path in sorted(folder.iterdir()):
+        if path.is_dir():
+            yield from _walk(path, (*around, real))
+        elif path.is_file():
+            yield path
+
+
 @contextmanager
 def replacing(path: Path, *, durable: bool = False) -> Iterator[Path]:
     """A temporary sibling of `path` to write to; it takes the name `path` when the block ends without an exception.
