@@ -436,6 +436,46 @@ def test_other_peoples_metadata_may_be_called_as_ours(tmp_path, two):
     np.testing.assert_array_equal(read.x, two[0])
 
 
+FOREIGN = {
+    "JSON": json.dumps({"model": "bert"}),
+    "JSON with layers": json.dumps({"model": "bert", "layers": {"encoder": [12]}, "files": "1", "ids": ["a"]}),
+    "JSON with rows": json.dumps({"model": "bert", "layers": {"x": [6]}, "files": "1", "rows": [80]}),
+    "a list": "[]",
+    "nested": "[" * 100_000,
+    "words": "ResNet-18, epoch 3",
+    "bytes": b"ResNet-18",
+    "several": ["a", "b"],
+}
+"""What others may say of their arrays."""
+
+
+@pytest.mark.parametrize("said", FOREIGN.values(), ids=FOREIGN)
+def test_other_peoples_description_is_no_description_of_ours(tmp_path, two, said, capsys):
+    """Once, tokens were taken apart as networks, and a file with a plain description was called damaged."""
+    described = {readers.DESCRIPTION: np.array(said)}
+    np.savez(tmp_path / "a.npz", x=two[0], **described)
+    (read,) = readers.read([tmp_path / "a.npz"])
+    np.testing.assert_array_equal(read.x, two[0])
+    np.savez(tmp_path / "tokens.npz", a=np.ones((3, 80, 6)), **described)
+    assert "tokens.npz: a has shape (3, 80, 6), not (data points, neurons); if it is (inputs, tokens" in refusal(
+        capsys, "compare", tmp_path / "tokens.npz", "--out", tmp_path / "h.png"
+    )
+
+
+def test_a_description_of_ours_is_read_after_layers_were_left_out(tmp_path, two):
+    """As every version of `capture` has written it; a number under that name is a layer."""
+    facts = {"model": "m", "weights": "none", "seed": 0, "torch": "2", "layers": {"x": [6], "y": [9]}, "images": 80}
+    described = {readers.DESCRIPTION: np.array(json.dumps({**facts, "files": "1", "ids": list(map(str, range(80)))}))}
+    backwards = {"files": "1", "ids": list(map(str, reversed(range(80))))}
+    np.savez(tmp_path / "a.npz", x=two[0], **described)
+    np.savez(tmp_path / "b.npz", x=two[0][::-1], **{readers.DESCRIPTION: np.array(json.dumps({**facts, **backwards}))})
+    first, second = readers.read([tmp_path / "a.npz", tmp_path / "b.npz"])
+    assert torch.equal(first.x, second.x)
+    np.savez(tmp_path / "c.npz", **{readers.DESCRIPTION: two[0]})
+    (read,) = readers.read([tmp_path / "c.npz"])
+    assert read.name == readers.DESCRIPTION
+
+
 def test_dead_layers_and_too_few_points_are_told(tmp_path, rng, capsys):
     layers = {"dead": np.ones((20, 3)), "a": rng.normal(size=(20, 15)), "b": rng.normal(size=(20, 10))}
     status, out, err = run(capsys, "compare", write(tmp_path / "a.npz", layers), "--out", tmp_path / "h.png")
