@@ -620,12 +620,22 @@ def test_a_bad_file_is_named_and_nothing_written(tmp_path, two, capsys, name):
         (["x.npy", "y.npy", "--threads", "0"], "--threads is at least 1, not 0"),
         (["few.npz"], "few.npz: a has shape (2, 5); give at least 3 data points"),
         (["clash.npz", "a.npz"], "has the same name as another"),
+        (
+            ["x.npy", "y.npy", "onepoint.npy", "--measure", "mutual_neighbours"],
+            "x.npy: the array and onepoint.npy: the array: mutual nearest neighbours needs at least 12 data points",
+        ),
+        (
+            ["x.npy", "somepoints.npy", "--measure", "mutual_neighbours", "--intervals"],
+            "--intervals: mutual nearest neighbours needs at least 12 data points that are not at 0, not 11; use",
+        ),
     ],
 )
 def test_bad_arguments_are_named(tmp_path, two, capsys, monkeypatch, arguments, message):
     monkeypatch.chdir(tmp_path)
     for name, x in zip("xy", two, strict=True):
         np.save(f"{name}.npy", x)
+    for name, points in (("onepoint", 1), ("somepoints", 12)):
+        np.save(f"{name}.npy", np.where(np.arange(80)[:, None] < points, two[0], 0))
     np.savez("four.npz", a=x[:4, :1], b=x[:4, 1:2])
     np.savez("few.npz", a=np.ones((2, 5)), b=np.ones((2, 5)))
     np.savez("wide.npz", a=np.random.default_rng(0).normal(size=(100, 95)), b=np.eye(100)[:, :3])

@@ -8,6 +8,7 @@ points give so small a distance, and an interval.
 from __future__ import annotations
 
 import difflib
+import itertools
 import math
 import sys
 import warnings
@@ -168,11 +169,11 @@ def compare(
         if inference.intervals:
             _check_left_out(sources, MEASURES[measure].compared(factors), measure)
         if inference.permutations:
-            with _progress(measure, "permutations") as progress, _in_one_line():
+            with _progress(measure, "permutations") as progress, refusals_named("--permutations"):
                 how = {"permutations": inference.permutations, "device": device, "progress": progress}
                 tests[measure] = pairwise_permutation_test(factors, measure, **how)
         if inference.intervals:
-            with _progress(measure, "groups left out") as progress, _in_one_line():
+            with _progress(measure, "groups left out") as progress, refusals_named("--intervals"):
                 found[measure] = pairwise_intervals(factors, measure, device=device, progress=progress)
     return Comparison(representations, [x.rank for x in factors], distances, floors, tests, found)
 
@@ -192,14 +193,14 @@ def _check_left_out(sources: Sequence[str], compared: list[Factors], measure: st
 
 
 @contextmanager
-def _in_one_line() -> Iterator[None]:
-    """What inference refuses, as a problem of the user's."""
+def refusals_named(name: str) -> Iterator[None]:
+    """What measures and inference refuse, as a problem of the user's with a file or an option, which is named."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", DegenerateCCAWarning)  # notes say how many pairs, and how bad it is
             yield
     except RepresentationError as problem:
-        raise UserError(str(problem)) from None
+        raise UserError(f"{name}: {problem}") from None
 
 
 @contextmanager
@@ -232,9 +233,15 @@ def distances_and_floors(
     """
     compared = MEASURES[measure].compared(factors)
     _check(sources, factors, compared, measure)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DegenerateCCAWarning)  # notes say how many pairs, and how bad it is
-        both_ways = pairwise(factors, measure, device=device)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DegenerateCCAWarning)  # notes say how many pairs, and how bad it is
+            both_ways = pairwise(factors, measure, device=device)
+    except RepresentationError:
+        for (source, x), (other, y) in itertools.combinations(zip(sources, factors, strict=True), 2):
+            with refusals_named(f"{source} and {other}"):
+                pairwise([x, y], measure, device=device)
+        raise
     floors = np.array([[null_floor(x.rank, y.rank, x.n, measure) for y in compared] for x in compared])
     return (both_ways + both_ways.T) / 2, floors
 

@@ -24,6 +24,7 @@ from cca_dynamics.compare.comparison import (
     draw_distances,
     floor_in_words,
     literal,
+    refusals_named,
     write_distances,
 )
 from cca_dynamics.compare.inputs import Source
@@ -115,7 +116,8 @@ def compare(
         values = []
         for network, side, chosen in zip(networks, sides, layers, strict=True):
             values += capture.given(network, given, chosen, side.origin.model, reading, source).values()
-        moments.update(*values)
+        with refusals_named("--layers"):
+            moments.update(*values)
     return _compared(moments, tuple(list(chosen) for chosen in layers), sides, measures, device)
 
 
@@ -127,7 +129,9 @@ def _compared(
     device: str,
 ) -> LayersByLayers:
     """The comparison, from the moments of all chosen layers of both networks."""
-    factors, first = moments.factors(), len(chosen[0])
+    with refusals_named("--data"):
+        factors = moments.factors()
+    first = len(chosen[0])
     named = [f"{side.origin.model}: {name}" for side, names in zip(sides, chosen, strict=True) for name in names]
     ranks = [x.rank for x in factors[:first]], [x.rank for x in factors[first:]]
     distances, floors = {}, {}
