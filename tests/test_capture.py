@@ -367,6 +367,15 @@ NETWORKS = """
             yield {"input_ids": batch["input_ids"].flip(0)}, ids[::-1]
 
 
+    def with_empty():
+        nothing = {"input_ids": torch.zeros(0, 12, dtype=torch.long)}
+        yield nothing
+        yield from batches()
+        yield nothing, []
+
+
+    def sparse(): yield torch.eye(9).to_sparse()
+    def no_columns(): yield torch.zeros(9, 0)
     def unnamed(): return (batch for batch, _ in batches())
     def words(text): return [len(word) for word in text.split()]
     def empty(): return []
@@ -662,9 +671,21 @@ def test_a_function_yields_dicts_with_ids(capsys, tmp_path):
     assert facts["ids"] == [f"text{i}" for i in range(27)] and facts["inputs"] == 27
 
 
+def test_empty_batches_count_for_nothing(capsys, tmp_path):
+    """As slices of an array may give at its end; once, this was a traceback."""
+    found = []
+    for name in ("batches", "with_empty"):
+        flags = ("--layers", "head", "--tokens", "mean")
+        head = captured(capsys, tmp_path, "language", *flags, source=("--data", f"capturable:{name}"))["head"]
+        found.append((head.tolist(), readers.read_safetensors(tmp_path / "out.safetensors")[1]))
+    assert found[0] == found[1]
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
+        (("--data", "capturable:sparse"), "capturable:sparse() yields a tensor that is sparse, nested, quantized or"),
+        (("--data", "capturable:no_columns"), "capturable:language: it fails on 2 × 0"),
         (("--data", "capturable:empty"), "the first batch of capturable:empty() has fewer than 3 inputs"),
         (("--data", "capturable:wrong"), "capturable:wrong() yields a str; yield tensors, dicts of them"),
         (("--data", "capturable:ragged"), "has entries of different lengths"),
