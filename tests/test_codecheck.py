@@ -1,6 +1,8 @@
 """Runs are compared as codecheck.yml says, and what it lists is there."""
 
 import csv
+import os
+import sys
 from itertools import permutations
 
 import pandas as pd
@@ -96,6 +98,18 @@ def test_several_runs_stand_side_by_side(tmp_path, capsys):
     assert "rename copies" in capsys.readouterr().err
     assert cli.main(["agreement", str(runs[0]), str(published), "--table", str(tmp_path / "table.txt")]) == 1
     assert "table.txt: its suffix is not .csv" in capsys.readouterr().err and not (tmp_path / "table.txt").exists()
+
+
+def test_output_that_nobody_reads_ends_quietly_after_the_table(tmp_path, monkeypatch, capsys):
+    """As in `cca-dynamics agreement ... | head -1`, which ended in a traceback."""
+    here, published = write(tmp_path / "here.csv", value=0.7), write(tmp_path / "published.csv")
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "w") as unread:
+        monkeypatch.setattr(sys, "stdout", unread)
+        status = cli.main(["agreement", str(here), str(published), "--table", str(tmp_path / "t.csv")])
+    assert status == cli.UNREAD and not capsys.readouterr().err
+    assert len(pd.read_csv(tmp_path / "t.csv")) == 30
 
 
 def test_claims_of_one_run_alone_are_named(tmp_path, capsys):

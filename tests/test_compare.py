@@ -1,7 +1,9 @@
 """Layers of networks from elsewhere: captured with hooks, read from any file, compared as the measures say."""
 
+import errno
 import io
 import json
+import os
 import pickle
 import re
 import shlex
@@ -613,6 +615,8 @@ def test_a_bad_file_is_named_and_nothing_written(tmp_path, two, capsys, name):
         (["x.npy", "y.npy", "--measure", "cosine"], "y.npy: the array has 9 neurons and x.npy: the array 6; cosine"),
         (["x.npy", "y.npy", "--out", "h.jpg"], "h.jpg: its suffix is none of .png, .pdf, .svg"),
         (["x.npy", "y.npy", "--table", "t.txt"], "t.txt: its suffix is not .csv"),
+        (["x.npy", "y.npy", "--out", "folder.png"], "folder.png: it is a folder; choose another name"),
+        (["x.npy", "y.npy", "--table", "folder.csv"], "folder.csv: it is a folder; choose another name"),
         (["x.npy", "y.npy", "--permutations", "19"], "--permutations: 19 give no p below .05; use 20 or more"),
         (["four.npz", "--permutations", "20"], "4 data points have too few orders for a test; use 5 or more"),
         (["four.npz", "--intervals"], "--intervals: four.npz: a has 4 data points; they need at least 20"),
@@ -636,6 +640,8 @@ def test_bad_arguments_are_named(tmp_path, two, capsys, monkeypatch, arguments, 
         np.save(f"{name}.npy", x)
     for name, points in (("onepoint", 1), ("somepoints", 12)):
         np.save(f"{name}.npy", np.where(np.arange(80)[:, None] < points, two[0], 0))
+    for folder in ("folder.png", "folder.csv"):
+        Path(folder).mkdir()
     np.savez("four.npz", a=x[:4, :1], b=x[:4, 1:2])
     np.savez("few.npz", a=np.ones((2, 5)), b=np.ones((2, 5)))
     np.savez("wide.npz", a=np.random.default_rng(0).normal(size=(100, 95)), b=np.eye(100)[:, :3])
@@ -644,6 +650,18 @@ def test_bad_arguments_are_named(tmp_path, two, capsys, monkeypatch, arguments, 
     before = set(tmp_path.iterdir())
     assert message in refusal(capsys, "compare", *arguments)
     assert set(tmp_path.iterdir()) == before
+
+
+def test_a_table_stays_as_it_was_if_the_heatmap_cannot_be_written(tmp_path, two, capsys, monkeypatch):
+    def fails(figure, outputs):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(comparison.figures, "save", fails)
+    write(tmp_path / "a.npz", dict(zip("xy", two, strict=True)))
+    (tmp_path / "t.csv").write_text("earlier")
+    said = refusal(capsys, "compare", tmp_path / "a.npz", "--out", tmp_path / "h.png", "--table", tmp_path / "t.csv")
+    assert "free disk space" in said and (tmp_path / "t.csv").read_text() == "earlier"
+    assert {path.name for path in tmp_path.iterdir()} == {"a.npz", "t.csv"}
 
 
 def test_layers_of_different_images_are_not_compared(tmp_path, images, small, capsys):

@@ -118,19 +118,30 @@ def run(
     """
     check_outputs(out, table)
     comparison = compare(files, measures, device, inference, paired)
-    if table is not None:
-        with replacing(table) as temporary:
-            pairs(comparison).to_csv(temporary, index=False)
-    figures.save(heatmap(comparison), [out])
+    write_outputs(pairs(comparison), table, heatmap(comparison), out)
     show(comparison)
     print(f"Heatmap: {out}" + (f"  Table: {table}" if table is not None else ""))
 
 
 def check_outputs(out: Path, table: Path | None) -> None:
-    """Refuse suffixes that say nothing of a format that can be written."""
+    """Refuse suffixes that say nothing of a format that can be written, and folders."""
     check_suffix(out, *(f".{suffix}" for suffix in figures.FORMATS))
     if table is not None:
         check_suffix(table, ".csv")
+
+
+def write_outputs(rows: pd.DataFrame, table: Path | None, figure, out: Path) -> None:
+    """Write a table, if asked for, and a heatmap; neither is replaced if either cannot be written.
+
+    Raises:
+        OSError: one of them cannot be written.
+    """
+    if table is None:
+        figures.save(figure, [out])
+        return
+    with replacing(table) as temporary:
+        rows.to_csv(temporary, index=False)
+        figures.save(figure, [out])
 
 
 def check_measures(measures: Sequence[str]) -> None:

@@ -26,13 +26,13 @@ from cca_dynamics.compare.comparison import (
     literal,
     refusals_named,
     write_distances,
+    write_outputs,
 )
 from cca_dynamics.compare.inputs import Source
 from cca_dynamics.compare.outputs import Reading
 from cca_dynamics.compare.readers import printable
 from cca_dynamics.errors import UserError
 from cca_dynamics.results import figures
-from cca_dynamics.runtime.storage import replacing
 from cca_dynamics.similarity import MEASURES, Moments
 
 MOST_NEURONS = 30_000
@@ -223,10 +223,7 @@ def run(
         raise UserError("--layers is missing; it is needed to compare networks")
     check_outputs(out, table_path)
     comparison = compare(sides, source, measures, reading, batch, device)
-    if table_path is not None:
-        with replacing(table_path) as temporary:
-            table(comparison).to_csv(temporary, index=False)
-    figures.save(heatmap(comparison, _titles(sides)), [out])
+    write_outputs(table(comparison), table_path, heatmap(comparison, _titles(sides)), out)
     console = Console(file=sys.stdout, width=None if sys.stdout.isatty() else 120, highlight=False)
     for measure, distances in comparison.distances.items():
         shown = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="")
