@@ -199,6 +199,40 @@ NETWORKS = """
             yield {"input_ids": torch.randint(0, 256, (9, 12), generator=rng)}, [f"text{9 * i + j}" for j in range(9)]
 
 
+    class Cubes(nn.Module):
+        # for images of 8 × 8, every layer gives 8 × 8 × 8
+        def __init__(self, size=None):
+            super().__init__()
+            self.conv = nn.Conv2d(3, 8, 3, padding=1)
+            self.act = nn.ReLU()
+            self.last = Last()
+            self.norm = nn.LayerNorm(8)
+            self.head = nn.Linear(512, 3) if size else None
+
+        def forward(self, x):
+            x = self.norm(self.last(self.act(self.conv(x))))
+            return self.head(x.flatten(1)) if self.head else x
+
+
+    def cubes(): return Cubes()
+    def cubes_of_one_size(): return Cubes(8)
+    def unflattened(): return nn.Sequential(nn.Flatten(), nn.Linear(192, 512), nn.Unflatten(1, (8, 8, 8)), nn.ReLU())
+
+
+    class Squares(nn.Module):
+        # for signals of 12, layers give 8 × 8
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv1d(2, 8, 5)
+            self.act = nn.ReLU()
+            self.norm = nn.LayerNorm(8)
+
+        def forward(self, x): return self.norm(self.act(self.conv(x)).transpose(1, 2))
+
+
+    def squares(): return Squares()
+
+
     class Changing(Net):
         # its first layer changes the inputs in place, once and for all
         def forward(self, x):
@@ -333,6 +367,15 @@ NETWORKS = """
             yield {"input_ids": batch["input_ids"].flip(0)}, ids[::-1]
 
 
+    def with_empty():
+        nothing = {"input_ids": torch.zeros(0, 12, dtype=torch.long)}
+        yield nothing
+        yield from batches()
+        yield nothing, []
+
+
+    def sparse(): yield torch.eye(9).to_sparse()
+    def no_columns(): yield torch.zeros(9, 0)
     def unnamed(): return (batch for batch, _ in batches())
     def words(text): return [len(word) for word in text.split()]
     def empty(): return []
@@ -487,6 +530,40 @@ def test_tokens_and_maps_are_read_as_asked(capsys, tmp_path):
     assert captured(capsys, tmp_path, "attention", "--layers", "block", "--tokens", "mean")["block"].shape == (20, 16)
 
 
+@pytest.mark.parametrize("model", ["cubes", "cubes_of_one_size"])
+def test_channels_are_found_where_all_axes_have_one_size(capsys, tmp_path, model):
+    """Once, channels last were averaged over width and channels."""
+    source = ("--images", "images", "--size", 8)
+    found = captured(capsys, tmp_path, model, "--layers", "conv", "act", "last", "norm", source=source)
+    x, network = inputs.images(inputs.Path("images"), None, inputs.Pixels(8)).few(20), module(model)
+    with torch.no_grad():
+        conv = network.conv(x)
+        last = conv.relu().permute(0, 2, 3, 1)
+        maps = {"conv": conv, "act": conv.relu(), "last": conv.relu(), "norm": network.norm(last).permute(0, 3, 1, 2)}
+    for layer, values in maps.items():
+        torch.testing.assert_close(found[layer], values.mean((2, 3)), rtol=1e-5, atol=1e-6)
+    said = run(capsys, "capture", f"capturable:{model}", "--list", *source)[1]
+    described = {line.split()[0]: "(channels last)" in line for line in said.splitlines() if "8×8×8" in line}
+    assert described == {"conv": False, "act": False, "last": True, "norm": True}
+
+
+def test_channels_of_square_signals_are_found(capsys, tmp_path, rng):
+    np.save(tmp_path / "x.npy", rng.normal(size=(30, 2, 12)).astype(np.float32))
+    layers = ("--layers", "act", "norm", "--tokens", "mean")
+    found = captured(capsys, tmp_path, "squares", *layers, source=("--array", tmp_path / "x.npy"))
+    with torch.no_grad():
+        act = module("squares").conv(torch.from_numpy(np.load(tmp_path / "x.npy"))).relu()
+        norm = module("squares").norm(act.transpose(1, 2))
+    torch.testing.assert_close(found["act"], act.mean(2), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(found["norm"], norm.mean(1), rtol=1e-5, atol=1e-6)
+
+
+def test_channels_that_cannot_be_found_are_refused(capsys, tmp_path):
+    flags = ("--images", "images", "--size", 8, "--layers", "3")
+    said = refused(capsys, tmp_path, "capture", "capturable:unflattened", *flags)
+    assert "3 of capturable:unflattened is not available: it gives 8×8×8 for an input, and any of these axes" in said
+
+
 def test_layers_that_are_fused_or_overwritten_give_what_they_compute(capsys, tmp_path):
     source = ("--data", "capturable:batches")
     layers = ("encoder.self_attn", "encoder.linear1", "encoder", "head")
@@ -594,9 +671,21 @@ def test_a_function_yields_dicts_with_ids(capsys, tmp_path):
     assert facts["ids"] == [f"text{i}" for i in range(27)] and facts["inputs"] == 27
 
 
+def test_empty_batches_count_for_nothing(capsys, tmp_path):
+    """As slices of an array may give at its end; once, this was a traceback."""
+    found = []
+    for name in ("batches", "with_empty"):
+        flags = ("--layers", "head", "--tokens", "mean")
+        head = captured(capsys, tmp_path, "language", *flags, source=("--data", f"capturable:{name}"))["head"]
+        found.append((head.tolist(), readers.read_safetensors(tmp_path / "out.safetensors")[1]))
+    assert found[0] == found[1]
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
+        (("--data", "capturable:sparse"), "capturable:sparse() yields a tensor that is sparse, nested, quantized or"),
+        (("--data", "capturable:no_columns"), "capturable:language: it fails on 2 × 0"),
         (("--data", "capturable:empty"), "the first batch of capturable:empty() has fewer than 3 inputs"),
         (("--data", "capturable:wrong"), "capturable:wrong() yields a str; yield tensors, dicts of them"),
         (("--data", "capturable:ragged"), "has entries of different lengths"),

@@ -1,11 +1,15 @@
 """Runs are compared as codecheck.yml says, and what it lists is there."""
 
+import csv
+import os
+import sys
 from itertools import permutations
 
 import pandas as pd
 import pytest
 import yaml
 from cca_dynamics import cli
+from cca_dynamics.errors import DamagedFile
 from cca_dynamics.report import agreement
 from cca_dynamics.results import claims
 
@@ -112,6 +116,18 @@ def test_a_file_that_the_user_names_is_not_to_be_deleted(tmp_path, monkeypatch, 
         assert line.endswith("); check the path, or copy it again")
 
 
+def test_output_that_nobody_reads_ends_quietly_after_the_table(tmp_path, monkeypatch, capsys):
+    """As in `cca-dynamics agreement ... | head -1`, which ended in a traceback."""
+    here, published = write(tmp_path / "here.csv", value=0.7), write(tmp_path / "published.csv")
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "w") as unread:
+        monkeypatch.setattr(sys, "stdout", unread)
+        status = cli.main(["agreement", str(here), str(published), "--table", str(tmp_path / "t.csv")])
+    assert status == cli.UNREAD and not capsys.readouterr().err
+    assert len(pd.read_csv(tmp_path / "t.csv")) == 30
+
+
 def test_claims_of_one_run_alone_are_named(tmp_path, capsys):
     published = write(tmp_path / "published.csv")
     pd.read_csv(published).iloc[1:].to_csv(tmp_path / "here.csv", index=False)
@@ -119,6 +135,54 @@ def test_claims_of_one_run_alone_are_named(tmp_path, capsys):
     assert table.loc["width.0", "agreement"] == "turned"
     cli.main(["agreement", str(tmp_path / "here.csv"), str(published)])
     assert "width.0: 0.5 → nan, reproduced → no such claim" in capsys.readouterr().out
+
+
+def change(path, line: int, column: str, cell: str):
+    """One cell of a table, as an editor would change it."""
+    with open(path, newline="") as file:
+        rows = list(csv.reader(file))
+    rows[line - 1][rows[0].index(column)] = cell
+    with open(path, "w", newline="") as file:
+        csv.writer(file).writerows(rows)
+
+
+@pytest.mark.parametrize(
+    ("line", "column", "cell", "problem"),
+    [
+        (3, "claim", "width.0", "width.0 is there twice"),
+        (4, "claim", "", "the claim has no name"),
+        (2, "value", "0,52", "'0,52' is no number"),
+        (9, "ci_low", "True", "'True' is no number"),
+        (5, "p_value", "<0.001", "'<0.001' is no number"),
+        (2, "verdict", "yes", "'yes' is no verdict"),
+    ],
+)
+def test_a_cell_that_says_nothing_is_named_by_its_line_and_column(tmp_path, capsys, line, column, cell, problem):
+    """Once, these ended in tracebacks, or in a wrong count of claims."""
+    published, here = write(tmp_path / "published.csv"), write(tmp_path / "here.csv")
+    change(here, line, column, cell)
+    for command in (["agreement", here, published], ["agreement", published, here], ["verdicts", here]):
+        assert cli.main([str(word) for word in command]) == 1
+        said, error = capsys.readouterr()
+        assert not said and error.count("\n") == 1
+        assert f"error: {here} " in error and f"line {line}, column {column}: {problem}" in error
+
+
+def test_rows_with_more_cells_than_the_header_are_not_shifted(tmp_path):
+    path = write(tmp_path / "here.csv")
+    header, *rows = path.read_text().splitlines()
+    path.write_text("\n".join([header, *(row.replace(",0.", ",0,", 1) for row in rows[:9])]) + "\n")
+    with pytest.raises(DamagedFile, match="more cells than its header; quote cells with a comma"):
+        claims.read(path)
+
+
+def test_whole_numbers_and_cells_without_text_are_read(tmp_path):
+    path = write(tmp_path / "here.csv")
+    for line in range(2, 32):
+        change(path, line, "value", "1")
+    change(path, 2, "statistic", "")
+    table = claims.read(path)
+    assert table["value"].dtype == float and table["statistic"].iloc[0] == ""
 
 
 def test_what_is_listed_is_committed_and_made_by_the_workflow():

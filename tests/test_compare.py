@@ -1,7 +1,9 @@
 """Layers of networks from elsewhere: captured with hooks, read from any file, compared as the measures say."""
 
+import errno
 import io
 import json
+import os
 import pickle
 import re
 import shlex
@@ -436,6 +438,46 @@ def test_other_peoples_metadata_may_be_called_as_ours(tmp_path, two):
     np.testing.assert_array_equal(read.x, two[0])
 
 
+FOREIGN = {
+    "JSON": json.dumps({"model": "bert"}),
+    "JSON with layers": json.dumps({"model": "bert", "layers": {"encoder": [12]}, "files": "1", "ids": ["a"]}),
+    "JSON with rows": json.dumps({"model": "bert", "layers": {"x": [6]}, "files": "1", "rows": [80]}),
+    "a list": "[]",
+    "nested": "[" * 100_000,
+    "words": "ResNet-18, epoch 3",
+    "bytes": b"ResNet-18",
+    "several": ["a", "b"],
+}
+"""What others may say of their arrays."""
+
+
+@pytest.mark.parametrize("said", FOREIGN.values(), ids=FOREIGN)
+def test_other_peoples_description_is_no_description_of_ours(tmp_path, two, said, capsys):
+    """Once, tokens were taken apart as networks, and a file with a plain description was called damaged."""
+    described = {readers.DESCRIPTION: np.array(said)}
+    np.savez(tmp_path / "a.npz", x=two[0], **described)
+    (read,) = readers.read([tmp_path / "a.npz"])
+    np.testing.assert_array_equal(read.x, two[0])
+    np.savez(tmp_path / "tokens.npz", a=np.ones((3, 80, 6)), **described)
+    assert "tokens.npz: a has shape (3, 80, 6), not (data points, neurons); if it is (inputs, tokens" in refusal(
+        capsys, "compare", tmp_path / "tokens.npz", "--out", tmp_path / "h.png"
+    )
+
+
+def test_a_description_of_ours_is_read_after_layers_were_left_out(tmp_path, two):
+    """As every version of `capture` has written it; a number under that name is a layer."""
+    facts = {"model": "m", "weights": "none", "seed": 0, "torch": "2", "layers": {"x": [6], "y": [9]}, "images": 80}
+    described = {readers.DESCRIPTION: np.array(json.dumps({**facts, "files": "1", "ids": list(map(str, range(80)))}))}
+    backwards = {"files": "1", "ids": list(map(str, reversed(range(80))))}
+    np.savez(tmp_path / "a.npz", x=two[0], **described)
+    np.savez(tmp_path / "b.npz", x=two[0][::-1], **{readers.DESCRIPTION: np.array(json.dumps({**facts, **backwards}))})
+    first, second = readers.read([tmp_path / "a.npz", tmp_path / "b.npz"])
+    assert torch.equal(first.x, second.x)
+    np.savez(tmp_path / "c.npz", **{readers.DESCRIPTION: two[0]})
+    (read,) = readers.read([tmp_path / "c.npz"])
+    assert read.name == readers.DESCRIPTION
+
+
 def test_dead_layers_and_too_few_points_are_told(tmp_path, rng, capsys):
     layers = {"dead": np.ones((20, 3)), "a": rng.normal(size=(20, 15)), "b": rng.normal(size=(20, 10))}
     status, out, err = run(capsys, "compare", write(tmp_path / "a.npz", layers), "--out", tmp_path / "h.png")
@@ -573,6 +615,8 @@ def test_a_bad_file_is_named_and_nothing_written(tmp_path, two, capsys, name):
         (["x.npy", "y.npy", "--measure", "cosine"], "y.npy: the array has 9 neurons and x.npy: the array 6; cosine"),
         (["x.npy", "y.npy", "--out", "h.jpg"], "h.jpg: its suffix is none of .png, .pdf, .svg"),
         (["x.npy", "y.npy", "--table", "t.txt"], "t.txt: its suffix is not .csv"),
+        (["x.npy", "y.npy", "--out", "folder.png"], "folder.png: it is a folder; choose another name"),
+        (["x.npy", "y.npy", "--table", "folder.csv"], "folder.csv: it is a folder; choose another name"),
         (["x.npy", "y.npy", "--permutations", "19"], "--permutations: 19 give no p below .05; use 20 or more"),
         (["four.npz", "--permutations", "20"], "4 data points have too few orders for a test; use 5 or more"),
         (["four.npz", "--intervals"], "--intervals: four.npz: a has 4 data points; they need at least 20"),
@@ -580,12 +624,24 @@ def test_a_bad_file_is_named_and_nothing_written(tmp_path, two, capsys, name):
         (["x.npy", "y.npy", "--threads", "0"], "--threads is at least 1, not 0"),
         (["few.npz"], "few.npz: a has shape (2, 5); give at least 3 data points"),
         (["clash.npz", "a.npz"], "has the same name as another"),
+        (
+            ["x.npy", "y.npy", "onepoint.npy", "--measure", "mutual_neighbours"],
+            "x.npy: the array and onepoint.npy: the array: mutual nearest neighbours needs at least 12 data points",
+        ),
+        (
+            ["x.npy", "somepoints.npy", "--measure", "mutual_neighbours", "--intervals"],
+            "--intervals: mutual nearest neighbours needs at least 12 data points that are not at 0, not 11; use",
+        ),
     ],
 )
 def test_bad_arguments_are_named(tmp_path, two, capsys, monkeypatch, arguments, message):
     monkeypatch.chdir(tmp_path)
     for name, x in zip("xy", two, strict=True):
         np.save(f"{name}.npy", x)
+    for name, points in (("onepoint", 1), ("somepoints", 12)):
+        np.save(f"{name}.npy", np.where(np.arange(80)[:, None] < points, two[0], 0))
+    for folder in ("folder.png", "folder.csv"):
+        Path(folder).mkdir()
     np.savez("four.npz", a=x[:4, :1], b=x[:4, 1:2])
     np.savez("few.npz", a=np.ones((2, 5)), b=np.ones((2, 5)))
     np.savez("wide.npz", a=np.random.default_rng(0).normal(size=(100, 95)), b=np.eye(100)[:, :3])
@@ -594,6 +650,18 @@ def test_bad_arguments_are_named(tmp_path, two, capsys, monkeypatch, arguments, 
     before = set(tmp_path.iterdir())
     assert message in refusal(capsys, "compare", *arguments)
     assert set(tmp_path.iterdir()) == before
+
+
+def test_a_table_stays_as_it_was_if_the_heatmap_cannot_be_written(tmp_path, two, capsys, monkeypatch):
+    def fails(figure, outputs):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(comparison.figures, "save", fails)
+    write(tmp_path / "a.npz", dict(zip("xy", two, strict=True)))
+    (tmp_path / "t.csv").write_text("earlier")
+    said = refusal(capsys, "compare", tmp_path / "a.npz", "--out", tmp_path / "h.png", "--table", tmp_path / "t.csv")
+    assert "free disk space" in said and (tmp_path / "t.csv").read_text() == "earlier"
+    assert {path.name for path in tmp_path.iterdir()} == {"a.npz", "t.csv"}
 
 
 def test_layers_of_different_images_are_not_compared(tmp_path, images, small, capsys):

@@ -6,6 +6,8 @@ import functools
 import re
 import subprocess
 import sys
+from contextlib import contextmanager
+from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -275,3 +277,19 @@ def test_letters_that_the_font_lacks_come_from_another_or_are_named_once(tmp_pat
     _, said = save("boxes.png", "conv1", "\u0359\u1d81")
     assert said.count("\n") == 1 and "boxes.png shows boxes for \u0359\u1d81, which no font here has" in said
     assert not [warning for warning in recwarn if "Glyph" in str(warning.message)]
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full, a full disk")
+@pytest.mark.parametrize("suffix", figures.FORMATS)
+def test_a_full_disk_is_said_to_be_full_in_every_format(tmp_path, monkeypatch, suffix):
+    """Once, the writer of PDFs hid it behind an AttributeError of its own."""
+
+    @contextmanager
+    def on_a_full_disk(path):
+        yield Path("/dev/full")
+
+    monkeypatch.setattr(figures, "replacing", on_a_full_disk)
+    figure, _ = figures.panels(1, 1, height=2)
+    with pytest.raises(OSError, match="No space left"):
+        figures.save(figure, [tmp_path / f"a.{suffix}"])
+    plt.close(figure)

@@ -5,6 +5,7 @@ import json
 import os
 import pickle
 import re
+import struct
 import subprocess
 import tarfile
 
@@ -20,7 +21,7 @@ from cca_dynamics.networks.architectures import ConvNet
 from cca_dynamics.runtime.storage import read_tensors
 from cca_dynamics.training import classifiers
 from cca_dynamics.training.augmentation import SHIFT, draw_changes, flip_and_shift
-from PIL import Image
+from PIL import Image, ImageOps
 
 CLASSES = ("cat", "dog", "owl")
 
@@ -98,6 +99,33 @@ def test_transparent_pixels_are_white_and_photographs_upright(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6  # the camera was held upright
     np.testing.assert_array_equal(saved(tmp_path, Image.fromarray(RGB), exif=exif), np.rot90(RGB, -1))
+
+
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF data:UserWarning")
+def test_damaged_exif_data_do_not_spoil_an_image(tmp_path):
+    """The orientation is used if it can be read; once, Pillow failed when it wrote the rest of the data anew."""
+    width, orientation = struct.pack("<HHI4s", 256, 2, 4, b"abc\0"), struct.pack("<HHIHH", 274, 3, 1, 6, 0)
+    header, end = b"Exif\0\0II*\0" + struct.pack("<IH", 8, 2), bytes(4)
+    image = Image.fromarray(RGB)
+    upright = saved(tmp_path, image, exif=header + width + orientation + end)
+    np.testing.assert_array_equal(upright, np.rot90(RGB, -1))
+    np.testing.assert_array_equal(saved(tmp_path, image, exif=header + orientation[:7]), RGB)
+    np.testing.assert_array_equal(saved(tmp_path, image, exif=b"Exif\0\0nonsense"), RGB)
+    for orientation in range(10):
+        exif = Image.Exif()
+        exif[0x0112] = orientation
+        found = saved(tmp_path, image, exif=exif)
+        with Image.open(tmp_path / "image.png") as opened:
+            np.testing.assert_array_equal(found, np.asarray(ImageOps.exif_transpose(opened)))
+
+
+def test_whatever_a_decoder_raises_names_the_image(monkeypatch):
+    def fails(path):
+        raise struct.error("required argument is not an integer")
+
+    monkeypatch.setattr(image_files, "read", fails)
+    with pytest.raises(UserError, match=r"a\.png is not an image or damaged \(required argument .*; replace or delete"):
+        images._decode("a.png", None)
 
 
 def test_of_animations_the_first_frame_is_taken(tmp_path):

@@ -2,7 +2,8 @@
 `capture` and `compare` are for networks from elsewhere.
 
 A problem with an input ends the program with status 1 and one line, `error: ...`, that names the file or key and the
-remedy. A job that is interrupted (SIGTERM, SIGINT) saves its state and ends with status 75.
+remedy. A job that is interrupted (SIGTERM, SIGINT) saves its state and ends with status 75. If nobody reads the output
+any more, as after `| head`, it ends with status 141.
 """
 
 from __future__ import annotations
@@ -16,12 +17,15 @@ import sys
 from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
+from typing import TextIO
 
 from cca_dynamics import __version__
 from cca_dynamics.errors import Interrupted, UserError, check_not_an_input, check_suffix, operating_system_errors
 
 INTERRUPTED = 75
 """Exit status of a job that was interrupted and saved its state; EX_TEMPFAIL, "try again", of sysexits.h."""
+UNREAD = 141
+"""Exit status where the reader of the output has gone, as a shell reports it of other programs: 128 + SIGPIPE."""
 
 
 class OutputPath(type(Path())):
@@ -43,6 +47,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with interruptible(), operating_system_errors():
             _check_outputs(options)
             options.run(options)
+            sys.stdout.flush()  # now, not when Python ends and can only print a traceback
+    except BrokenPipeError:
+        if not _is_unread(sys.stdout):
+            raise
+        return UNREAD
     except Interrupted:
         print("interrupted; nothing is half-written, and the same command resumes from the last save", file=sys.stderr)
         return INTERRUPTED
@@ -56,6 +65,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error: {options.run.__name__} needs packages that only studies need; {remedy}", file=sys.stderr)
         return 1
     return 0
+
+
+def _is_unread(stream: TextIO) -> bool:
+    """Whether the reader of a stream has gone; what it holds then goes nowhere, so that Python can end in silence."""
+    try:
+        stream.flush()
+    except BrokenPipeError:
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, stream.fileno())
+        os.close(nowhere)
+        return True
+    return False
 
 
 def dataset(options: argparse.Namespace) -> None:
@@ -258,13 +279,13 @@ def agreement(options: argparse.Namespace) -> None:
             raise UserError(
                 "--table: its columns are called as the files, and two have one name; rename copies of them"
             )
-    for run in options.claims:
-        lines = agreement.in_words(agreement.compare(run, options.published))
-        print("\n".join([f"{run}:", *lines] if len(options.claims) > 1 else lines))
     if options.table is not None:
         with replacing(options.table) as temporary:
             table = agreement.side_by_side(options.claims, options.published)
             table.to_csv(temporary, index=False, float_format="%.6g")
+    for run in options.claims:
+        lines = agreement.in_words(agreement.compare(run, options.published))
+        print("\n".join([f"{run}:", *lines] if len(options.claims) > 1 else lines))
 
 
 def compare(options: argparse.Namespace) -> None:

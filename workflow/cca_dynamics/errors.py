@@ -69,18 +69,20 @@ class Interrupted(BaseException):
 
 
 def check_suffix(out: Path, *suffixes: str) -> None:
-    """Refuse a file to be written whose suffix names no format that can be written.
+    """Refuse a file to be written whose suffix names no format that can be written, or that is a folder.
 
     Args:
         out: the file.
         suffixes: of the formats, e.g. ".csv".
 
     Raises:
-        UserError: it has none of them.
+        UserError: it has none of them, or there is a folder of this name.
     """
     if out.suffix not in suffixes:
         one, two, more = f"not {suffixes[0]}", f"neither {' nor '.join(suffixes)}", f"none of {', '.join(suffixes)}"
         raise UserError(f"{out}: its suffix is {[one, two, more][min(len(suffixes), 3) - 1]}; choose another name")
+    if out.is_dir():
+        raise UserError(f"{out}: it is a folder; choose another name")
 
 
 def check_not_an_input(out: Path, inputs: Iterable[Path]) -> None:

@@ -12,6 +12,7 @@ import json
 import os
 import sys
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -166,7 +167,8 @@ def _forward(network: nn.Module, batch: Batch, layers: Sequence[str], note, mode
 def probe(network: nn.Module, source: Source, model: str, reading: Reading, batch: int) -> dict[str, str | Layout]:
     """What every layer gives: its layout, or why it is not available.
 
-    Two small batches are run through the network: the axis that grows with them is that of the inputs.
+    Two small batches are run through the network: the axis that grows with them is that of the inputs. Where all axes
+    of a map have one size, larger inputs follow: the axis that does not grow with them is that of the channels.
 
     Args:
         network: in evaluation mode.
@@ -184,7 +186,27 @@ def probe(network: nn.Module, source: Source, model: str, reading: Reading, batc
         few = source.few(count)
         _forward(network, few, tuple(calls), lambda name, x, which=which: _keep(calls[name][which], x), model, source)
     seen = outputs.seen_in(network, calls, counts)
-    return {name: outputs.layout_of(network.get_submodule(name), calls[name], reading, seen) for name in calls}
+    modules = {name: network.get_submodule(name) for name in calls}
+    layouts = {name: outputs.layout_of(modules[name], calls[name], reading, seen) for name in calls}
+    ambiguous = [name for name, layout in layouts.items() if outputs.is_ambiguous(modules[name], layout)]
+    larger = _given_for_larger(network, ambiguous, few, model, source) if ambiguous else {}
+    return layouts | {name: outputs.found_in_larger(layouts[name], larger[name], reading) for name in ambiguous}
+
+
+def _given_for_larger(
+    network: nn.Module, layers: Sequence[str], batch: Batch, model: str, source: Source
+) -> dict[str, list[object]]:
+    """What layers give for inputs of twice the height and width, or length; as much as there is where it fails."""
+
+    def doubled(x: Tensor) -> Tensor:
+        return x.repeat(1, 1, *[2] * (x.ndim - 2)) if x.ndim > 2 else x
+
+    result: dict[str, list[object]] = {name: [] for name in layers}
+    larger = {name: doubled(x) for name, x in batch.items()} if isinstance(batch, dict) else doubled(batch)
+    # A network that takes one size alone has mostly run the layers in question before it fails.
+    with suppress(UserError):
+        _forward(network, larger, tuple(layers), lambda name, x: _keep(result[name], x), model, source)
+    return result
 
 
 def _keep(results: list, output: object) -> None:

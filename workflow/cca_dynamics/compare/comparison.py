@@ -8,6 +8,7 @@ points give so small a distance, and an interval.
 from __future__ import annotations
 
 import difflib
+import itertools
 import math
 import sys
 import warnings
@@ -117,19 +118,30 @@ def run(
     """
     check_outputs(out, table)
     comparison = compare(files, measures, device, inference, paired)
-    if table is not None:
-        with replacing(table) as temporary:
-            pairs(comparison).to_csv(temporary, index=False)
-    figures.save(heatmap(comparison), [out])
+    write_outputs(pairs(comparison), table, heatmap(comparison), out)
     show(comparison)
     print(f"Heatmap: {out}" + (f"  Table: {table}" if table is not None else ""))
 
 
 def check_outputs(out: Path, table: Path | None) -> None:
-    """Refuse suffixes that say nothing of a format that can be written."""
+    """Refuse suffixes that say nothing of a format that can be written, and folders."""
     check_suffix(out, *(f".{suffix}" for suffix in figures.FORMATS))
     if table is not None:
         check_suffix(table, ".csv")
+
+
+def write_outputs(rows: pd.DataFrame, table: Path | None, figure, out: Path) -> None:
+    """Write a table, if asked for, and a heatmap; neither is replaced if either cannot be written.
+
+    Raises:
+        OSError: one of them cannot be written.
+    """
+    if table is None:
+        figures.save(figure, [out])
+        return
+    with replacing(table) as temporary:
+        rows.to_csv(temporary, index=False)
+        figures.save(figure, [out])
 
 
 def check_measures(measures: Sequence[str]) -> None:
@@ -168,11 +180,11 @@ def compare(
         if inference.intervals:
             _check_left_out(sources, MEASURES[measure].compared(factors), measure)
         if inference.permutations:
-            with _progress(measure, "permutations") as progress, _in_one_line():
+            with _progress(measure, "permutations") as progress, refusals_named("--permutations"):
                 how = {"permutations": inference.permutations, "device": device, "progress": progress}
                 tests[measure] = pairwise_permutation_test(factors, measure, **how)
         if inference.intervals:
-            with _progress(measure, "groups left out") as progress, _in_one_line():
+            with _progress(measure, "groups left out") as progress, refusals_named("--intervals"):
                 found[measure] = pairwise_intervals(factors, measure, device=device, progress=progress)
     return Comparison(representations, [x.rank for x in factors], distances, floors, tests, found)
 
@@ -192,14 +204,14 @@ def _check_left_out(sources: Sequence[str], compared: list[Factors], measure: st
 
 
 @contextmanager
-def _in_one_line() -> Iterator[None]:
-    """What inference refuses, as a problem of the user's."""
+def refusals_named(name: str) -> Iterator[None]:
+    """What measures and inference refuse, as a problem of the user's with a file or an option, which is named."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", DegenerateCCAWarning)  # notes say how many pairs, and how bad it is
             yield
     except RepresentationError as problem:
-        raise UserError(str(problem)) from None
+        raise UserError(f"{name}: {problem}") from None
 
 
 @contextmanager
@@ -232,9 +244,15 @@ def distances_and_floors(
     """
     compared = MEASURES[measure].compared(factors)
     _check(sources, factors, compared, measure)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DegenerateCCAWarning)  # notes say how many pairs, and how bad it is
-        both_ways = pairwise(factors, measure, device=device)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DegenerateCCAWarning)  # notes say how many pairs, and how bad it is
+            both_ways = pairwise(factors, measure, device=device)
+    except RepresentationError:
+        for (source, x), (other, y) in itertools.combinations(zip(sources, factors, strict=True), 2):
+            with refusals_named(f"{source} and {other}"):
+                pairwise([x, y], measure, device=device)
+        raise
     floors = np.array([[null_floor(x.rank, y.rank, x.n, measure) for y in compared] for x in compared])
     return (both_ways + both_ways.T) / 2, floors
 

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 
 import numpy as np
@@ -297,7 +298,9 @@ def code(name: str) -> Source:
                 item = next(iterator, end)
             if item is end:
                 return
-            yield _checked(name, item)
+            batch, ids = _checked(name, item)
+            if length(batch):  # slices of an array may end with an empty one
+                yield batch, ids
 
     def batches(size: int) -> Iterator[Batch]:
         ids_of_pass.clear()
@@ -307,7 +310,8 @@ def code(name: str) -> Source:
                 raise UserError(f"--data: {name}() names the inputs of some batches only; name all or none")
             ids_of_pass.extend(ids or ())
             parts = list(batch.values()) if isinstance(batch, dict) else [batch]
-            arrays = [x.detach().cpu().contiguous().reshape(len(x), -1).view(torch.uint8).numpy() for x in parts]
+            rows = [x.detach().cpu().contiguous().reshape(len(x), prod(x.shape[1:])) for x in parts]
+            arrays = [x.view(torch.uint8).numpy() for x in rows]
             contents_of_pass.extend(map(_checksum_of_row, np.concatenate(arrays, axis=1)))
             yield batch
 
@@ -336,6 +340,10 @@ def _checked(name: str, item: object) -> tuple[Batch, Sequence[str] | None]:
     if not tensors or not all(isinstance(x, Tensor) and x.ndim for x in tensors):
         raise UserError(
             f"--data: {name}() yields a {type(item).__name__}; yield tensors, dicts of them, or (batch, ids)"
+        )
+    if any(x.is_nested or x.layout != torch.strided or x.is_quantized or x.is_meta for x in tensors):
+        raise UserError(
+            f"--data: {name}() yields a tensor that is sparse, nested, quantized or without data; yield dense ones"
         )
     if len({len(x) for x in tensors}) > 1 or (ids is not None and len(ids) != len(tensors[0])):
         raise UserError(f"--data: a batch of {name}() has entries of different lengths; give each of them all inputs")

@@ -207,6 +207,49 @@ def _holds_channels_first(module: nn.Module) -> bool:
     return isinstance(module, OF_MAPS)
 
 
+def is_ambiguous(module: nn.Module, layout: str | Layout) -> bool:
+    """Whether any axis of a layer's maps may be that of the channels: all are of one size, and the module says
+    nothing."""
+    return (
+        isinstance(layout, Layout)
+        and layout.kind == "maps"
+        and len(set(layout.shape)) == 1
+        and layout.shape[0] > 1
+        and not _holds_channels_first(module)
+    )
+
+
+def found_in_larger(layout: Layout, outputs_of_calls: Sequence[object], reading: Reading) -> str | Layout:
+    """The layout of a layer's maps whose sizes do not tell the axes apart: the channels do not grow with the inputs.
+
+    Args:
+        layout: as it seems, see `is_ambiguous`.
+        outputs_of_calls: what each call of the layer returned for inputs of twice the height and width; fewer where the
+            network fails on these.
+        reading: how outputs are read.
+
+    Returns:
+        The `Layout`, or why it is not known.
+    """
+    unknown = (
+        f"gives {_times(layout.shape)} for an input, and any of these axes may be that of the channels; use inputs of "
+        "another size, or choose a convolution or a normalisation next to it"
+    )
+    tensors = [tensor_of(output, reading.output) for output in outputs_of_calls]
+    if len(tensors) != layout.calls or any(tensor is None for tensor in tensors):
+        return unknown
+    shape = list(merged(tensors, reading.call).shape)
+    if len(shape) != len(layout.shape) + 1:
+        return unknown
+    del shape[layout.batch]
+    unchanged = [axis for axis, size in enumerate(shape, start=1) if size == layout.shape[axis - 1]]
+    if unchanged == [2] and len(shape) == 2:
+        return dataclasses.replace(layout, kind="tokens", channels=2)
+    if unchanged not in ([1], [len(shape)]):
+        return unknown
+    return dataclasses.replace(layout, channels=unchanged[0])
+
+
 def _is_attention(x: Tensor) -> bool:
     """Whether the last axis holds shares: what a softmax over tokens gives."""
     if x.shape[-1] < 2 or x.shape[-1] != x.shape[-2]:

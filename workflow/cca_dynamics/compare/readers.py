@@ -9,7 +9,7 @@ import json
 import os
 import re
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,7 +25,8 @@ POINTER = b"version https://git-lfs.github.com/spec"
 WRITTEN_HERE = re.compile("[0-9a-f]{64} ")
 """How the metadata "facts" of a file of ours begins; files from elsewhere may say something else under that name."""
 DESCRIPTION = "__description__"
-"""Entry of an .npz file with what there is to say about its arrays, JSON; safetensors have a place for that."""
+"""Entry of an .npz file of ours with what there is to say about its arrays, JSON; safetensors have a place for that.
+Files from elsewhere may say something else under that name."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,7 +75,8 @@ def read(paths: Sequence[Path], paired: bool = False) -> list[Representation]:
             first = first or points
             order = points.order_of(first)
         for key, array in arrays.items():
-            for layer, x, positions in _layers(path, printable(key), array, stacked=bool(facts)):
+            stacked = bool(facts) and "layers" not in facts  # what was captured is one network's
+            for layer, x, positions in _layers(path, printable(key), array, stacked):
                 name = ":".join(part for part in (label if len(paths) > 1 or not layer else "", layer) if part)
                 x = x if order is None else _in_order(x, order, facts.get("rows", {}).get(key), f"{path}: {layer}")
                 representations.append(Representation(name, f"{path}: {layer or 'the array'}", x, positions))
@@ -214,11 +216,27 @@ def _read_numpy(path: Path) -> tuple[dict[str, Tensor], dict[str, object]]:
         else:
             with content:
                 arrays = {name: content[name] for name in content.files}
-    facts = {}
-    if DESCRIPTION in arrays:
-        with as_user_error(f"{path}: its entry {DESCRIPTION} is damaged", "make or copy it again"):
-            facts = dict(json.loads(str(arrays.pop(DESCRIPTION))))
+    text = DESCRIPTION in arrays and arrays[DESCRIPTION].dtype.kind in "US"
+    facts = _facts_of_capture(str(arrays.pop(DESCRIPTION)), arrays) if text else {}
     return {name: _tensor(path, name, array) for name, array in arrays.items()}, facts
+
+
+def _facts_of_capture(text: str, names: Collection[str]) -> dict[str, object]:
+    """What `capture` said about the arrays of an .npz file; {} if it was not `capture` that wrote the text.
+
+    Args:
+        text: JSON, or anything that others write.
+        names: of the arrays in the file.
+    """
+    try:
+        facts = json.loads(text)
+    except (ValueError, RecursionError):
+        return {}
+    if not isinstance(facts, dict):
+        return {}
+    model, layers, rows = facts.get("model"), facts.get("layers"), facts.get("rows", {})
+    named = isinstance(model, str) and isinstance(layers, dict) and layers.keys() >= set(names)
+    return facts if named and isinstance(rows, dict) else {}
 
 
 def _read_torch(path: Path) -> tuple[dict[str, Tensor], dict[str, object]]:

@@ -24,14 +24,15 @@ from cca_dynamics.compare.comparison import (
     draw_distances,
     floor_in_words,
     literal,
+    refusals_named,
     write_distances,
+    write_outputs,
 )
 from cca_dynamics.compare.inputs import Source
 from cca_dynamics.compare.outputs import Reading
 from cca_dynamics.compare.readers import printable
 from cca_dynamics.errors import UserError
 from cca_dynamics.results import figures
-from cca_dynamics.runtime.storage import replacing
 from cca_dynamics.similarity import MEASURES, Moments
 
 MOST_NEURONS = 30_000
@@ -115,7 +116,8 @@ def compare(
         values = []
         for network, side, chosen in zip(networks, sides, layers, strict=True):
             values += capture.given(network, given, chosen, side.origin.model, reading, source).values()
-        moments.update(*values)
+        with refusals_named("--layers"):
+            moments.update(*values)
     return _compared(moments, tuple(list(chosen) for chosen in layers), sides, measures, device)
 
 
@@ -127,7 +129,9 @@ def _compared(
     device: str,
 ) -> LayersByLayers:
     """The comparison, from the moments of all chosen layers of both networks."""
-    factors, first = moments.factors(), len(chosen[0])
+    with refusals_named("--data"):
+        factors = moments.factors()
+    first = len(chosen[0])
     named = [f"{side.origin.model}: {name}" for side, names in zip(sides, chosen, strict=True) for name in names]
     ranks = [x.rank for x in factors[:first]], [x.rank for x in factors[first:]]
     distances, floors = {}, {}
@@ -219,10 +223,7 @@ def run(
         raise UserError("--layers is missing; it is needed to compare networks")
     check_outputs(out, table_path)
     comparison = compare(sides, source, measures, reading, batch, device)
-    if table_path is not None:
-        with replacing(table_path) as temporary:
-            table(comparison).to_csv(temporary, index=False)
-    figures.save(heatmap(comparison, _titles(sides)), [out])
+    write_outputs(table(comparison), table_path, heatmap(comparison, _titles(sides)), out)
     console = Console(file=sys.stdout, width=None if sys.stdout.isatty() else 120, highlight=False)
     for measure, distances in comparison.distances.items():
         shown = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="")

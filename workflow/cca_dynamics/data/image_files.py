@@ -10,12 +10,22 @@ from pathlib import Path
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 """Of files that are read as images; of .gif, .webp and .tif the first frame."""
+TURNS = {
+    2: "FLIP_LEFT_RIGHT",
+    3: "ROTATE_180",
+    4: "FLIP_TOP_BOTTOM",
+    5: "TRANSPOSE",
+    6: "ROTATE_270",
+    7: "TRANSVERSE",
+    8: "ROTATE_90",
+}
+"""Orientation in EXIF data → what turns the image upright, of PIL.Image.Transpose."""
 READING = 2
 """Raised when the same file becomes other pixels than before, so that decoded images in a cache are made again."""
 
 
 def read(path: str | Path):
-    """An image file as a Pillow image in RGB, turned upright if its EXIF data say so.
+    """An image file as a Pillow image in RGB, turned upright if its EXIF data say so; if these are damaged, as it is.
 
     16-bit grey is scaled to 8 bits, transparent pixels are laid over white, and all other modes are converted.
 
@@ -23,17 +33,28 @@ def read(path: str | Path):
         ValueError: numbers whose range is not known (32-bit integers beyond 16 bits, floating point beyond [0, 1]).
         OSError, SyntaxError, PIL.Image.DecompressionBombError: as Pillow; not an image, damaged or too large.
     """
-    from PIL import Image, ImageOps  # here, because Snakemake imports what calls this when it builds the DAG
+    from PIL import Image  # here, because Snakemake imports what calls this when it builds the DAG
 
     with Image.open(path) as opened:
         opened.load()
-        image = ImageOps.exif_transpose(opened)
+        image = _upright(opened)
     if image.mode in ("I", "F") or image.mode.startswith("I;"):
         return _of_wide_numbers(image)
     if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
         image = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
     return image.convert("RGB")
+
+
+def _upright(image):
+    """An image turned as the orientation in its EXIF data says; its other EXIF data may be damaged."""
+    from PIL import ExifTags, Image
+
+    try:
+        turn = TURNS.get(image.getexif().get(ExifTags.Base.Orientation))
+    except Exception:  # Pillow raises many kinds; the pixels are there all the same
+        turn = None
+    return image.copy() if turn is None else image.transpose(Image.Transpose[turn])
 
 
 def _of_wide_numbers(image):

@@ -215,7 +215,7 @@ def _decode(path: str, resize: int | None) -> np.ndarray:
         if resize and image.size != (resize, resize):
             image = image.resize((resize, resize), Image.Resampling.BILINEAR)
         return np.asarray(image)
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as problem:
+    except Exception as problem:  # Pillow and what it calls raise many kinds
         reason = next(iter(str(problem).strip().splitlines()), "") or type(problem).__name__
         raise UserError(f"dataset.folder: {path} is not an image or damaged ({reason}); replace or delete it") from None
 

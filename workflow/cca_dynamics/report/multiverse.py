@@ -114,9 +114,11 @@ def read(path: Path) -> pd.DataFrame:
     """
     table = read_table(path, COLUMNS, "readings").fillna({"variant": ""})
     try:
-        table["reading"].map(json.loads)
+        objects = [isinstance(json.loads(text), dict) for text in table["reading"].fillna("")]
     except ValueError as problem:
         raise DamagedFile(path, problem) from None
+    if not all(objects):
+        raise DamagedFile(path, f"line {objects.index(False) + 2}, column reading: it is no JSON object")
     return table
 
 

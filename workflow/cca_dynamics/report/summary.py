@@ -19,6 +19,7 @@ from cca_dynamics.results.claims import (
     REPRODUCED,
     REVERSED,
     VERDICTS,
+    checked_cells,
 )
 from cca_dynamics.results.registry import RESULTS
 from cca_dynamics.results.statistics import holm
@@ -122,11 +123,11 @@ def read_table(path: Path, columns: list[str], of: str) -> pd.DataFrame:
     types = {"claim": str, "seed": int, "variant": str, "reading": str, "verdict": str}
     try:
         table = pd.read_csv(path, dtype={column: types[column] for column in columns if column in types})
-        if list(table.columns) != columns or not table["verdict"].isin(VERDICTS).all() or table.empty:
+        if list(table.columns) != columns or table.empty:
             raise ValueError(f"it is not a table of {of}")
+        return checked_cells(table, by=[column for column in ("seed", "variant") if column in columns])
     except (OSError, ValueError) as problem:
         raise DamagedFile(path, problem) from None
-    return table
 
 
 def runtime_rows(study: str, root: Path = Path()) -> list[list]:

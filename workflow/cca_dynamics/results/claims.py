@@ -164,6 +164,8 @@ COLUMNS = [
     "source",
 ]
 """Columns of a table of claims."""
+NUMBERS = ("value", "ci_low", "ci_high", "p_value", "paper_value", "paper_error")
+"""Those that hold numbers; a cell may be empty."""
 
 
 def exceeds(
@@ -369,12 +371,40 @@ def read(path: Path) -> pd.DataFrame:
         table = pd.read_csv(path, dtype={column: str for column in text})
         if list(table.columns) == COLUMNS[: COLUMNS.index("paper_error")]:  # of a version before these were written
             table = table.assign(paper_error=nan, source="")
-        table = table.fillna({"source": ""})
-        if list(table.columns) != COLUMNS or not table["verdict"].isin(VERDICTS).all():
+        if list(table.columns) != COLUMNS:
             raise ValueError("it is not a table of claims")
+        return checked_cells(table.fillna(dict.fromkeys(("figure", "statement", "statistic", "source"), "")))
     except (OSError, ValueError) as problem:
         raise DamagedFile(path, problem) from None
-    return table
+
+
+def checked_cells(table: pd.DataFrame, *, by: Sequence[str] = ()) -> pd.DataFrame:
+    """A table of verdicts that was read from a CSV file, with its numbers as float.
+
+    Args:
+        table: has at least the columns claim, verdict and some of `NUMBERS`.
+        by: columns that tell rows of one claim apart; none: each claim has one row.
+
+    Raises:
+        ValueError: a row has more cells than the header, a claim has no name or two rows, a verdict is not known, or a
+            number is none; it names the line and the column.
+    """
+
+    def refuse(rows: pd.Series, column: str, problem: str) -> None:
+        if rows.any():
+            row = int(rows.to_numpy().argmax())
+            raise ValueError(f"line {row + 2}, column {column}: {problem.format(table[column].iloc[row])}")
+
+    if not isinstance(table.index, pd.RangeIndex):  # pandas takes the first cells for names of the rows
+        raise ValueError("its rows have more cells than its header; quote cells with a comma")
+    refuse(table["claim"].isna(), "claim", "the claim has no name")
+    refuse(~table["verdict"].isin(VERDICTS), "verdict", "{!r} is no verdict")
+    refuse(table.duplicated(["claim", *by]), "claim", "{} is there twice")
+    numbers = [column for column in NUMBERS if column in table]
+    for column in numbers:
+        number = pd.to_numeric(table[column], errors="coerce") if table[column].dtype != bool else nan
+        refuse(table[column].notna() & pd.isna(number), column, "{!r} is no number")
+    return table.astype(dict.fromkeys(numbers, float))
 
 
 def merge(paths: Sequence[Path], out: Path) -> None:

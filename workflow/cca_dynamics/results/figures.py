@@ -6,6 +6,7 @@ builds the DAG.
 
 from __future__ import annotations
 
+import io
 import math
 import sys
 import textwrap
@@ -272,6 +273,9 @@ def save(figure, outputs: Sequence[Path]) -> None:
 
     Files hold no date, so that equal figures are equal files. All of them have the layout of the first, and each is
     drawn once, where `savefig` would draw it twice and lay it out again: both take as long as all else of a figure.
+
+    Raises:
+        OSError: a file cannot be written, e.g. because the disk is full; it is then as it was.
     """
     import matplotlib.pyplot as plt
     from matplotlib.backends import backend_agg, backend_pdf, backend_svg
@@ -281,14 +285,17 @@ def save(figure, outputs: Sequence[Path]) -> None:
     missing = lay_out(figure)
     figure.set_layout_engine("none")
     writers = {
-        "png": lambda path: backend_agg.FigureCanvasAgg(figure).print_png(path, metadata={"Software": None}),
-        "pdf": lambda path: backend_pdf.FigureCanvasPdf(figure).print_pdf(path, metadata={"CreationDate": None}),
-        "svg": lambda path: backend_svg.FigureCanvasSVG(figure).print_svg(path, metadata={"Date": None}),
+        "png": lambda file: backend_agg.FigureCanvasAgg(figure).print_png(file, metadata={"Software": None}),
+        "pdf": lambda file: backend_pdf.FigureCanvasPdf(figure).print_pdf(file, metadata={"CreationDate": None}),
+        "svg": lambda file: backend_svg.FigureCanvasSVG(figure).print_svg(file, metadata={"Date": None}),
     }
     for output in map(Path, outputs):
         figure.set_dpi(dpi)  # writers of vectors change it
-        with replacing(output) as temporary, _characters_may_be_missing():
-            writers[output.suffix[1:]](temporary)
+        content = io.BytesIO()  # on a full disk, the writer of PDFs would hide that behind an error of its own
+        with _characters_may_be_missing():
+            writers[output.suffix[1:]](content)
+        with replacing(output) as temporary:
+            temporary.write_bytes(content.getvalue())
     plt.close(figure)
     if missing:
         shown = ", ".join(map(str, outputs))
