@@ -17,6 +17,7 @@ import numpy as np
 import pandas as pd
 import torch
 import yaml
+from cca_dynamics.config import files
 from cca_dynamics.config.cohorts import ClassifierRecipe, LanguageNetwork, LanguageRecipe, SweepTraining
 from cca_dynamics.config.models import ConvNetOptions, LanguageTraining, NetworkOptions
 from cca_dynamics.runtime.storage import read_tensors, write_tensors
@@ -27,6 +28,15 @@ from tests import preloaded
 ROOT = Path(__file__).parents[1]
 BIN = Path(sys.executable).parent
 SMOKE = ("--configfile", "studies/smoke.yaml", "--cores", "2")
+
+
+def overlays_of(study: Path) -> list[Path]:
+    """A file in studies/, after the one that it rests on, if any."""
+    rests_on = files.read(study).get(files.ON_TOP_OF, [])
+    names = [rests_on] if isinstance(rests_on, str) else rests_on[:1]
+    return [*(study.with_name(name) for name in names), study]
+
+
 HOSTILE = ["$(touch owned)", "`touch owned`", "a; touch owned", "a & touch owned", "a' && touch owned #", 'a"b', "ü ñ"]
 """Names that a shell would act upon."""
 

@@ -21,11 +21,10 @@ from cca_dynamics.study import Study, json_schema, read_config
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
-from tests.builders import HOSTILE, ROOT, copy_workflow
+from tests.builders import HOSTILE, ROOT, copy_workflow, overlays_of
 
-STUDIES = [
-    read_config(overlays, ROOT / "config.yaml") for overlays in ([], *([p] for p in ROOT.glob("studies/*.yaml")))
-]
+OVERLAYS = ([], *map(overlays_of, sorted(ROOT.glob("studies/*.yaml"))))
+STUDIES = [read_config(overlays, ROOT / "config.yaml") for overlays in OVERLAYS]
 SMOKE = read_config([ROOT / "studies/smoke.yaml"], ROOT / "config.yaml")
 SCHEMA = json_schema()
 

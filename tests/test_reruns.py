@@ -239,11 +239,11 @@ EDITS = {
     "ablation": ("representations/ablation.py", "np.linspace(0, 1", "np.linspace(0, 0.9", {"ablation": {"sweep/0-9"}}),
     "a kernel": (
         *("similarity/kernels.py", "def pwcca_kernel(", "@cache\ndef pwcca_kernel("),
-        {"compute": RESULTS - {"stability"}, "plot": {"invariance"}},
+        {"compute": RESULTS - {"stability"}},
     ),
     "a control measure": (
         *("similarity/baselines.py", "def cosine(", "@cache\ndef cosine("),
-        {"compute": COSINE, "plot": {"invariance"}},
+        {"compute": COSINE},
     ),
     "a measure of another study": (
         "similarity/geometry.py",

@@ -16,7 +16,7 @@ from cca_dynamics.errors import ConfigError, UserError
 from cca_dynamics.networks.architectures import NETWORKS
 from cca_dynamics.study import Config, Study, check_file_times, json_schema, read_config
 
-from tests.builders import ROOT, changed
+from tests.builders import ROOT, changed, overlays_of
 
 
 @pytest.mark.parametrize(
@@ -271,17 +271,15 @@ def test_every_key_of_the_default_study_is_in_the_schema_and_explained(default_c
 
 @pytest.mark.parametrize("overlay", sorted(path.stem for path in (ROOT / "studies").glob("*.yaml")))
 def test_overlays_are_valid(default_config, overlay):
-    """Alone, or on top of the one they are named after; read as Snakemake reads them."""
+    """Alone, or on top of the one they rest on; read as Snakemake reads them."""
     from snakemake.utils import update_config
 
-    others = [path.stem for path in (ROOT / "studies").glob("*.yaml")]
-    base = next((other for other in others if overlay.startswith(f"{other}-")), overlay)
-    paths = [ROOT / "studies" / f"{name}.yaml" for name in dict.fromkeys([base, overlay])]
+    paths = overlays_of(ROOT / "studies" / f"{overlay}.yaml")
     for path in paths:
         update_config(default_config, yaml.safe_load(path.read_text()))
     assert json_schema()["properties"].keys() >= default_config.keys()
     default_config.pop(files.ON_TOP_OF, None)
-    assert Study(default_config).name == (base if overlay.endswith("-folder") else overlay)
+    assert Study(default_config).name == (paths[0].stem if overlay.endswith("-folder") else overlay)
     assert read_config(paths, ROOT / "config.yaml") == default_config
 
 
