@@ -35,7 +35,7 @@ class Moments:
     `distance` has every measure that second moments determine: the CCA family, linear CKA, Procrustes, angular shape
     distance, linear predictivity, cosine and Euclidean distance. Debiased CKA, RBF-CKA, RSA and nearest neighbours
     compare single data points, and are not available. A single data point far from all others is not told from rounding
-    noise as well as by `factorize`.
+    noise as well as by `factorize`. ::
 
         moments = Moments()
         for x_batch, y_batch in batches:
