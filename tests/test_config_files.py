@@ -55,7 +55,7 @@ def test_an_overlay_needs_the_file_that_it_rests_on_before_it():
             read_config(wrong, ROOT / "config.yaml")
     config = read_config([whole, folder, small], ROOT / "config.yaml")
     assert config["study"] == "cifar10-small" and files.ON_TOP_OF not in config
-    files.check([studies / "paper.yaml", folder, studies / "paper-figure3.yaml"])
+    assert len(files.read_all([studies / "paper.yaml", folder, studies / "paper-figure3.yaml"])) == 3
 
 
 def test_what_snakemake_says_of_a_config_file_is_said_with_its_name(tmp_path):

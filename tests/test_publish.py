@@ -98,6 +98,12 @@ def test_a_run_on_another_machine_is_published_as_of_that_machine(finished, monk
     assert hardware() not in text
 
 
+def test_a_figure_of_somebody_else_is_published_without_a_caption(finished):
+    (finished / "figures/small/my-heatmap.png").write_bytes(b"picture")
+    text = (publish.publish("small", "snakemake") / "README.md").read_text()
+    assert "## my-heatmap\n\n![my-heatmap](my-heatmap.png)\n" in text
+
+
 def test_publish_keeps_figures_claims_and_what_the_run_took(finished):
     out = publish.publish("small", "snakemake", "A note.")
     assert (out / "width.png").read_bytes() == b"picture of width"

@@ -306,17 +306,15 @@ def read_config(
         entries: KEY=VALUE, on top of all files, as Snakemake reads those after `--config`.
 
     Raises:
-        UserError: a file cannot be read or lacks the one that it rests on (see `config.files.check`), or an entry is
+        UserError: a file cannot be read or lacks the one that it rests on (see `config.files.read_all`), or an entry is
             not KEY=VALUE.
     """
     from snakemake.cli import parse_config
     from snakemake.utils import update_config
 
     config: dict[str, Any] = {}
-    files.check([base, *overlays])
-    for path in (base, *overlays):
-        update_config(config, files.read(path))
-    config.pop(files.ON_TOP_OF, None)
+    for content in files.read_all([base, *overlays]):
+        update_config(config, content)
     try:
         update_config(config, parse_config(entries))
     except ValueError:

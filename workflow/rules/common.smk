@@ -26,8 +26,9 @@ from cca_dynamics.variants import Family, Job, fresh_seeds, replicates
 
 try:
     if workflow.is_main_process:
-        files.check(workflow.configfiles)
-    study = Study({key: value for key, value in config.items() if key != files.ON_TOP_OF})
+        files.read_all(workflow.configfiles)  # Snakemake has read them, but for what it does not see
+    config.pop(files.ON_TOP_OF, None)
+    study = Study(config)
     check_output_folders(study)
     fresh = fresh_seeds(study)
     readings_of = readings(study)

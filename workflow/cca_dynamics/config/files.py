@@ -62,16 +62,20 @@ def _in_a_line(problem: Exception) -> str:
     return " ".join(str(problem).split())
 
 
-def check(paths: Sequence[Path]) -> None:
-    """Fail if one of the config files of a run, in their order, cannot be what its author meant.
+def read_all(paths: Sequence[Path]) -> list[dict[str, Any]]:
+    """The keys of each of the config files of a run, in their order.
 
     Raises:
         UserError: see `read`; or an overlay comes without, or before, the file that it rests on.
     """
+    contents: list[dict[str, Any]] = []
     before: set[str] = set()
     for path in map(Path, paths):
-        rests_on = read(path).get(ON_TOP_OF, [])
+        content = read(path)
+        rests_on = content.pop(ON_TOP_OF, [])
         names = [rests_on] if isinstance(rests_on, str) else list(rests_on)
         if names and not before.intersection(Path(name).name for name in names):
             raise UserError(f"{path.name} is made to come after {' or '.join(names)}; name that before it")
         before.add(path.name)
+        contents.append(content)
+    return contents

@@ -39,10 +39,10 @@ WITHIN = "claim"
 FEWEST = 3
 """Readings from which a claim has a specification curve."""
 STYLES = {
-    REPRODUCED: ("#009E73", "o"),
-    REVERSED: ("#D55E00", "v"),
-    NOT_REPRODUCED: ("#E69F00", "s"),
-    INCONCLUSIVE: ("#56B4E9", "D"),
+    REPRODUCED: (figures.GREEN, "o"),
+    REVERSED: (figures.ORANGE, "v"),
+    NOT_REPRODUCED: (figures.AMBER, "s"),
+    INCONCLUSIVE: (figures.SKY, "D"),
     NOT_TESTABLE: ("#a6a6a6", "X"),
 }
 """Colour and marker of a verdict (after Okabe & Ito 2008)."""
@@ -52,8 +52,8 @@ SMALL = 6.5
 """Points of the letters."""
 LONGEST_LABEL = 26
 """Letters of a value that fit beside its row, and of a line of a claim's name above its curve."""
-NUMBERS = ["value", "ci_low", "ci_high", "p_value", "verdict"]
-"""What two readings that are one for a claim have in common."""
+ALIKE = ["value", "ci_low", "ci_high", "p_value", "verdict"]
+"""What readings have in common that are one for a claim."""
 ROUNDING = 1e-9
 """Values whose spread is below this are one value."""
 
@@ -157,8 +157,8 @@ def by_claim(table: pd.DataFrame) -> dict[str, pd.DataFrame]:
 
 def _merged(rows: pd.DataFrame) -> pd.DataFrame:
     """One row for all readings of a claim with the same numbers: the first, with the choices of all of them."""
-    alike = rows.groupby(["claim", *NUMBERS], dropna=False, sort=False)
-    merged = rows.drop_duplicates(["claim", *NUMBERS])
+    alike = rows.groupby(["claim", *ALIKE], dropna=False, sort=False)
+    merged = rows.drop_duplicates(["claim", *ALIKE])
     return merged.assign(choices=[_united(of_numbers["choices"]) for _, of_numbers in alike])
 
 
@@ -206,9 +206,14 @@ def share_in_words(row: Mapping[str, object]) -> str:
     return f"{row['holds']} of {row['readings']}" if row["readings"] else "–"
 
 
+def _read_in_several_ways(rows: pd.DataFrame) -> pd.DataFrame:
+    """The claims of a summary to which readings give different numbers."""
+    return rows[rows[list(VERDICTS)].sum(axis=1) > 1]
+
+
 def tally_in_words(rows: pd.DataFrame) -> str:
     """In how many readings the claims of a summary hold, those that several readings give different numbers."""
-    read = rows[rows[list(VERDICTS)].sum(axis=1) > 1]
+    read = _read_in_several_ways(rows)
     tested = read[read["readings"] > 0]
     every, none = (tested["holds"] == tested["readings"]).sum(), (tested["holds"] == 0).sum()
     untested = len(read) - len(tested)
@@ -225,8 +230,7 @@ def draw_overview(table: pd.DataFrame):
     Args:
         table: as `read` returns it.
     """
-    rows = summary(table)
-    rows = rows[rows[list(VERDICTS)].sum(axis=1) > 1]
+    rows = _read_in_several_ways(summary(table))
     results = rows["claim"].map(result_of)
     headings = results != results.shift()
     position = np.arange(len(rows)) + headings.cumsum().to_numpy()

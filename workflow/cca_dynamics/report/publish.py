@@ -67,10 +67,7 @@ def publish(study: str, command: str, note: str = "") -> Path:
     machine = f"{run.hardware}, Python {run.python}"
     origin = f"`{command}`, {run.commit}, {run.date}, on {machine}. {note}".strip()
     text = [f"# {study}", origin, claims_table(table, of_seeds), "## Time and memory", runtime]
-    images = [
-        f"## {figure.stem}\n\n![{figure.stem}]({figure.name})\n\n{caption_of(figure.stem).strip()}"
-        for figure in figures
-    ]
+    images = [f"## {figure.stem}\n\n![{figure.stem}]({figure.name})\n\n{_caption(figure.stem)}" for figure in figures]
     texts = {out / "README.md": "\n\n".join([*text, *images]) + "\n"}
     blocks = {
         f"{study} results": results_table(study, table, of_seeds),
@@ -89,6 +86,14 @@ def publish(study: str, command: str, note: str = "") -> Path:
         for path, content in texts.items():
             all_or_none.enter_context(replacing(path)).write_text(content, encoding="utf-8")
     return out
+
+
+def _caption(figure: str) -> str:
+    """What a figure shows; "" of one that somebody has put beside those of the workflow."""
+    try:
+        return caption_of(figure).strip()
+    except FileNotFoundError:
+        return ""
 
 
 class _Run(NamedTuple):

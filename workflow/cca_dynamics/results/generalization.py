@@ -507,7 +507,7 @@ def _closer_again(distances: Distances, options: StageOptions, per_group: str) -
         difference = weighted - unweighted
         verdict, (low, high) = exceeds(0, difference.interval()), unweighted.interval()
         if verdict == REPRODUCED:  # unless mean CCA sees a fall, if a smaller one, or may see one
-            of_unweighted = exceeds(0, unweighted.interval())
+            of_unweighted = exceeds(0, (low, high))
             verdict = {REPRODUCED: NOT_REPRODUCED, INCONCLUSIVE: INCONCLUSIVE}.get(of_unweighted, REPRODUCED)
         result = provided(
             result[0],

@@ -114,7 +114,7 @@ def pairwise_permutation_test(representations: Iterable, measure: str = "pwcca",
         how: keyword arguments, all optional.
             permutations: at least 20, and 1 / p for the smallest p of interest; 200.
             seed: of the permutations; 0.
-            clusters: (n,) labels of data points that belong together, which are dealt as a whole; equal sizes. None.
+            clusters: (n,) labels of data points that are dealt together, equally many of each; default: one by one.
             device, precision: as of `pairwise`; the bases of all representations are kept in memory.
             progress: called with the number of permutations done and of all.
             Others are options of the measure.
