@@ -1,5 +1,6 @@
 """No two jobs share a place on a GPU, whoever started them. The GPUs are simulated; the locks are real."""
 
+import os
 import platform
 import subprocess
 import sys
@@ -109,3 +110,40 @@ def test_a_machine_is_described_with_its_gpu(works, tmp_path, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: works)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "a GPU")
     assert machine.hardware().endswith(", a GPU") == works
+
+
+KERNEL_OF_A_JOB = """
+import sys
+from cca_dynamics import cli
+assert "numpy" not in sys.modules
+cli.main(["verdicts", "nothing"])
+from threadpoolctl import threadpool_info
+import numpy
+print(*{library["architecture"] for library in threadpool_info() if library.get("internal_api") == "openblas"})
+"""
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="of x86 processors")
+@pytest.mark.parametrize(("chosen", "kernel"), [(None, "Haswell"), ("Nehalem", "Nehalem")])
+def test_jobs_multiply_alike_on_every_processor(tmp_path, chosen, kernel):
+    """Unless the user has chosen a kernel. OpenBLAS takes another with AVX-512, which rounds differently."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("OPENBLAS_")}
+    environment |= {"OPENBLAS_CORETYPE": chosen} if chosen else {}
+    command = [sys.executable, "-c", KERNEL_OF_A_JOB]
+    job = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
+    assert kernel in job.stdout.split()
+
+
+def test_kernels_that_the_processor_lacks_are_not_asked_for(tmp_path, monkeypatch):
+    monkeypatch.setattr(platform, "machine", lambda: "x86_64")
+    monkeypatch.delenv("OPENBLAS_CORETYPE", raising=False)
+    cpuinfo = tmp_path / "cpuinfo"
+    for content, asked in ((None, None), ("flags : sse2 avx fma\n", None), ("flags : avx avx2 fma\n", "Haswell")):
+        if content is not None:
+            cpuinfo.write_text(content)
+        machine.use_common_kernels(cpuinfo)
+        assert os.environ.get("OPENBLAS_CORETYPE") == asked
+    monkeypatch.delenv("OPENBLAS_CORETYPE")
+    monkeypatch.setattr(platform, "machine", lambda: "arm64")
+    machine.use_common_kernels(cpuinfo)
+    assert "OPENBLAS_CORETYPE" not in os.environ

@@ -21,6 +21,7 @@ from typing import TextIO
 
 from cca_dynamics import __version__
 from cca_dynamics.errors import Interrupted, UserError, check_not_an_input, check_suffix, operating_system_errors
+from cca_dynamics.runtime.machine import use_common_kernels
 
 INTERRUPTED = 75
 """Exit status of a job that was interrupted and saved its state; EX_TEMPFAIL, "try again", of sysexits.h."""
@@ -43,6 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     atexit.register(gc.freeze)
     print_plainly()
     options = _parser().parse_args(arguments)
+    use_common_kernels()
     try:
         with interruptible(), operating_system_errors():
             _check_outputs(options)

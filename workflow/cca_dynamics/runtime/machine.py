@@ -12,6 +12,20 @@ GPU_DRIVERS = Path("/dev/nvidiactl"), Path("/dev/dxg"), Path("/dev/kfd")
 """Where there is none of these, there is no GPU that PyTorch computes on: NVIDIA's, Windows's for Linux, AMD's."""
 
 
+def use_common_kernels(cpuinfo: Path = Path("/proc/cpuinfo")) -> None:
+    """Let NumPy multiply as every x86 processor of the last ten years can, so that all of them round alike.
+
+    OpenBLAS otherwise takes what suits the processor best. With AVX-512 it adds in another order, and training
+    amplifies the difference as it does that of two seeds. To be called before NumPy is imported; OPENBLAS_CORETYPE is
+    left as it is where somebody has set it.
+
+    Args:
+        cpuinfo: where Linux lists what the processor can.
+    """
+    if platform.machine() == "x86_64" and cpuinfo.exists() and " avx2 " in cpuinfo.read_text():
+        os.environ.setdefault("OPENBLAS_CORETYPE", "Haswell")
+
+
 def hardware() -> str:
     """The machine in a few words: processor, cores, memory, GPU."""
     processor = platform.processor() or platform.machine()
